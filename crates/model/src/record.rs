@@ -1,0 +1,286 @@
+//! What is written down: the rows of the store, and the changes that are committed to it.
+//!
+//! A list of [`Change`]s is committed as a whole or not at all, and durable before the effects that depend on it begin.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    desired::{Dependency, Desired, Resource},
+    diagnostic::Diagnostic,
+    event::Event,
+    id::{Digest, EnvironmentId, Generation, InstanceId, Name, ReleaseNumber, ResourceId, ResourceKind, RunId},
+    launch::Exit,
+    plan::Plan,
+    time::UnixMillis,
+};
+
+/// An environment that Orchestra knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EnvironmentRecord {
+    /// Which.
+    pub id: EnvironmentId,
+    /// Absolute path of the stack file that was last applied.
+    pub source: String,
+    /// Fencing number of the last run.
+    pub generation: Generation,
+    /// Release in force as a whole: the one to go back to.
+    pub stable: Option<ReleaseNumber>,
+    /// Last release number that was given out.
+    pub last_release: ReleaseNumber,
+    /// Run that has not ended.
+    pub run: Option<RunId>,
+    /// Ports that the machine chose for published ports without a number, by service and port.
+    pub chosen_ports: BTreeMap<Name, BTreeMap<Name, u16>>,
+    /// Last ordinal that was given out, by workload and release.
+    pub ordinals: BTreeMap<Name, BTreeMap<ReleaseNumber, u32>>,
+}
+
+/// A numbered, immutable record of a desired state that was put into an environment. Only `state` moves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReleaseRecord {
+    /// Where.
+    pub environment: EnvironmentId,
+    /// Number, from 1.
+    pub number: ReleaseNumber,
+    /// When.
+    pub created_at: UnixMillis,
+    /// Run that made it.
+    pub run: RunId,
+    /// Why: `up`, `scale api=3`, `restart api`, `rollback to release 2`.
+    pub reason: String,
+    /// How it fared.
+    pub state: ReleaseState,
+    /// What it asks for.
+    pub desired: Desired,
+}
+
+/// How a release fared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReleaseState {
+    /// Its run goes on.
+    Deploying,
+    /// It is in force.
+    Stable,
+    /// It was in force until another one was, or until it was taken down.
+    Retired,
+    /// It never was in force.
+    Failed,
+}
+
+/// Why a run exists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RunKind {
+    /// `orchestra up`
+    Up,
+    /// `orchestra down`
+    Down {
+        /// Also delete managed volumes.
+        volumes: bool,
+    },
+    /// `orchestra restart`
+    Restart {
+        /// Which services; empty means all.
+        services: Vec<Name>,
+    },
+    /// `orchestra scale`
+    Scale {
+        /// New replica counts.
+        replicas: BTreeMap<Name, u32>,
+    },
+    /// `orchestra rollback`
+    Rollback {
+        /// To which release.
+        to: ReleaseNumber,
+    },
+}
+
+/// One execution of one plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RunRecord {
+    /// Which.
+    pub id: RunId,
+    /// Where.
+    pub environment: EnvironmentId,
+    /// Why.
+    pub kind: RunKind,
+    /// Fencing number.
+    pub generation: Generation,
+    /// Release that it puts into force; `None` for `down`.
+    pub release: Option<ReleaseNumber>,
+    /// The plan.
+    pub plan: Plan,
+    /// Where it stands.
+    pub state: RunState,
+    /// Where its steps stand; steps that have not begun are missing.
+    pub steps: BTreeMap<ResourceId, StepState>,
+    /// When it began.
+    pub started_at: UnixMillis,
+    /// When it ended.
+    pub ended_at: Option<UnixMillis>,
+    /// Why it failed, the first cause first.
+    pub problems: Vec<Diagnostic>,
+    /// What was reverted, in words.
+    pub reverted: Option<String>,
+}
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// It goes on.
+    Running,
+    /// It failed or was cancelled, and puts back what was there before.
+    Reverting,
+    /// It reached its goal.
+    Succeeded,
+    /// It did not; what it had changed was put back, as `reverted` says.
+    Failed,
+    /// A person ended it; what it had changed was put back, as `reverted` says.
+    Cancelled,
+}
+
+impl RunState {
+    /// Whether it has ended.
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// Where a step stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StepState {
+    /// It goes on.
+    Running,
+    /// It is done.
+    Succeeded,
+    /// It failed.
+    Failed,
+    /// It was put back.
+    Reverted,
+}
+
+/// One replica of a workload. Written before it is launched, forgotten after it is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceRecord {
+    /// Where.
+    pub environment: EnvironmentId,
+    /// Which.
+    pub id: InstanceId,
+    /// Service or job.
+    pub kind: ResourceKind,
+    /// Digest of what it was launched with.
+    pub launch_digest: Digest,
+    /// Which start of it is, or would be, current.
+    pub attempt: u32,
+    /// Its own ports by name.
+    pub ports: BTreeMap<Name, u16>,
+    /// What is intended with it.
+    pub intent: InstanceIntent,
+    /// How the last attempt ended.
+    pub last_exit: Option<Exit>,
+    /// When this record was made.
+    pub created_at: UnixMillis,
+}
+
+/// What is intended with an instance: enough to continue after a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InstanceIntent {
+    /// It should run; its current attempt may or may not have been launched.
+    Run,
+    /// It should finish what it has, and then stop.
+    Drain,
+    /// It should stop.
+    Stop,
+}
+
+/// What was last applied for one resource.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResourceRecord {
+    /// Where.
+    pub environment: EnvironmentId,
+    /// Which.
+    pub id: ResourceId,
+    /// What was applied.
+    pub applied: Resource,
+    /// Digest of `applied`.
+    pub digest: Digest,
+    /// Release that applied it.
+    pub release: ReleaseNumber,
+    /// Its edges, kept because the spec may not have it any more when it is deleted.
+    pub depends_on: BTreeMap<ResourceId, Dependency>,
+    /// For a job: whether it completed.
+    pub completed: bool,
+}
+
+/// One line of the journal: an intent before an effect, or its outcome after it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct JournalEntry {
+    /// Idempotency key of the effect, such as `demo/dev/api-r3-1#1 launch`.
+    pub key: String,
+    /// Run that it is part of; `None` for what the control plane does to keep things running.
+    pub run: Option<RunId>,
+    /// Intent or outcome.
+    pub entry: JournalKind,
+}
+
+/// Kinds of journal lines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JournalKind {
+    /// It is about to be done.
+    Intent,
+    /// It was done.
+    Done,
+    /// It failed, and how.
+    Failed(String),
+}
+
+/// One change of what is written down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// Inserts or replaces.
+    Environment(EnvironmentRecord),
+    /// Inserts or replaces.
+    Release(Box<ReleaseRecord>),
+    /// Moves a release to another state.
+    ReleaseState(EnvironmentId, ReleaseNumber, ReleaseState),
+    /// Inserts or replaces.
+    Run(Box<RunRecord>),
+    /// Moves one step of a run.
+    Step(RunId, ResourceId, StepState),
+    /// Inserts or replaces.
+    Instance(Box<InstanceRecord>),
+    /// Removes.
+    ForgetInstance(EnvironmentId, InstanceId),
+    /// Inserts or replaces.
+    Resource(Box<ResourceRecord>),
+    /// Removes.
+    ForgetResource(EnvironmentId, ResourceId),
+    /// Appends.
+    Journal(JournalEntry),
+    /// Appends; the store gives it its sequence number and time.
+    Event(Box<Event>),
+}
+
+/// All that is written down of one environment, except its history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnvironmentState {
+    /// The environment.
+    pub environment: EnvironmentRecord,
+    /// Its resources.
+    pub resources: BTreeMap<ResourceId, ResourceRecord>,
+    /// Its instances.
+    pub instances: BTreeMap<InstanceId, InstanceRecord>,
+    /// The run that has not ended.
+    pub run: Option<RunRecord>,
+    /// Releases that matter: the stable one and that of the run.
+    pub releases: BTreeMap<ReleaseNumber, ReleaseRecord>,
+}

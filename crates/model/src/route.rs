@@ -1,0 +1,143 @@
+//! The route table: what the proxy listens on and where it sends what arrives. Versioned; replaced as a whole.
+
+use std::net::SocketAddr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    desired::{Drain, Protocol},
+    id::{EnvironmentId, InstanceId, Name, ReleaseNumber},
+    quantity::Timespan,
+};
+
+/// Everything the proxy does. A table with a version that is not newer than the last one is refused as stale.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RouteTable {
+    /// Grows with every table, also across restarts of the server.
+    pub version: u64,
+    /// Routes; no two listen on the same address.
+    pub routes: Vec<Route>,
+}
+
+/// Identity of a route: one published port of one service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct RouteId {
+    /// Stack and environment.
+    pub environment: EnvironmentId,
+    /// Service.
+    pub service: Name,
+    /// Port.
+    pub port: Name,
+}
+
+impl std::fmt::Display for RouteId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}:{}", self.environment, self.service, self.port)
+    }
+}
+
+/// One listening address and what is behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Route {
+    /// Which.
+    pub id: RouteId,
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Requests that find no ready instance wait this long, so that a restart is a delay and not an error.
+    pub hold: Timespan,
+    /// At most this many wait at one time; more are answered 503.
+    pub hold_limit: u32,
+    /// What leaving instances may still finish.
+    pub drain: Drain,
+    /// Groups of instances, one per release. Traffic is split by weight; a group without ready instances gets none.
+    pub backends: Vec<Backend>,
+}
+
+/// The instances of one release behind a route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Backend {
+    /// Release.
+    pub release: ReleaseNumber,
+    /// Share of the traffic in thousandths; the proxy divides by the sum of all.
+    pub weight: u32,
+    /// Its instances.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One instance behind a route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Endpoint {
+    /// Which.
+    pub instance: InstanceId,
+    /// Which start of it: a restarted instance is a new endpoint.
+    pub attempt: u32,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Whether it gets new requests.
+    pub state: EndpointState,
+}
+
+/// Whether an endpoint gets new requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EndpointState {
+    /// It does.
+    Active,
+    /// It finishes what it has; once that is nothing, the proxy reports it drained.
+    Draining,
+}
+
+/// Names an endpoint in reports of the proxy, over all routes that lead to it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct EndpointKey {
+    /// Stack and environment.
+    pub environment: EnvironmentId,
+    /// Which.
+    pub instance: InstanceId,
+    /// Which start of it.
+    pub attempt: u32,
+}
+
+/// What the proxy reports by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyEvent {
+    /// Nothing is in flight to an endpoint that is draining (or that the table does not have any more).
+    /// Reported once per table version in which it is true, so a report cannot be missed across a reconnect.
+    Drained {
+        /// Which.
+        endpoint: EndpointKey,
+    },
+    /// What is still in flight to a draining endpoint changed.
+    Draining {
+        /// Which.
+        endpoint: EndpointKey,
+        /// Requests in flight.
+        requests: u32,
+        /// Streams and connections in flight.
+        streams: u32,
+    },
+}
+
+/// Refused route tables.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum ApplyError {
+    /// Some addresses cannot be listened on; the old table is still in force.
+    #[error("cannot listen on {}", addresses.iter().map(|(a, e)| format!("{a}: {e}")).collect::<Vec<_>>().join(", "))]
+    Bind {
+        /// Address and reason of each.
+        addresses: Vec<(SocketAddr, String)>,
+    },
+    /// A newer table is in force.
+    #[error("route table {offered} is stale: {current} is in force")]
+    Stale {
+        /// Version offered.
+        offered: u64,
+        /// Version in force.
+        current: u64,
+    },
+}

@@ -1,0 +1,1 @@
+//! Process provider and shim.
