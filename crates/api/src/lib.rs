@@ -1,1 +1,48 @@
-//! REST types.
+//! The API of the control plane: its types, its route table, its OpenAPI document and a client.
+//!
+//! REST with JSON over a Unix socket, or TCP with a token. [`ROUTES`] is the one table from which the OpenAPI document,
+//! the server's coverage test and the reference come. The crate never serves a request itself (that is `server`) and
+//! never prints (that is `cli`).
+
+mod address;
+mod client;
+mod environment;
+mod observe;
+mod openapi;
+mod payload;
+mod query;
+mod request;
+mod routes;
+mod run;
+mod server;
+mod sse;
+mod stream;
+mod transport;
+
+pub use address::{Endpoint, ParseEndpointError, ShortPath, socket_path};
+pub use client::{Client, ClientError};
+pub use environment::{
+    Address, CheckState, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus, InFlight,
+    InstancePhase, InstanceStatus, JobState, JobStatus, ServiceState, ServiceStatus, VolumeState, VolumeStatus, Waiting,
+};
+pub use observe::{LogLine, LogStream, ReleaseSummary};
+pub use openapi::document;
+pub use payload::Payload;
+pub use query::{EventsQuery, LogsQuery, NameList, PageQuery, ReleasesQuery};
+pub use request::{
+    Apply, Down, PlanRequest, PlanResponse, ResourceCount, Restart, Rollback, Scale, Source, StartRun, Up,
+    ValidateResponse,
+};
+pub use routes::{BodyKind, Method, ROUTES, RouteSpec, SchemaOf};
+pub use run::{Progress, ProgressState, RunEvent, RunSummary, StartedRun};
+pub use server::{CheckOutcome, DoctorCheck, DoctorReport, Empty, ErrorBody, Page, Version};
+pub use sse::{Frame, SseParser};
+pub use stream::{EventStream, LogLineStream, RunEventStream};
+pub use transport::{Body, BoxFuture, SocketTransport, Transport, TransportError};
+
+/// Version of this API: the number in `/v1`.
+pub const API_VERSION: u32 = 1;
+/// Media type of newline-delimited JSON.
+pub const NDJSON: &str = "application/x-ndjson";
+/// Media type of server-sent events.
+pub const EVENT_STREAM: &str = "text/event-stream";

@@ -1,1 +1,17 @@
-//! State machines.
+//! Every state machine of Orchestra, without a clock, a socket or a runtime.
+//!
+//! All share one shape: `handle(now, event)` advances on one event and returns what must be written down and what must
+//! then be done; `deadline()` says when the driver must call again; `status()` is what people see. Time, randomness
+//! and the world are parameters, so the same code runs under the engine and under the simulator.
+
+mod batch;
+pub mod environment;
+pub mod health;
+pub mod instance;
+pub mod restart;
+pub mod rng;
+pub mod rolling;
+pub mod status;
+
+pub use batch::{Batch, Effect, Leaf, ProbeKey, ProbeTarget, Which};
+pub use environment::{Environment, Event, Settings};

@@ -32,6 +32,9 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Resources that stay as they are.
     pub unchanged: u32,
+    /// Volumes that nothing desires any more, but that stay with their data until they are deleted by wish.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<ResourceId>,
 }
 
 impl Plan {

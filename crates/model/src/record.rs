@@ -126,6 +126,9 @@ pub struct RunRecord {
     pub problems: Vec<Diagnostic>,
     /// What was reverted, in words.
     pub reverted: Option<String>,
+    /// Instances that made it fail; their last output tells more.
+    #[serde(default)]
+    pub culprits: Vec<InstanceId>,
 }
 
 /// Where a run stands.
@@ -182,6 +185,8 @@ pub struct InstanceRecord {
     pub ports: BTreeMap<Name, u16>,
     /// What is intended with it.
     pub intent: InstanceIntent,
+    /// Whether the current attempt was ready at some time: requests may have been routed to it.
+    pub was_ready: bool,
     /// How the last attempt ended.
     pub last_exit: Option<Exit>,
     /// When this record was made.

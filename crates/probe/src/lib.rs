@@ -1,1 +1,21 @@
-//! Probes.
+//! Executes the leaf checks of health probes and decides when each is due.
+//!
+//! A [`Prober`] asks every [`Target`] at a fixed rate and delivers one [`Outcome`] per check. It keeps no verdict:
+//! thresholds, composites, log lines, notifications and dependencies are decided by the health machine from these
+//! outcomes. It never starts, stops or routes anything.
+//!
+//! - [`Prober`] is the handle, with [`Outcomes`] as its other end.
+//! - `schedule` is the arithmetic of fixed rates and phases, without a clock.
+//! - `check`, `http` and `grpc` ask one question each.
+
+mod check;
+mod grpc;
+mod http;
+mod lateness;
+mod prober;
+mod schedule;
+mod target;
+
+pub use lateness::{Distribution, Lateness};
+pub use prober::{Limits, Outcomes, Prober};
+pub use target::{HttpCheck, Leaf, Outcome, ProbeId, Target};

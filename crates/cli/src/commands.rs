@@ -1,0 +1,16 @@
+//! One module per command or family of commands. Each asks the API and renders the answer.
+
+pub(crate) mod completions;
+pub(crate) mod doctor;
+pub(crate) mod events;
+pub(crate) mod explain;
+pub(crate) mod history;
+pub(crate) mod init;
+pub(crate) mod logs;
+pub(crate) mod plan;
+pub(crate) mod runs;
+pub(crate) mod server;
+pub(crate) mod status;
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,101 @@
+//! `orchestra events`
+
+use orchestra_api::EventsQuery;
+use orchestra_model::{Event, EventKind};
+
+use crate::{
+    args::EventsArgs,
+    exit::Exit,
+    failure::Result,
+    output::Output,
+    screen::Palette,
+    session::Session,
+    table::Tone,
+    text::{printable, timestamp},
+};
+
+pub(crate) async fn events(args: &EventsArgs, session: &Session, output: &mut Output) -> Result<Exit> {
+    let Some(client) = session.server_if_state(output).await? else {
+        output.note("nothing is up");
+        return Ok(Exit::Success);
+    };
+    let environment = session.environment(&client).await?;
+    let mut query = EventsQuery {
+        after: args.after,
+        tail: args.tail,
+        resource: args.resource.clone(),
+        limit: None,
+        follow: args.follow,
+    };
+    if args.follow {
+        let mut stream = client.follow_events(&environment, &query);
+        let mut last_loss: Option<tokio::time::Instant> = None;
+        loop {
+            match stream.next().await {
+                Ok(event) => show(&event, output)?,
+                // Twice within a moment is no restart of the server but something that will not pass.
+                Err(error) if error.is_lost() && last_loss.is_none_or(|at| at.elapsed().as_secs() >= 5) => {
+                    last_loss = Some(tokio::time::Instant::now());
+                    output.note("the connection to the server was lost; looking for it again");
+                    stream.use_client(session.server(output).await?);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    loop {
+        let page = client.events(&environment, &query).await?;
+        for event in &page.items {
+            show(event, output)?;
+        }
+        let Some(last) = page.items.last().filter(|_| page.next.is_some()) else {
+            return Ok(Exit::Success);
+        };
+        (query.after, query.tail) = (Some(last.sequence), None);
+    }
+}
+
+fn show(event: &Event, output: &mut Output) -> Result {
+    if output.json {
+        output.ndjson(event)?;
+    } else {
+        let line = line(event, output.palette);
+        output.line(&line)?;
+    }
+    Ok(())
+}
+
+/// `2026-11-21T03:49:40.123Z  service.api  instance_ready  api-r3-1  ready check passed`
+pub(crate) fn line(event: &Event, palette: Palette) -> String {
+    let tone = match event.kind {
+        EventKind::RunSucceeded
+        | EventKind::StepSucceeded
+        | EventKind::ReleaseStable
+        | EventKind::InstanceReady
+        | EventKind::DependencyRestored
+        | EventKind::ProxyServing => Tone::Good,
+        EventKind::RunFailed
+        | EventKind::RunReverting
+        | EventKind::StepFailed
+        | EventKind::InstanceUnready
+        | EventKind::InstanceFailed
+        | EventKind::DependencyLost
+        | EventKind::ProxyLost => Tone::Bad,
+        _ => Tone::Plain,
+    };
+    let subject = match (&event.instance, &event.resource, event.run) {
+        (Some(instance), _, _) => instance.to_string(),
+        (None, Some(resource), _) => resource.to_string(),
+        (None, None, Some(run)) => run.to_string(),
+        (None, None, None) => event.environment.to_string(),
+    };
+    let kind = format!("{:19}", event.kind.as_str());
+    format!(
+        "{}  {}  {subject:16}  {}",
+        palette.dim(&timestamp(event.at)),
+        tone.paint(palette, &kind),
+        printable(&event.cause)
+    )
+    .trim_end()
+    .to_owned()
+}

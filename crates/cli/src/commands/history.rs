@@ -1,0 +1,114 @@
+//! `orchestra history` and `orchestra show`
+
+use orchestra_api::ReleasesQuery;
+use orchestra_model::{
+    Code, Diagnostic, ReleaseNumber,
+    record::{ReleaseRecord, ReleaseState},
+};
+
+use crate::{
+    args::{HistoryArgs, ShowArgs},
+    diff,
+    exit::Exit,
+    failure::{Failure, Result},
+    output::Output,
+    session::Session,
+    table::{Cell, Table, Tone},
+    text::{printable, timestamp},
+};
+
+/// Largest page that is asked for.
+const PAGE: u32 = 1000;
+
+pub(crate) async fn history(args: &HistoryArgs, session: &Session, output: &mut Output) -> Result<Exit> {
+    let mut releases = Vec::new();
+    if let Some(client) = session.server_if_state(output).await? {
+        let environment = session.environment(&client).await?;
+        let wanted = args.limit.unwrap_or(u32::MAX) as usize;
+        let mut after = None;
+        while releases.len() < wanted {
+            let limit = u32::try_from(wanted - releases.len()).unwrap_or(PAGE).min(PAGE);
+            let mut page = client.releases(&environment, &ReleasesQuery { after, limit: Some(limit) }).await?;
+            releases.append(&mut page.items);
+            let last = releases.last().map(|release| release.number);
+            if page.next.is_none() || last == after {
+                break;
+            }
+            after = last;
+        }
+        releases.truncate(wanted);
+    }
+    if output.json {
+        output.json(&releases)?;
+    } else if releases.is_empty() {
+        output.note("there is no release yet; `orchestra up` makes the first");
+    } else {
+        let mut table = Table::new(["RELEASE", "STATE", "MADE", "RUN", "REASON"]);
+        for release in &releases {
+            let (word, tone) = state(release.state);
+            table.row([
+                release.number.to_string().into(),
+                Cell::new(word, tone),
+                timestamp(release.created_at).into(),
+                release.run.to_string().into(),
+                release.reason.clone().into(),
+            ]);
+        }
+        let text = table.render(output.palette, output.columns());
+        output.text(&text)?;
+    }
+    Ok(Exit::Success)
+}
+
+fn state(state: ReleaseState) -> (&'static str, Tone) {
+    match state {
+        ReleaseState::Deploying => ("deploying", Tone::Busy),
+        ReleaseState::Stable => ("stable", Tone::Good),
+        ReleaseState::Retired => ("retired", Tone::Dim),
+        ReleaseState::Failed => ("failed", Tone::Bad),
+    }
+}
+
+pub(crate) async fn show(args: &ShowArgs, session: &Session, output: &mut Output) -> Result<Exit> {
+    let Some(client) = session.server_if_state(output).await? else {
+        let missing = Diagnostic::error(Code::NOT_FOUND, format!("there is no release {}", args.release));
+        return Err(missing.help("`orchestra up` makes the first").into());
+    };
+    let environment = session.environment(&client).await?;
+    let release = client.release(&environment, args.release).await?;
+    if output.json {
+        output.json(&release)?;
+        return Ok(Exit::Success);
+    }
+    let base = match (args.against, release.number.0) {
+        (Some(against), _) => Some(client.release(&environment, against).await?),
+        (None, 0 | 1) => None,
+        // The one before may have been forgotten; then everything is shown as new.
+        (None, number) => match client.release(&environment, ReleaseNumber(number - 1)).await {
+            Ok(base) => Some(base),
+            Err(error) if error.status() == Some(404) => None,
+            Err(error) => return Err(Failure::from(error)),
+        },
+    };
+    let (word, tone) = state(release.state);
+    let title = format!("release {} of {}", release.number, release.environment);
+    output.line(&format!("{}  {}", output.palette.strong(&title), tone.paint(output.palette, word)))?;
+    output.line(&format!(
+        "made {} by {}: {}\n",
+        timestamp(release.created_at),
+        release.run,
+        printable(&release.reason)
+    ))?;
+    let text = changes(base.as_ref(), &release, output);
+    output.text(&text)?;
+    Ok(Exit::Success)
+}
+
+fn changes(base: Option<&ReleaseRecord>, release: &ReleaseRecord, output: &Output) -> String {
+    let against = base.map_or("nothing".to_owned(), |base| format!("release {}", base.number));
+    let differences = diff::resources(base.map(|base| &base.desired), &release.desired);
+    if differences.is_empty() {
+        return format!("no difference to {against}\n");
+    }
+    format!("changes against {against}:\n{}", diff::render(&differences, output.palette, output.columns()))
+}

@@ -1,0 +1,88 @@
+//! `orchestra init`: a stack file that works, with what else there is in comments, and the schema beside it so that
+//! editors complete it without a network.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    path::Path,
+};
+
+use orchestra_model::{Code, Diagnostic, Name};
+
+use crate::{args::InitArgs, exit::Exit, failure::Result, output::Output, session::Session};
+
+const STACK: &str = "orchestra.yaml";
+/// From the stack file; the folder is Orchestra's own within a project.
+const SCHEMA: &str = ".orchestra/schema.json";
+const TEMPLATE: &str = include_str!("init/orchestra.yaml");
+
+pub(crate) fn init(args: &InitArgs, session: &Session, output: &mut Output) -> Result<Exit> {
+    let folder = session.cwd.join(&args.folder);
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => name_of(&folder),
+    };
+    let stack = folder.join(STACK);
+    let failed = |path: &Path, error: &io::Error| {
+        Diagnostic::error(Code::NOT_READABLE, format!("{} cannot be written", path.display())).caused_by(error)
+    };
+    fs::create_dir_all(folder.join(".orchestra")).map_err(|error| failed(&folder.join(".orchestra"), &error))?;
+    // Made only if it is not there, in one step, so that nothing is overwritten even if two do it at once.
+    let text = TEMPLATE.replace("{name}", name.as_str()).replace("{schema}", SCHEMA);
+    let written = OpenOptions::new().write(true).create_new(true).open(&stack);
+    match written.and_then(|mut file| file.write_all(text.as_bytes())) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(Diagnostic::error(Code::INVALID_VALUE, format!("{} is there already", stack.display()))
+                .note("nothing was overwritten")
+                .help("look at it with `orchestra plan`, or write into another folder: `orchestra init FOLDER`")
+                .into());
+        }
+        Err(error) => return Err(failed(&stack, &error).into()),
+    }
+    let schema = folder.join(SCHEMA);
+    let json = format!("{:#}\n", orchestra_spec::json_schema());
+    fs::write(&schema, json).map_err(|error| failed(&schema, &error))?;
+    if output.json {
+        output.json(&serde_json::json!({"stack": stack, "schema": schema, "name": name}))?;
+    } else {
+        let shown = stack.strip_prefix(&session.cwd).unwrap_or(&stack);
+        let schema = schema.strip_prefix(&session.cwd).unwrap_or(&schema);
+        output.line(&format!("wrote {} (stack `{name}`)", shown.display()))?;
+        output.line(&format!("wrote {} (editors complete and check the stack file with it)", schema.display()))?;
+        let file = if shown == Path::new(STACK) { String::new() } else { format!(" -f {}", shown.display()) };
+        output.line(&format!("next: orchestra up{file}"))?;
+    }
+    Ok(Exit::Success)
+}
+
+/// A stack name out of a folder's name.
+fn name_of(folder: &Path) -> Name {
+    let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    let text = folder.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let mut name = String::new();
+    for c in text.chars() {
+        match c {
+            'a'..='z' | '0'..='9' => name.push(c),
+            _ if !name.is_empty() && !name.ends_with('-') => name.push('-'),
+            _ => {}
+        }
+    }
+    let name = name.trim_start_matches(|c: char| !c.is_ascii_lowercase());
+    let name: String = name.chars().take(Name::MAX).collect();
+    name.trim_end_matches('-').parse().unwrap_or_else(|_| "my-stack".parse().expect("a valid name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_name_stacks() {
+        for (folder, name) in
+            [("/x/Support Agents", "support-agents"), ("/x/2024_demo", "demo"), ("/", "my-stack"), ("/x/été", "t"), ("/x/a--", "a")]
+        {
+            assert_eq!(name_of(Path::new(folder)).as_str(), name);
+        }
+    }
+}

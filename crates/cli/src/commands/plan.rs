@@ -1,0 +1,69 @@
+//! `orchestra validate` and `orchestra plan`: they read, and change nothing.
+
+use orchestra_api::{Down, PlanRequest, ValidateResponse};
+use orchestra_model::ResourceKind;
+use orchestra_plan::Style;
+
+use crate::{args::PlanArgs, exit::Exit, failure::Result, output::Output, saved_plan, session::Session};
+
+pub(crate) async fn validate(session: &Session, output: &mut Output) -> Result<Exit> {
+    let file = session.stack_file()?;
+    let source = file.read(session.environment_name())?;
+    let client = session.reader(output).await?;
+    let valid = client.validate(&source).await?;
+    if output.json {
+        output.json(&valid)?;
+    } else {
+        output.diagnostics(&valid.warnings);
+        output.line(&format!("{} is valid: {}", file.shown, summary(&valid)))?;
+    }
+    Ok(Exit::Success)
+}
+
+fn summary(valid: &ValidateResponse) -> String {
+    let counts: Vec<String> = valid
+        .resources
+        .iter()
+        .filter(|count| !count.names.is_empty())
+        .map(|count| {
+            let (one, many) = match count.kind {
+                ResourceKind::Service => ("service", "services"),
+                ResourceKind::Job => ("job", "jobs"),
+                ResourceKind::Volume => ("volume", "volumes"),
+            };
+            format!("{} {}", count.names.len(), if count.names.len() == 1 { one } else { many })
+        })
+        .collect();
+    let counts = if counts.is_empty() { "nothing".to_owned() } else { counts.join(", ") };
+    format!("{} with {counts}", valid.environment)
+}
+
+pub(crate) async fn plan(args: &PlanArgs, session: &Session, output: &mut Output) -> Result<Exit> {
+    let client = session.reader(output).await?;
+    let (request, source_path) = if args.down {
+        let environment = session.environment(&client).await?;
+        (PlanRequest::Down(Down { environment, volumes: args.volumes }), None)
+    } else {
+        let source = session.stack_file()?.read(session.environment_name())?;
+        let path = source.source_path.clone();
+        (PlanRequest::Up(source), Some(path))
+    };
+    let response = client.plan(&request).await?;
+    let plan = &response.plan;
+    if let Some(out) = &args.out {
+        saved_plan::write(&session.cwd.join(out), plan, source_path.as_deref())?;
+    }
+    if output.json {
+        output.json(&response)?;
+    } else {
+        output.diagnostics(&response.warnings);
+        let width = output.columns().unwrap_or(Style::default().width);
+        let style = Style { color: output.palette.color, width, verbose: output.verbose };
+        let text = orchestra_plan::render(plan, style);
+        output.text(&text)?;
+        if let Some(out) = &args.out {
+            output.note(&format!("saved; apply it with: orchestra up --plan {}", out.display()));
+        }
+    }
+    Ok(if args.exit_code && !plan.is_empty() { Exit::Changes } else { Exit::Success })
+}

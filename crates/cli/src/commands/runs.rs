@@ -1,0 +1,205 @@
+//! `up`, `down`, `restart`, `scale` and `rollback`: start a run and see it through.
+
+use std::collections::BTreeMap;
+
+use orchestra_api::{Apply, Client, ClientError, Down, Restart, RunEvent, Rollback, Scale, StartRun, Up};
+use orchestra_model::{
+    Code, Diagnostic,
+    record::{RunKind, RunRecord, RunState},
+};
+
+use crate::{
+    args::{DownArgs, RestartArgs, RollbackArgs, ScaleArgs, UpArgs},
+    commands::status::addresses,
+    exit::Exit,
+    failure::{Failure, Result},
+    follow::{Interrupts, follow},
+    output::Output,
+    progress::verb,
+    saved_plan,
+    session::Session,
+    text::{age, printable},
+};
+
+pub(crate) async fn up(
+    args: &UpArgs,
+    session: &Session,
+    output: &mut Output,
+    interrupts: &mut Interrupts,
+) -> Result<Exit> {
+    // What is wrong with the file is said before a server is started for it.
+    let request = match &args.plan {
+        Some(path) => {
+            let (plan, source_path) = saved_plan::read(&session.cwd.join(path))?;
+            StartRun::Apply(Box::new(Apply { plan, source_path }))
+        }
+        None => StartRun::Up(Up { source: session.stack_file()?.read(session.environment_name())? }),
+    };
+    let client = interrupts.guard(session.server(output)).await?;
+    start(&request, args.detach.detach, client, session, output, interrupts).await
+}
+
+pub(crate) async fn down(
+    args: &DownArgs,
+    session: &Session,
+    output: &mut Output,
+    interrupts: &mut Interrupts,
+) -> Result<Exit> {
+    let (client, environment) = interrupts.guard(known(session, output)).await?;
+    let request = StartRun::Down(Down { environment, volumes: args.volumes });
+    start(&request, args.detach.detach, client, session, output, interrupts).await
+}
+
+pub(crate) async fn restart(
+    args: &RestartArgs,
+    session: &Session,
+    output: &mut Output,
+    interrupts: &mut Interrupts,
+) -> Result<Exit> {
+    let (client, environment) = interrupts.guard(known(session, output)).await?;
+    let request = StartRun::Restart(Restart { environment, services: args.services.clone() });
+    start(&request, args.detach.detach, client, session, output, interrupts).await
+}
+
+pub(crate) async fn scale(
+    args: &ScaleArgs,
+    session: &Session,
+    output: &mut Output,
+    interrupts: &mut Interrupts,
+) -> Result<Exit> {
+    let mut replicas = BTreeMap::new();
+    for (name, count) in &args.replicas {
+        if replicas.insert(name.clone(), *count).is_some_and(|before| before != *count) {
+            let message = format!("two replica counts are given for {name}");
+            return Err(Diagnostic::error(Code::INVALID_VALUE, message).help("give each service once").into());
+        }
+    }
+    let (client, environment) = interrupts.guard(known(session, output)).await?;
+    let request = StartRun::Scale(Scale { environment, replicas });
+    start(&request, args.detach.detach, client, session, output, interrupts).await
+}
+
+pub(crate) async fn rollback(
+    args: &RollbackArgs,
+    session: &Session,
+    output: &mut Output,
+    interrupts: &mut Interrupts,
+) -> Result<Exit> {
+    let (client, environment) = interrupts.guard(known(session, output)).await?;
+    let request = StartRun::Rollback(Rollback { environment, to: args.to });
+    start(&request, args.detach.detach, client, session, output, interrupts).await
+}
+
+/// A server and the environment that is meant.
+async fn known(session: &Session, output: &mut Output) -> Result<(Client, orchestra_model::EnvironmentId)> {
+    let client = session.server(output).await?;
+    let environment = session.environment(&client).await?;
+    Ok((client, environment))
+}
+
+async fn start(
+    request: &StartRun,
+    detach: bool,
+    client: Client,
+    session: &Session,
+    output: &mut Output,
+    interrupts: &mut Interrupts,
+) -> Result<Exit> {
+    let started = interrupts.guard(async { accepted(client.start_run(request).await) }).await;
+    let started = match started {
+        Err(Failure::Silent(Exit::Interrupted)) => {
+            output.note("interrupted before the server answered: whether the run was started says `orchestra status`");
+            return Err(Failure::Silent(Exit::Interrupted));
+        }
+        started => started?,
+    };
+    if !output.json {
+        output.diagnostics(&started.warnings);
+    }
+    let mut run = started.run;
+    if run.state.is_final() {
+        if output.json {
+            output.ndjson(&RunEvent::Done(Box::new(run.clone())))?;
+        }
+    } else if detach {
+        if output.json {
+            output.ndjson(&run)?;
+        } else {
+            output.line(&format!("{} was started: {} {}", run.id, verb(&run.kind), run.environment))?;
+        }
+        return Ok(Exit::Success);
+    } else {
+        run = follow(session, output, interrupts, client.clone(), &run).await?;
+    }
+    conclude(&run, &client, output).await
+}
+
+/// A lost connection leaves open whether the run was started.
+fn accepted<T>(result: Result<T, ClientError>) -> Result<T> {
+    match result {
+        Err(error @ ClientError::Transport(_)) if !error.is_unreachable() => {
+            let mut diagnostics = error.into_diagnostics();
+            for diagnostic in &mut diagnostics {
+                diagnostic.notes.push("the run may have been started".to_owned());
+                diagnostic.help = Some("see with `orchestra status`, or ask again: a run that is done changes nothing more".to_owned());
+            }
+            Err(diagnostics.into())
+        }
+        result => Ok(result?),
+    }
+}
+
+/// Says how a run ended.
+async fn conclude(run: &RunRecord, client: &Client, output: &mut Output) -> Result<Exit> {
+    let exit = match run.state {
+        RunState::Succeeded => Exit::Success,
+        RunState::Cancelled => Exit::Cancelled,
+        RunState::Failed | RunState::Running | RunState::Reverting => Exit::Failed,
+    };
+    if output.json {
+        return Ok(exit);
+    }
+    if exit != Exit::Success {
+        output.diagnostics(&run.problems);
+        let how = if exit == Exit::Cancelled { "was cancelled" } else { "failed" };
+        let left = run.reverted.as_deref().map_or_else(
+            || "nothing had been changed".to_owned(),
+            |reverted| printable(reverted),
+        );
+        let palette = output.error_palette;
+        let text = format!("{} {how}: {left}", palette.bad(&run.id.to_string()));
+        // Not a remark: this is the answer, so that even `--quiet` prints it.
+        let _ = output.stderr.write_all(format!("{text}\n").as_bytes());
+        return Ok(exit);
+    }
+    if output.quiet {
+        return Ok(exit);
+    }
+    let took = run.ended_at.map(|end| age(end.saturating_sub(run.started_at))).unwrap_or_default();
+    let release = run.release.map(|release| format!(" (release {release})")).unwrap_or_default();
+    let environment = &run.environment;
+    if matches!(run.kind, RunKind::Down { .. }) {
+        let text = if run.plan.is_empty() {
+            format!("{environment} is down already")
+        } else {
+            format!("{environment} is down after {took}")
+        };
+        output.line(&output.palette.good(&text))?;
+        return Ok(exit);
+    }
+    let text = if run.plan.is_empty() {
+        format!("{environment} is up to date{release}: nothing to do")
+    } else {
+        format!("{environment} is ready after {took}{release}")
+    };
+    output.line(&output.palette.good(&text))?;
+    // The run is over whatever becomes of this question.
+    if let Ok(status) = client.environment(environment).await {
+        let table = addresses(&status).render(output.palette, output.columns());
+        if status.services.iter().any(|service| !service.addresses.is_empty()) {
+            output.text(&table)?;
+        }
+    }
+    
+    Ok(exit)
+}

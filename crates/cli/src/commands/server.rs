@@ -1,0 +1,164 @@
+//! `orchestra server`
+
+use std::time::Duration;
+
+use orchestra_model::{Code, Diagnostic};
+use tokio::time::Instant;
+
+use crate::{
+    args::{ListenArgs, ServerCommand},
+    deps::ServerOptions,
+    exit::Exit,
+    failure::{Failure, Result},
+    follow::Interrupts,
+    output::Output,
+    session::Session,
+    text::age,
+};
+
+/// How long a server may take to stop: it finishes the effects that it has begun.
+const STOP: Duration = Duration::from_secs(30);
+
+pub(crate) async fn server(
+    command: &ServerCommand,
+    session: &Session,
+    output: &mut Output,
+    interrupts: &mut Interrupts,
+) -> Result<Exit> {
+    match command {
+        ServerCommand::Start(args) => interrupts.guard(start(args, session, output)).await,
+        ServerCommand::Status => interrupts.guard(status(session, output)).await,
+        ServerCommand::Stop => interrupts.guard(stop(session, output)).await,
+        ServerCommand::Run(args) => run(args, session, output, interrupts).await,
+    }
+}
+
+fn options(args: &ListenArgs, session: &Session) -> Result<ServerOptions> {
+    if session.is_remote() {
+        let message = "--server names a server that runs elsewhere; it cannot be started from here";
+        return Err(Diagnostic::error(Code::CONFLICTING_KEYS, message).help("leave it out").into());
+    }
+    let token = session.token.clone().filter(|_| args.listen.is_some());
+    if args.listen.is_some() && token.as_ref().is_none_or(|token| token.len() < 16) {
+        let message = "--listen needs a token of at least 16 characters: whoever reaches the address could run programs here";
+        return Err(Diagnostic::error(Code::MISSING_KEY, message)
+            .help("make one, such as `head -c 24 /dev/urandom | base64 > token`, and add `--token-file token`")
+            .into());
+    }
+    Ok(ServerOptions { home: session.home.clone(), listen: args.listen, token })
+}
+
+async fn start(args: &ListenArgs, session: &Session, output: &mut Output) -> Result<Exit> {
+    let options = options(args, session)?;
+    let running = session.running().await?;
+    if let (Some((_, version)), Some(_)) = (&running, args.listen) {
+        let message = format!("a server runs already (pid {}), and where it listens cannot be changed", version.pid);
+        return Err(Diagnostic::error(Code::STATE_LOCKED, message)
+            .help("stop it with `orchestra server stop`; instances go on")
+            .into());
+    }
+    let (word, version) = match running {
+        Some((_, version)) => ("runs already", version),
+        None => ("was started", session.start(&options).await?.1),
+    };
+    if output.json {
+        output.json(&version)?;
+    } else {
+        output.line(&format!("the server {word} (pid {}, state in {})", version.pid, version.home))?;
+    }
+    Ok(Exit::Success)
+}
+
+async fn status(session: &Session, output: &mut Output) -> Result<Exit> {
+    match session.running().await? {
+        Some((_, version)) => {
+            if output.json {
+                output.json(&version)?;
+            } else {
+                output.line(&format!(
+                    "running for {} (pid {}, version {}, state in {})",
+                    age((session.now)().saturating_sub(version.started_at)),
+                    version.pid,
+                    version.version,
+                    version.home
+                ))?;
+            }
+            Ok(Exit::Success)
+        }
+        None => {
+            if output.json {
+                output.line("null")?;
+            } else {
+                output.line(&format!("not running: nothing listens at {}", session.endpoint()))?;
+            }
+            Ok(Exit::NoServer)
+        }
+    }
+}
+
+async fn stop(session: &Session, output: &mut Output) -> Result<Exit> {
+    let Some((client, version)) = session.running().await? else {
+        output.note("the server is not running");
+        return Ok(Exit::Success);
+    };
+    client.shutdown().await?;
+    let deadline = Instant::now() + STOP;
+    // It has stopped once nothing listens, or once another one does.
+    loop {
+        match session.running().await {
+            Ok(None) => break,
+            Ok(Some((_, other))) if other.pid != version.pid => break,
+            Err(error) if !error.is_lost() => return Err(error.into()),
+            Ok(Some(_)) | Err(_) => {}
+        }
+        if Instant::now() > deadline {
+            let message = format!("the server (pid {}) did not stop within {} s", version.pid, STOP.as_secs());
+            return Err(Diagnostic::error(Code::SERVER_UNREACHABLE, message)
+                .help("it may wait for an effect that it began; look at its log in the state directory")
+                .into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    output.note(&format!("the server (pid {}) was stopped; instances and proxy go on", version.pid));
+    Ok(Exit::Success)
+}
+
+async fn run(
+    args: &ListenArgs,
+    session: &Session,
+    output: &mut Output,
+    interrupts: &mut Interrupts,
+) -> Result<Exit> {
+    let options = options(args, session)?;
+    output.note(&format!("state in {}; Ctrl-C stops the server, instances and proxy go on", options.home.display()));
+    let mut server = session.control.run(options);
+    let mut asked = false;
+    loop {
+        // The server's future is not dropped while it runs, unless the user insists.
+        let pressed = tokio::select! {
+            ended = &mut server => {
+                ended?;
+                return Ok(Exit::Success);
+            }
+            () = interrupts.pressed() => true,
+        };
+        if pressed && asked {
+            return Err(Failure::Silent(Exit::Interrupted));
+        }
+        asked = true;
+        output.note("stopping the server; Ctrl-C again ends it at once");
+        let request = async {
+            if let Ok(Some((client, _))) = session.running().await {
+                let _ = client.shutdown().await;
+            }
+        };
+        tokio::select! {
+            ended = &mut server => {
+                ended?;
+                return Ok(Exit::Success);
+            }
+            () = interrupts.pressed() => return Err(Failure::Silent(Exit::Interrupted)),
+            () = request => {}
+        }
+    }
+}

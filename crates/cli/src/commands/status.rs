@@ -1,0 +1,294 @@
+//! `orchestra status`
+
+use std::time::Duration;
+
+use orchestra_api::{
+    CheckState, Client, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, EventsQuery, InstancePhase,
+    InstanceStatus, JobState, ServiceState, VolumeState, Waiting,
+};
+use orchestra_model::{EnvironmentId, record::RunState, time::UnixMillis};
+
+use crate::{
+    args::StatusArgs,
+    exit::Exit,
+    failure::Result,
+    output::Output,
+    progress::{InPlace, verb},
+    screen::Palette,
+    session::Session,
+    table::{Cell, Table, Tone},
+    text::{age, cut, printable},
+};
+
+/// How often `--watch` looks again though no event came: ages and in-flight counts go on.
+const LOOK: Duration = Duration::from_secs(1);
+
+pub(crate) async fn status(args: &StatusArgs, session: &Session, output: &mut Output) -> Result<Exit> {
+    let Some(client) = session.server_if_state(output).await? else {
+        return nothing(output);
+    };
+    if args.all || session.is_nowhere() {
+        let environments = client.all_environments().await?;
+        if output.json {
+            output.json(&environments)?;
+        } else if environments.is_empty() {
+            return nothing(output);
+        } else {
+            let table = list(&environments).render(output.palette, output.columns());
+            output.text(&table)?;
+        }
+        return Ok(Exit::Success);
+    }
+    let environment = session.environment(&client).await?;
+    if args.watch {
+        return watch(&client, &environment, session, output).await;
+    }
+    let status = client.environment(&environment).await?;
+    if output.json {
+        output.json(&status)?;
+    } else {
+        let text = render(&status, (session.now)(), output.palette, output.columns());
+        output.text(&text)?;
+    }
+    Ok(Exit::Success)
+}
+
+fn nothing(output: &mut Output) -> Result<Exit> {
+    if output.json {
+        output.line("[]")?;
+    } else {
+        output.line("nothing is up; `orchestra up` starts the stack of this folder")?;
+    }
+    Ok(Exit::Success)
+}
+
+async fn watch(
+    client: &Client,
+    environment: &EnvironmentId,
+    session: &Session,
+    output: &mut Output,
+) -> Result<Exit> {
+    let query = EventsQuery { tail: Some(0), follow: true, ..EventsQuery::default() };
+    let mut events = client.follow_events(environment, &query);
+    let mut in_place = InPlace::default();
+    let mut last: Option<EnvironmentStatus> = None;
+    loop {
+        let status = client.environment(environment).await?;
+        let comparable = |status: &EnvironmentStatus| EnvironmentStatus { at: 0, ..status.clone() };
+        let is_new = last.as_ref().is_none_or(|last| comparable(last) != comparable(&status));
+        if output.json {
+            if is_new {
+                output.ndjson(&status)?;
+            }
+        } else if output.terminal.stdout {
+            let (columns, rows) = output.size();
+            let text = render(&status, (session.now)(), output.palette, Some(columns));
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            lines.truncate(rows.saturating_sub(1));
+            let text = in_place.redraw(&lines);
+            output.text(&text)?;
+        } else if is_new {
+            let text = render(&status, (session.now)(), output.palette, None);
+            output.line(&text)?;
+        }
+        last = Some(status);
+        // Both arms only say that it is time to look again; the stream keeps what it has read.
+        tokio::select! {
+            event = events.next() => { event?; }
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+fn list(environments: &[EnvironmentSummary]) -> Table {
+    let mut table = Table::new(["ENVIRONMENT", "STATE", "READY", "RELEASE", "STACK FILE"]);
+    for environment in environments {
+        let (word, tone) = health(environment.health);
+        table.row([
+            environment.id.to_string().into(),
+            Cell::new(word, tone),
+            format!("{}/{}", environment.ready, environment.services).into(),
+            environment.release.map(|release| release.to_string()).unwrap_or_default().into(),
+            environment.source.clone().into(),
+        ]);
+    }
+    table
+}
+
+fn health(health: EnvironmentHealth) -> (&'static str, Tone) {
+    match health {
+        EnvironmentHealth::Down => ("down", Tone::Dim),
+        EnvironmentHealth::Changing => ("changing", Tone::Busy),
+        EnvironmentHealth::Ready => ("ready", Tone::Good),
+        EnvironmentHealth::Degraded => ("degraded", Tone::Bad),
+    }
+}
+
+/// Where services are reached.
+pub(crate) fn addresses(status: &EnvironmentStatus) -> Table {
+    let mut table = Table::new(["SERVICE", "PORT", "ADDRESS"]);
+    for service in &status.services {
+        for address in &service.addresses {
+            table.row([service.name.to_string().into(), address.port.to_string().into(), address.url.clone().into()]);
+        }
+    }
+    table
+}
+
+/// The whole screen.
+pub(crate) fn render(status: &EnvironmentStatus, now: UnixMillis, palette: Palette, columns: Option<usize>) -> String {
+    let (word, tone) = health(status.health);
+    let release = status.release.map(|release| format!("  release {release}")).unwrap_or_default();
+    let source = printable(&status.source);
+    let mut text = format!(
+        "{}  {}{release}  {}\n",
+        palette.strong(&status.id.to_string()),
+        tone.paint(palette, word),
+        palette.dim(&source)
+    );
+    if let Some(run) = &status.run {
+        let doing = if run.state == RunState::Reverting { "puts back what it changed" } else { "goes on" };
+        let line = format!(
+            "{} ({}) {doing} since {}",
+            run.id,
+            verb(&run.kind),
+            age(now.saturating_sub(run.started_at))
+        );
+        text.push_str(&palette.busy(&line));
+        text.push('\n');
+    }
+    for table in [services(status), others(status), instances(status, now)] {
+        if !table.is_empty() {
+            text.push('\n');
+            text.push_str(&table.render(palette, columns));
+        }
+    }
+    let problems = status
+        .services
+        .iter()
+        .filter_map(|service| Some((format!("service.{}", service.name), service.problem.as_ref()?)))
+        .chain(status.jobs.iter().filter_map(|job| Some((format!("job.{}", job.name), job.problem.as_ref()?))));
+    for (at, (name, problem)) in problems.enumerate() {
+        if at == 0 {
+            text.push('\n');
+        }
+        let line = format!("{name}: [{}] {}", problem.code, printable(&problem.message));
+        let line = columns.map_or(line.clone(), |columns| cut(&line, columns));
+        text.push_str(&palette.bad(&line));
+        text.push('\n');
+    }
+    text
+}
+
+fn waits(waiting: &[Waiting]) -> String {
+    if waiting.is_empty() {
+        return String::new();
+    }
+    let reasons: Vec<&str> = waiting.iter().map(|waiting| &waiting.reason[..]).collect();
+    format!("waits for {}", reasons.join(", "))
+}
+
+fn services(status: &EnvironmentStatus) -> Table {
+    let mut table = Table::new(["SERVICE", "STATE", "READY", "RELEASE", "ADDRESS", "NOTE"]);
+    for service in &status.services {
+        let (word, tone) = match service.state {
+            ServiceState::Waiting => ("waiting", Tone::Dim),
+            ServiceState::Starting => ("starting", Tone::Busy),
+            ServiceState::Ready => ("ready", Tone::Good),
+            ServiceState::Degraded => ("degraded", Tone::Bad),
+            ServiceState::Rolling => ("rolling", Tone::Busy),
+            ServiceState::Held => ("held", Tone::Bad),
+            ServiceState::Stopping => ("stopping", Tone::Busy),
+            ServiceState::Stopped => ("stopped", Tone::Dim),
+            ServiceState::Failed => ("failed", Tone::Bad),
+        };
+        let urls: Vec<&str> = service.addresses.iter().map(|address| &address.url[..]).collect();
+        table.row([
+            service.name.to_string().into(),
+            Cell::new(word, tone),
+            format!("{}/{}", service.ready, service.desired).into(),
+            service.release.map(|release| release.to_string()).unwrap_or_default().into(),
+            urls.join(" ").into(),
+            waits(&service.waits_for).into(),
+        ]);
+    }
+    table
+}
+
+/// Jobs and volumes.
+fn others(status: &EnvironmentStatus) -> Table {
+    let mut table = Table::new(["RESOURCE", "STATE", "RELEASE", "NOTE"]);
+    for job in &status.jobs {
+        let (word, tone) = match job.state {
+            JobState::Waiting => ("waiting", Tone::Dim),
+            JobState::Running => ("running", Tone::Busy),
+            JobState::Completed => ("completed", Tone::Good),
+            JobState::Failed => ("failed", Tone::Bad),
+        };
+        let mut note = waits(&job.waits_for);
+        if let (true, Some(exit)) = (note.is_empty() && job.state != JobState::Completed, job.last_exit) {
+            note = format!("last try: {exit}");
+        }
+        let release = job.release.map(|release| release.to_string()).unwrap_or_default();
+        table.row([format!("job.{}", job.name).into(), Cell::new(word, tone), release.into(), note.into()]);
+    }
+    for volume in &status.volumes {
+        let (word, tone) = match volume.state {
+            VolumeState::Present => ("present", Tone::Good),
+            VolumeState::Missing => ("missing", Tone::Bad),
+        };
+        let name = format!("volume.{}", volume.name);
+        table.row([name.into(), Cell::new(word, tone), "".into(), volume.path.clone().into()]);
+    }
+    table
+}
+
+fn instances(status: &EnvironmentStatus, now: UnixMillis) -> Table {
+    let mut table = Table::new(["INSTANCE", "PHASE", "FOR", "PID", "PORTS", "RESTARTS", "NOTE"]);
+    let all = status.services.iter().flat_map(|service| &service.instances);
+    // Of jobs only what has not ended: what has is a matter of `events`.
+    let running = |instance: &&InstanceStatus| instance.phase != InstancePhase::Ended;
+    for instance in all.chain(status.jobs.iter().flat_map(|job| &job.instances).filter(running)) {
+        let tone = match instance.phase {
+            InstancePhase::Ready => Tone::Good,
+            InstancePhase::Unready | InstancePhase::Exited => Tone::Bad,
+            InstancePhase::Ended => Tone::Dim,
+            _ => Tone::Busy,
+        };
+        let ports: Vec<String> = instance.ports.iter().map(|(name, port)| format!("{name}={port}")).collect();
+        table.row([
+            instance.id.to_string().into(),
+            Cell::new(instance.phase.as_str(), tone),
+            age(now.saturating_sub(instance.since)).into(),
+            instance.pid.map(|pid| pid.to_string()).unwrap_or_default().into(),
+            ports.join(" ").into(),
+            if instance.restarts == 0 { String::new() } else { instance.restarts.to_string() }.into(),
+            note(instance).into(),
+        ]);
+    }
+    table
+}
+
+fn note(instance: &InstanceStatus) -> String {
+    let mut parts = Vec::new();
+    if let Some(waiting) = &instance.waits_for {
+        parts.push(format!("waits for {}", waiting.reason));
+    }
+    for (name, check) in [("ready", &instance.ready), ("live", &instance.live)] {
+        if let Some(check) = check.as_ref().filter(|check| check.state == CheckState::Failing) {
+            let detail = check.detail.as_deref().map(|detail| format!(" ({detail})")).unwrap_or_default();
+            parts.push(format!("{name} check fails{detail}"));
+        }
+    }
+    if let Some(in_flight) = instance.in_flight {
+        parts.push(format!("{} requests and {} streams in flight", in_flight.requests, in_flight.streams));
+    }
+    if let (Some(exit), true) = (instance.last_exit, instance.restarts > 0 || instance.phase != InstancePhase::Ready) {
+        parts.push(format!("last exit: {exit}"));
+    }
+    parts.extend(instance.status_text.iter().map(|text| format!("“{text}”")));
+    parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,79 @@
+//! Everything the command line may touch, handed in by the binary.
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use orchestra_api::{BoxFuture, Transport};
+use orchestra_model::{Diagnostic, time::UnixMillis};
+use tokio::sync::mpsc;
+
+/// The world outside.
+pub struct Deps {
+    /// Version of the program, such as `0.1.0`.
+    pub version: &'static str,
+    /// Absolute working directory.
+    pub cwd: PathBuf,
+    /// Looks up an environment variable; not UTF-8 counts as not set.
+    pub env: Box<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    /// Standard output.
+    pub stdout: Box<dyn Write + Send>,
+    /// Standard error.
+    pub stderr: Box<dyn Write + Send>,
+    /// Whether these are terminals, and how large.
+    pub terminal: Terminal,
+    /// The wall clock.
+    pub now: Box<dyn Fn() -> UnixMillis + Send + Sync>,
+    /// One item per Ctrl-C. A closed channel means that none will come.
+    pub interrupts: mpsc::Receiver<()>,
+    /// Starts servers.
+    pub server: Arc<dyn ServerControl>,
+}
+
+/// What the output goes to.
+pub struct Terminal {
+    /// Standard output is a terminal.
+    pub stdout: bool,
+    /// Standard error is a terminal.
+    pub stderr: bool,
+    /// Columns and rows of the terminal, asked again whenever something is drawn; `None` if there is none.
+    pub size: Box<dyn Fn() -> Option<(u16, u16)> + Send + Sync>,
+}
+
+/// How a server is run.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServerOptions {
+    /// Absolute state directory.
+    pub home: PathBuf,
+    /// TCP address to listen on beside the Unix socket.
+    pub listen: Option<SocketAddr>,
+    /// Bearer token that clients over TCP must present; always set if `listen` is.
+    pub token: Option<String>,
+}
+
+/// Starts servers: the binary knows how.
+pub trait ServerControl: Send + Sync + 'static {
+    /// Starts `orchestra server run` detached from this process and its terminal. Does not wait for it to answer. A
+    /// token must reach it by another way than its arguments.
+    fn spawn(&self, options: &ServerOptions) -> io::Result<Spawned>;
+
+    /// Runs a server in this process until it is shut down.
+    fn run(&self, options: ServerOptions) -> BoxFuture<'_, Result<(), Vec<Diagnostic>>>;
+
+    /// A server within this process that answers `validate` and `plan` from the state in `home`, if there is any, and
+    /// writes nothing.
+    fn in_process(&self, home: &Path) -> BoxFuture<'_, Result<Arc<dyn Transport>, Vec<Diagnostic>>>;
+}
+
+/// A server that was started and may not answer yet.
+pub struct Spawned {
+    /// Its process id.
+    pub pid: u32,
+    /// Where it writes what it has to say.
+    pub log: PathBuf,
+    /// Completes if it ends, with the exit status in words.
+    pub exited: BoxFuture<'static, String>,
+}

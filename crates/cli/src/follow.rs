@@ -1,0 +1,202 @@
+//! Following a run to its end: news to the screen, Ctrl-C to the server, and through a server that is lost on the way.
+
+use std::{io, time::Duration};
+
+use orchestra_api::{Client, ClientError, RunEvent};
+use orchestra_model::{EventKind, record::RunRecord};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use crate::{
+    exit::Exit,
+    failure::{Failure, Result},
+    output::Output,
+    progress::{Board, InPlace},
+    session::Session,
+};
+
+/// How often the tree is drawn again though nothing happened: its times go on.
+const FRAME: Duration = Duration::from_millis(100);
+/// How often in a row a lost server is looked for before the command gives up.
+const ATTEMPTS: u32 = 5;
+
+/// Ctrl-C, as often as it is pressed.
+pub(crate) struct Interrupts(pub(crate) mpsc::Receiver<()>);
+
+impl Interrupts {
+    /// Completes on the next Ctrl-C; never, if none can come. Cancel-safe.
+    pub(crate) async fn pressed(&mut self) {
+        if self.0.recv().await.is_none() {
+            std::future::pending().await
+        }
+    }
+
+    /// The future's output, or that Ctrl-C came first.
+    pub(crate) async fn guard<T>(&mut self, future: impl Future<Output = Result<T>>) -> Result<T> {
+        // Dropping the future gives up a request; nothing that it began on the server depends on it.
+        tokio::select! {
+            biased;
+            () = self.pressed() => Err(Failure::Silent(Exit::Interrupted)),
+            result = future => result,
+        }
+    }
+}
+
+enum News {
+    Event(Option<Result<RunEvent, ClientError>>),
+    Interrupt,
+    Frame,
+}
+
+/// Shows a run until it ends.
+pub(crate) async fn follow(
+    session: &Session,
+    output: &mut Output,
+    interrupts: &mut Interrupts,
+    mut client: Client,
+    run: &RunRecord,
+) -> Result<RunRecord> {
+    let mut screen = Screen::new(output, run);
+    let mut stream = client.run_events(run.id);
+    let mut frames = interval(FRAME);
+    frames.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut cancelled = false;
+    let mut lost = 0;
+    loop {
+        // Every arm is cancel-safe: the stream keeps what it read, the channel its items, the interval its place.
+        let news = tokio::select! {
+            biased;
+            () = interrupts.pressed() => News::Interrupt,
+            event = stream.next() => News::Event(event),
+            _ = frames.tick(), if screen.is_live => News::Frame,
+        };
+        match news {
+            News::Frame => screen.draw(output)?,
+            News::Event(Some(Ok(RunEvent::Done(record)))) => {
+                screen.end(output)?;
+                if output.json {
+                    output.ndjson(&RunEvent::Done(record.clone()))?;
+                }
+                return Ok(*record);
+            }
+            News::Event(Some(Ok(event))) => {
+                lost = 0;
+                screen.show(output, event)?;
+            }
+            News::Event(Some(Err(error))) if error.is_lost() && lost < ATTEMPTS && !session.is_remote() => {
+                lost += 1;
+                screen.say(output, "the connection to the server was lost; looking for it again")?;
+                if lost > 1 {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                // If it is gone this starts it, and it goes on with the run or puts back what the run changed.
+                client = interrupts.guard(session.server(output)).await?;
+                stream.use_client(client.clone());
+            }
+            News::Event(Some(Err(error))) => {
+                screen.end(output)?;
+                return Err(error.into());
+            }
+            News::Event(None) => {
+                // `Done` ends the loop above; a stream does not end without it.
+                return client.run(run.id).await.map_err(Into::into);
+            }
+            News::Interrupt if cancelled => {
+                screen.end(output)?;
+                output.note(&format!(
+                    "left {} to the server, which goes on with putting back what it changed; see `orchestra status`",
+                    run.id
+                ));
+                return Err(Failure::Silent(Exit::Interrupted));
+            }
+            News::Interrupt => {
+                cancelled = true;
+                screen.say(
+                    output,
+                    &format!(
+                        "cancelling {}: it stops safely and puts back what it changed; Ctrl-C again leaves it to the server",
+                        run.id
+                    ),
+                )?;
+                match interrupts.guard(async { client.cancel_run(run.id).await.map_err(Failure::from) }).await {
+                    Ok(_) => {}
+                    Err(failure @ Failure::Silent(_)) => return Err(failure),
+                    // It ended in this moment, or the server is being replaced: the stream says which.
+                    Err(Failure::Told(diagnostics)) => {
+                        for diagnostic in diagnostics {
+                            screen.say(output, &format!("the cancellation was not accepted: {}", diagnostic.message))?;
+                        }
+                    }
+                    Err(Failure::OutputClosed) => return Err(Failure::OutputClosed),
+                }
+            }
+        }
+    }
+}
+
+/// Where the news goes: a tree in place on a terminal, lines elsewhere, JSON if asked for.
+struct Screen {
+    board: Board,
+    in_place: InPlace,
+    is_live: bool,
+    /// Origin of the board's clock, shifted by how long the run has gone on already.
+    origin: Instant,
+    started: u64,
+}
+
+impl Screen {
+    fn new(output: &Output, run: &RunRecord) -> Self {
+        let is_live = output.terminal.stdout && !output.json && !output.quiet;
+        Self { board: Board::new(run), in_place: InPlace::default(), is_live, origin: Instant::now(), started: 0 }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn draw(&mut self, output: &mut Output) -> io::Result<()> {
+        let lines = self.board.draw(self.now(), self.started, output.size(), output.palette);
+        let text = self.in_place.redraw(&lines);
+        output.text(&text)
+    }
+
+    fn show(&mut self, output: &mut Output, event: RunEvent) -> io::Result<()> {
+        if output.json {
+            return output.ndjson(&event);
+        }
+        match event {
+            RunEvent::Progress(progress) => {
+                let line = self.board.update(progress, self.now(), output.palette);
+                match line {
+                    Some(line) if !self.is_live && !output.quiet => output.line(&line),
+                    _ => Ok(()),
+                }
+            }
+            RunEvent::Event(event) if event.kind == EventKind::RunReverting => {
+                self.say(output, &format!("putting back what was changed: {}", event.cause))
+            }
+            RunEvent::Event(_) | RunEvent::Done(_) => Ok(()),
+        }
+    }
+
+    /// Says something beside the tree.
+    fn say(&mut self, output: &mut Output, text: &str) -> io::Result<()> {
+        if self.is_live {
+            let clear = self.in_place.clear();
+            output.text(&clear)?;
+        }
+        output.note(text);
+        if self.is_live { self.draw(output) } else { Ok(()) }
+    }
+
+    /// Draws the tree for the last time and leaves it.
+    fn end(&mut self, output: &mut Output) -> io::Result<()> {
+        if self.is_live {
+            self.draw(output)?;
+            self.in_place.leave();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,285 @@
+//! One command's way to a server and to the environment that is meant.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use orchestra_api::{Client, ClientError, Endpoint, Version};
+use orchestra_model::{Code, Diagnostic, EnvironmentId, Name, time::UnixMillis};
+use tokio::time::Instant;
+
+use crate::{
+    args::{EnvironmentArg, Global},
+    deps::{ServerControl, ServerOptions},
+    failure::Result,
+    output::Output,
+    source::StackFile,
+};
+
+/// How long a server may take from its start to its first answer. It replays its journal in that time.
+const START: Duration = Duration::from_secs(30);
+
+/// What a command knows before it asks anybody.
+pub(crate) struct Session {
+    pub(crate) version: &'static str,
+    pub(crate) cwd: PathBuf,
+    pub(crate) home: PathBuf,
+    pub(crate) now: Box<dyn Fn() -> UnixMillis + Send + Sync>,
+    pub(crate) control: Arc<dyn ServerControl>,
+    pub(crate) token: Option<String>,
+    /// `--server`
+    remote: Option<Endpoint>,
+    file: Option<PathBuf>,
+    environment: Option<EnvironmentArg>,
+}
+
+impl Session {
+    /// From options and environment variables.
+    pub(crate) fn new(global: &Global, file: Option<PathBuf>, deps: World) -> Result<Self> {
+        let env = &deps.env;
+        let invalid = |message: String| Diagnostic::error(Code::INVALID_VALUE, message);
+        let home = match global.home.clone().or_else(|| env("ORCHESTRA_HOME").filter(|v| !v.is_empty()).map(Into::into)) {
+            Some(home) => deps.cwd.join(home),
+            None => default_home(env.as_ref()).ok_or_else(|| {
+                invalid("there is no home folder to keep state in".into())
+                    .note("none of ORCHESTRA_HOME, XDG_STATE_HOME and HOME is set to an absolute path")
+                    .help("name a state directory with `--home`")
+            })?,
+        };
+        let token = match &global.token_file {
+            Some(path) => {
+                let text = std::fs::read_to_string(deps.cwd.join(path)).map_err(|error| {
+                    invalid(format!("the token file {} cannot be read", path.display())).caused_by(&error)
+                })?;
+                Some(text.trim().to_owned())
+            }
+            None => env("ORCHESTRA_TOKEN").filter(|token| !token.is_empty()),
+        };
+        let server = global.server.clone().or_else(|| env("ORCHESTRA_SERVER").filter(|v| !v.is_empty()));
+        let remote = match server {
+            Some(url) => {
+                let endpoint: Endpoint = url.parse().map_err(|error| invalid(format!("{error}")))?;
+                Some(endpoint.with_token(token.clone()))
+            }
+            None => None,
+        };
+        Ok(Self {
+            version: deps.version,
+            cwd: deps.cwd,
+            home,
+            now: deps.now,
+            control: deps.server,
+            token,
+            remote,
+            file,
+            environment: global.env.clone(),
+        })
+    }
+
+    /// Where the server is, or would be.
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.remote.clone().unwrap_or_else(|| Endpoint::of_home(&self.home))
+    }
+
+    /// Whether another server than that of the state directory was named.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.remote.is_some()
+    }
+
+    /// The server, if one answers. `None` if nobody listens.
+    pub(crate) async fn running(&self) -> Result<Option<(Client, Version)>, ClientError> {
+        match Client::connect(self.endpoint()).await {
+            // A server of this host does not come back by itself: the command has to start it, so the client does not wait.
+            Ok((client, version)) if !self.is_remote() => Ok(Some((client.patience(Duration::ZERO), version))),
+            Ok(answered) => Ok(Some(answered)),
+            Err(error) if error.is_unreachable() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The server; starts it if there is none, and says so.
+    pub(crate) async fn server(&self, output: &mut Output) -> Result<Client> {
+        if let Some((client, version)) = self.running().await? {
+            if version.version != self.version {
+                let (server, client) = (&version.version, self.version);
+                output.note(&format!(
+                    "the server is version {server}, this is {client}: `orchestra server stop` lets the next command start this one"
+                ));
+            }
+            return Ok(client);
+        }
+        if self.is_remote() {
+            let client = Client::new(Arc::new(orchestra_api::SocketTransport::new(self.endpoint())));
+            return match client.version().await {
+                Ok(_) => Ok(client),
+                Err(error) => Err(error.into()),
+            };
+        }
+        let options = ServerOptions { home: self.home.clone(), listen: None, token: None };
+        let (client, version) = self.start(&options).await?;
+        output.note(&format!("started the server (pid {}, state in {})", version.pid, self.home.display()));
+        Ok(client)
+    }
+
+    /// The server of a state directory that exists; `None` if there is none, so that looking creates nothing.
+    pub(crate) async fn server_if_state(&self, output: &mut Output) -> Result<Option<Client>> {
+        if !self.is_remote() && self.running().await?.is_none() && !has_state(&self.home) {
+            return Ok(None);
+        }
+        self.server(output).await.map(Some)
+    }
+
+    /// Something that answers `validate` and `plan`: the server, or if none runs this process.
+    pub(crate) async fn reader(&self, output: &mut Output) -> Result<Client> {
+        if self.is_remote() {
+            return self.server(output).await;
+        }
+        if let Some((client, _)) = self.running().await? {
+            return Ok(client);
+        }
+        Ok(Client::new(self.control.in_process(&self.home).await?))
+    }
+
+    /// Starts a server and waits until it answers.
+    pub(crate) async fn start(&self, options: &ServerOptions) -> Result<(Client, Version)> {
+        let failed = |message: &str| {
+            Diagnostic::error(Code::SERVER_UNREACHABLE, message.to_owned()).help("look for the reason with `orchestra doctor`")
+        };
+        let spawned = self.control.spawn(options);
+        let mut spawned = spawned.map_err(|error| failed("the server cannot be started").caused_by(&error))?;
+        let deadline = Instant::now() + START;
+        let mut pause = Duration::from_millis(2);
+        let mut ended = None;
+        loop {
+            match self.running().await {
+                Ok(Some(answered)) => return Ok(answered),
+                // It listens and is not ready to answer.
+                Err(error) if !error.is_lost() => return Err(error.into()),
+                Ok(None) | Err(_) => {}
+            }
+            if let Some((status, since)) = &ended {
+                // Another command may have started one at the same moment: then ours found the state locked.
+                if Instant::now() > *since + Duration::from_secs(2) {
+                    return Err(last_words(failed(&format!("the server ended at once ({status})")), &spawned.log).into());
+                }
+            }
+            if Instant::now() > deadline {
+                let message = format!("the server (pid {}) did not answer within {} s", spawned.pid, START.as_secs());
+                return Err(last_words(failed(&message), &spawned.log).into());
+            }
+            // There is no event for "a socket appeared" that is worth its code: connecting costs microseconds.
+            if ended.is_none() {
+                tokio::select! {
+                    status = &mut spawned.exited => ended = Some((status, Instant::now())),
+                    () = tokio::time::sleep(pause) => {}
+                }
+            } else {
+                tokio::time::sleep(pause).await;
+            }
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// The stack file.
+    pub(crate) fn stack_file(&self) -> Result<StackFile, Diagnostic> {
+        StackFile::find(self.file.as_deref(), &self.cwd)
+    }
+
+    /// The name that `--env` gives, for a command that reads the stack file.
+    pub(crate) fn environment_name(&self) -> Option<Name> {
+        match &self.environment {
+            None => None,
+            Some(EnvironmentArg::Name(name)) => Some(name.clone()),
+            Some(EnvironmentArg::Full(id)) => Some(id.environment.clone()),
+        }
+    }
+
+    /// Whether neither a file nor an environment was named, and no stack file is near.
+    pub(crate) fn is_nowhere(&self) -> bool {
+        self.environment.is_none() && self.file.is_none() && self.stack_file().is_err()
+    }
+
+    /// The environment that is meant: by its full name, by what the stack file says, or, if that file cannot be used
+    /// any more, by what was applied from it before.
+    pub(crate) async fn environment(&self, client: &Client) -> Result<EnvironmentId> {
+        if let Some(EnvironmentArg::Full(id)) = &self.environment {
+            return Ok(id.clone());
+        }
+        let file = match self.stack_file() {
+            Ok(file) => file,
+            Err(diagnostic) => return self.only_environment(client, None, vec![diagnostic]).await,
+        };
+        let problems = match file.read(self.environment_name()) {
+            Ok(source) => match client.validate(&source).await {
+                Ok(valid) => return Ok(valid.environment),
+                Err(ClientError::Answer { errors, .. }) => errors,
+                Err(error) => return Err(error.into()),
+            },
+            Err(diagnostic) => vec![diagnostic],
+        };
+        self.only_environment(client, Some(&file.path), problems).await
+    }
+
+    /// The one environment that `--env` and the path of the stack file leave; else the problems that led here.
+    async fn only_environment(
+        &self,
+        client: &Client,
+        path: Option<&Path>,
+        problems: Vec<Diagnostic>,
+    ) -> Result<EnvironmentId> {
+        let name = self.environment_name();
+        if path.is_none() && name.is_none() {
+            return Err(problems.into());
+        }
+        let known = client.all_environments().await?;
+        let mut fitting = known.into_iter().filter(|known| {
+            path.is_none_or(|path| Path::new(&known.source) == path)
+                && name.as_ref().is_none_or(|name| known.id.environment == *name)
+        });
+        match (fitting.next(), fitting.next()) {
+            (Some(only), None) => Ok(only.id),
+            _ => Err(problems.into()),
+        }
+    }
+}
+
+/// The parts of [`Deps`](crate::Deps) that a session takes.
+pub(crate) struct World {
+    pub(crate) version: &'static str,
+    pub(crate) cwd: PathBuf,
+    pub(crate) env: Box<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    pub(crate) now: Box<dyn Fn() -> UnixMillis + Send + Sync>,
+    pub(crate) server: Arc<dyn ServerControl>,
+}
+
+fn default_home(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    let absolute = |name: &str| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    // https://specifications.freedesktop.org/basedir-spec/latest/: state that should survive restarts.
+    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
+    Some(state.join("orchestra"))
+}
+
+/// Whether a state directory has anything in it.
+pub(crate) fn has_state(home: &Path) -> bool {
+    std::fs::read_dir(home).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+/// Adds the last lines of a log to a diagnostic.
+fn last_words(diagnostic: Diagnostic, log: &Path) -> Diagnostic {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut tail = Vec::new();
+    let read = std::fs::File::open(log).and_then(|mut file| {
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(4096)))?;
+        file.take(4096).read_to_end(&mut tail)
+    });
+    if read.is_err() {
+        return diagnostic;
+    }
+    let text = String::from_utf8_lossy(&tail);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let last = lines.len().saturating_sub(5);
+    lines[last..].iter().fold(diagnostic, |diagnostic, line| diagnostic.note((*line).to_owned()))
+}

@@ -1,0 +1,440 @@
+//! The control plane: all environments of one state directory.
+//!
+//! `open` recovers: it asks the provider what became of every recorded launch, builds each environment's machine from
+//! that, lets all of them say their routes, and only then touches the data plane. From then on each environment is driven
+//! by a task of its own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use orchestra_machine::{Environment, Event, Settings, status::Status};
+use orchestra_model::{
+    Code, Diagnostic, EnvironmentId, Generation, InstanceId, Name, Plan, ReleaseNumber, ResourceId, ResourceKind, RunId,
+    launch::{LaunchKey, Observed, ProviderEvent, Termination},
+    quantity::Timespan,
+    record::{EnvironmentRecord, ReleaseRecord, ReleaseState, ResourceRecord, RunRecord},
+};
+use orchestra_probe::{Limits, Prober};
+use orchestra_provider::{DataPlane, LogLine, LogQuery, Provider};
+use orchestra_store::{Reader, Store};
+use orchestra_task::{TaskKind, TaskTree};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    clock::Clock,
+    effects::{Effects, Ports, diagnostic},
+    environment_task::{EnvironmentHandle, EnvironmentTask, Request},
+    error::EngineError,
+    planning::{self, LoadedStack},
+    port_pool::PortPool,
+    probe_hub::ProbeHub,
+    route_hub::{self, RouteHub},
+};
+
+/// Events that may wait for a driver. A driver that waits for a full disk lets its senders wait.
+const INBOX: usize = 4096;
+
+/// What a control plane is made of.
+pub struct Options {
+    /// State and journal.
+    pub store: Store,
+    /// The world that runs instances.
+    pub provider: Arc<dyn Provider>,
+    /// What carries requests to them.
+    pub data_plane: Arc<dyn DataPlane>,
+    /// Owner of all tasks.
+    pub tree: TaskTree,
+    /// Settings of the machines.
+    pub settings: Settings,
+    /// Folder of managed volumes.
+    pub volumes: String,
+}
+
+/// What to do, checked and ready to be planned.
+#[derive(Clone, Debug)]
+pub struct RunRequest {
+    /// What.
+    pub(crate) what: What,
+    /// Volumes whose directory is not there.
+    pub(crate) missing: BTreeSet<ResourceId>,
+}
+
+/// Kinds of requests.
+#[derive(Clone, Debug)]
+pub(crate) enum What {
+    Up(Box<LoadedStack>),
+    Apply { plan: Box<Plan>, source: Option<String> },
+    Down { volumes: bool },
+    Restart { services: Vec<Name> },
+    Scale { replicas: BTreeMap<Name, u32> },
+    Rollback { release: Box<ReleaseRecord> },
+}
+
+impl RunRequest {
+    fn new(what: What) -> Self {
+        Self { what, missing: BTreeSet::new() }
+    }
+
+    /// Make the environment what a stack file says.
+    pub fn up(stack: LoadedStack) -> Self {
+        Self::new(What::Up(Box::new(stack)))
+    }
+
+    /// Apply a saved plan.
+    pub fn apply(plan: Plan, source: Option<String>) -> Self {
+        Self::new(What::Apply { plan: Box::new(plan), source })
+    }
+
+    /// Take the environment down.
+    pub fn down(volumes: bool) -> Self {
+        Self::new(What::Down { volumes })
+    }
+
+    /// Replace the instances of services; of all if none is named.
+    pub fn restart(services: Vec<Name>) -> Self {
+        Self::new(What::Restart { services })
+    }
+
+    /// Change replica counts.
+    pub fn scale(replicas: BTreeMap<Name, u32>) -> Self {
+        Self::new(What::Scale { replicas })
+    }
+}
+
+/// A run that was accepted.
+#[derive(Clone, Debug)]
+pub struct StartedRun {
+    /// The run. If there was nothing to do, its plan is empty, it has succeeded, and it was not recorded.
+    pub run: RunRecord,
+    /// What is probably not meant.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// An environment at one moment, with what its record adds.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Its record.
+    pub record: EnvironmentRecord,
+    /// What was last applied.
+    pub resources: BTreeMap<ResourceId, ResourceRecord>,
+    /// What its machine shows.
+    pub status: Status,
+    /// Why nothing can be written at the moment.
+    pub trouble: Option<String>,
+}
+
+/// The control plane. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct ControlPlane {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    ports: Ports,
+    data_plane: Arc<dyn DataPlane>,
+    settings: Arc<Settings>,
+    volumes: String,
+    clock: Clock,
+    environments: Mutex<BTreeMap<EnvironmentId, EnvironmentHandle>>,
+    /// Held while a driver is made.
+    creating: tokio::sync::Mutex<()>,
+}
+
+impl ControlPlane {
+    /// Recovers everything that is recorded, and goes on.
+    pub async fn open(options: Options) -> Result<Self, EngineError> {
+        let Options { store, provider, data_plane, tree, settings, volumes } = options;
+        let clock = Clock::start();
+        let (prober, outcomes) = Prober::new(provider.clone(), &tree, Limits::default());
+        let (routes, messages) = mpsc::channel(INBOX);
+        let ports = Ports {
+            provider: provider.clone(),
+            probes: Arc::new(ProbeHub::new(prober)),
+            routes,
+            pool: Arc::new(PortPool::default()),
+            tree: tree.clone(),
+        };
+        let reports = data_plane.take_events().ok_or(EngineError::ShuttingDown)?;
+        let provider_events = provider.take_events().ok_or(EngineError::ShuttingDown)?;
+        let hub = RouteHub::new(data_plane.clone(), store.clone(), tree.clone());
+        tree.start(TaskKind::Loop, "route hub", hub.run(messages, reports));
+        let inner = Inner {
+            store,
+            ports,
+            data_plane,
+            settings: Arc::new(settings),
+            volumes,
+            clock,
+            environments: Mutex::default(),
+            creating: tokio::sync::Mutex::default(),
+        };
+        let this = Self { inner: Arc::new(inner) };
+        tree.start(TaskKind::Loop, "provider events", this.clone().deliver_provider_events(provider_events));
+        tree.start(TaskKind::Loop, "probe outcomes", this.clone().deliver_probe_outcomes(outcomes));
+        this.recover().await?;
+        Ok(this)
+    }
+
+    async fn recover(&self) -> Result<(), EngineError> {
+        let records = self.inner.store.read(Reader::environments).await?;
+        let mut begun = Vec::new();
+        for record in records {
+            let id = record.id;
+            let Some(state) = self.inner.store.read({
+                let id = id.clone();
+                move |reader| reader.state(&id)
+            }).await? else { continue };
+            let mut observed: BTreeMap<InstanceId, Option<Observed>> = BTreeMap::new();
+            for (instance, record) in &state.instances {
+                let key = LaunchKey { environment: id.clone(), instance: instance.clone(), attempt: record.attempt };
+                let found = self.inner.ports.provider.find_by_intent(key.clone()).await.map_err(|error| EngineError::Refused(vec![diagnostic(&error)]))?;
+                if found.as_ref().is_some_and(|f| !f.gone) {
+                    self.inner.ports.pool.assume(key, record.ports.values().copied());
+                }
+                observed.insert(instance.clone(), found);
+            }
+            self.end_strays(&id, &state.instances.iter().map(|(i, r)| (i.clone(), r.attempt)).collect()).await;
+            let (machine, first) = Environment::recover(state, &observed, self.inner.settings.clone(), self.inner.clock.now());
+            begun.push(self.drive(machine, first).await);
+        }
+        for begun in begun {
+            // A driver that ended before it began has said why; the others' routes must not wait for it.
+            let _ = begun.await;
+        }
+        let _ = self.inner.ports.routes.send(route_hub::Message::Begin).await;
+        Ok(())
+    }
+
+    /// Ends launches that the world knows and the records do not. There should be none.
+    async fn end_strays(&self, environment: &EnvironmentId, known: &BTreeSet<(InstanceId, u32)>) {
+        let provider = &self.inner.ports.provider;
+        let found = match provider.observe(environment.clone()).await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(%environment, %error, "cannot look for stray launches");
+                return;
+            }
+        };
+        for stray in found {
+            if known.contains(&(stray.key.instance.clone(), stray.key.attempt)) {
+                continue;
+            }
+            if stray.gone {
+                let _ = provider.forget(stray.key).await;
+                continue;
+            }
+            tracing::warn!(launch = %stray.key, "ending a launch that no record knows");
+            let how = Termination { signal: orchestra_model::desired::Signal::Term, grace: Timespan::seconds(10) };
+            if let Err(error) = provider.terminate(stray.key.clone(), how).await {
+                tracing::error!(launch = %stray.key, %error, "could not end a stray launch");
+            }
+        }
+    }
+
+    /// Starts the driver of a machine. The receiver completes once its first batch was carried out.
+    async fn drive(&self, machine: Environment, first: orchestra_machine::Batch) -> oneshot::Receiver<()> {
+        let id = machine.record().id.clone();
+        let (events, inbox) = mpsc::channel(INBOX);
+        let (requests, questions) = mpsc::channel(64);
+        let (trouble, watching) = watch::channel(None);
+        let (begin, begun) = oneshot::channel();
+        let _ = self.inner.ports.routes.send(route_hub::Message::Register(id.clone(), events.clone())).await;
+        let task = EnvironmentTask {
+            effects: Effects::new(self.inner.ports.clone(), id.clone(), events.clone()),
+            machine,
+            store: self.inner.store.clone(),
+            clock: self.inner.clock,
+            events: inbox,
+            requests: questions,
+            trouble,
+            first,
+            begun: Some(begin),
+        };
+        let handle = EnvironmentHandle { events, requests, trouble: watching };
+        self.environments().insert(id, handle);
+        self.inner.ports.tree.start(TaskKind::Loop, "environment", task.run());
+        begun
+    }
+
+    fn environments(&self) -> std::sync::MutexGuard<'_, BTreeMap<EnvironmentId, EnvironmentHandle>> {
+        self.inner.environments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handle(&self, environment: &EnvironmentId) -> Option<EnvironmentHandle> {
+        self.environments().get(environment).cloned()
+    }
+
+    fn known(&self, environment: &EnvironmentId) -> Result<EnvironmentHandle, EngineError> {
+        self.handle(environment).ok_or_else(|| EngineError::NotFound(format!("environment {environment}")))
+    }
+
+    async fn deliver_provider_events(self, mut events: mpsc::Receiver<(LaunchKey, ProviderEvent)>) {
+        while let Some((key, event)) = events.recv().await {
+            if let Some(handle) = self.handle(&key.environment) {
+                let _ = handle.events.send(Event::Provider { key, event }).await;
+            }
+        }
+    }
+
+    async fn deliver_probe_outcomes(self, mut outcomes: orchestra_probe::Outcomes) {
+        while let Some(outcome) = outcomes.recv().await {
+            let Some((environment, key)) = self.inner.ports.probes.who(outcome.id) else { continue };
+            if let Some(handle) = self.handle(&environment) {
+                let event = Event::Probed { key, passed: outcome.passed, detail: outcome.detail };
+                let _ = handle.events.send(event).await;
+            }
+        }
+    }
+
+    // === what can be asked ===
+
+    /// Folder of managed volumes.
+    pub fn volumes(&self) -> &str {
+        &self.inner.volumes
+    }
+
+    /// State and journal.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// Starts a run.
+    pub async fn start_run(&self, environment: &EnvironmentId, request: RunRequest) -> Result<StartedRun, EngineError> {
+        let handle = self.handle_for(environment, &request).await?;
+        let request = self.look(environment, request).await?;
+        let (reply, answer) = oneshot::channel();
+        handle.requests.send(Request::Start(Box::new(request), reply)).await.map_err(|_| EngineError::ShuttingDown)?;
+        answer.await.map_err(|_| EngineError::ShuttingDown)?
+    }
+
+    /// Says what a run would do. Changes nothing.
+    pub async fn plan(&self, environment: &EnvironmentId, request: RunRequest) -> Result<Plan, EngineError> {
+        if self.handle(environment).is_none() {
+            // Planning must not create an environment: an empty one says the same.
+            let machine = Environment::new(fresh(environment), self.inner.settings.clone());
+            return planning::plan_request(&machine, self.inner.clock.now(), &request).map(|planned| planned.plan);
+        }
+        let handle = self.known(environment)?;
+        let request = self.look(environment, request).await?;
+        let (reply, answer) = oneshot::channel();
+        handle.requests.send(Request::Plan(Box::new(request), reply)).await.map_err(|_| EngineError::ShuttingDown)?;
+        answer.await.map_err(|_| EngineError::ShuttingDown)?
+    }
+
+    /// The handle of an environment; a new one is made for `up` and `apply`.
+    async fn handle_for(&self, environment: &EnvironmentId, request: &RunRequest) -> Result<EnvironmentHandle, EngineError> {
+        if let Some(handle) = self.handle(environment) {
+            return Ok(handle);
+        }
+        if !matches!(request.what, What::Up(_) | What::Apply { .. }) {
+            return self.known(environment);
+        }
+        // Two first runs at once: the second one finds the first one's driver.
+        let _creating = self.inner.creating.lock().await;
+        let machine = Environment::new(fresh(environment), self.inner.settings.clone());
+        if let Some(handle) = self.handle(environment) {
+            return Ok(handle);
+        }
+        drop(self.drive(machine, orchestra_machine::Batch::default()).await);
+        self.known(environment)
+    }
+
+    /// Completes a request with what only the world knows.
+    async fn look(&self, environment: &EnvironmentId, mut request: RunRequest) -> Result<RunRequest, EngineError> {
+        let id = environment.clone();
+        let resources = self.inner.store.read(move |reader| reader.resources(&id)).await?;
+        for (id, record) in resources.into_iter().filter(|(id, _)| id.kind == ResourceKind::Volume) {
+            let orchestra_model::Resource::Volume(volume) = record.applied else { continue };
+            // A provider that cannot tell is not a reason to repair anything.
+            if matches!(self.inner.ports.provider.volume_exists(volume.path).await, Ok(false)) {
+                request.missing.insert(id);
+            }
+        }
+        Ok(request)
+    }
+
+    /// A request to go back to a release; to the last one that was in force before the present one if none is named.
+    pub async fn rollback(&self, environment: &EnvironmentId, to: Option<ReleaseNumber>) -> Result<RunRequest, EngineError> {
+        self.known(environment)?;
+        let view = self.view(environment).await?;
+        let id = environment.clone();
+        let releases = self.inner.store.read(move |reader| reader.releases(&id, 1000)).await?;
+        let number = match to {
+            Some(number) => number,
+            None => releases
+                .iter()
+                .filter(|r| r.state == ReleaseState::Retired && Some(r.number) < view.record.stable.or(Some(ReleaseNumber(u64::MAX))))
+                .map(|r| r.number)
+                .next()
+                .ok_or_else(|| {
+                    let message = format!("{environment} has no earlier release that was in force");
+                    EngineError::Refused(vec![
+                        Diagnostic::error(Code::NOTHING_TO_ROLL_BACK_TO, message).help("`orchestra history` lists its releases"),
+                    ])
+                })?,
+        };
+        let id = environment.clone();
+        let release = self.inner.store.read(move |reader| reader.release(&id, number)).await?;
+        let release = release.ok_or_else(|| EngineError::NotFound(format!("release {number} of {environment}")))?;
+        Ok(RunRequest::new(What::Rollback { release: Box::new(release) }))
+    }
+
+    /// Cancels a run. Returns its record as it is now; `None` if it has ended.
+    pub async fn cancel(&self, run: RunId) -> Result<Option<RunRecord>, EngineError> {
+        let record = self.run(run).await?;
+        let handle = self.known(&record.environment)?;
+        let (reply, answer) = oneshot::channel();
+        handle.requests.send(Request::Cancel(run, reply)).await.map_err(|_| EngineError::ShuttingDown)?;
+        answer.await.map_err(|_| EngineError::ShuttingDown)
+    }
+
+    /// A run.
+    pub async fn run(&self, run: RunId) -> Result<RunRecord, EngineError> {
+        let found = self.inner.store.read(move |reader| reader.run(run)).await?;
+        found.ok_or_else(|| EngineError::NotFound(run.to_string()))
+    }
+
+    /// Environments that are known.
+    pub fn environment_ids(&self) -> Vec<EnvironmentId> {
+        self.environments().keys().cloned().collect()
+    }
+
+    /// An environment at one moment.
+    pub async fn view(&self, environment: &EnvironmentId) -> Result<View, EngineError> {
+        let handle = self.known(environment)?;
+        let (reply, answer) = oneshot::channel();
+        handle.requests.send(Request::View(reply)).await.map_err(|_| EngineError::ShuttingDown)?;
+        let (record, resources, status) = answer.await.map_err(|_| EngineError::ShuttingDown)?;
+        let trouble = handle.trouble.borrow().clone();
+        Ok(View { record, resources, status, trouble })
+    }
+
+    /// Reads logs.
+    pub async fn logs(&self, query: LogQuery) -> Result<mpsc::Receiver<LogLine>, EngineError> {
+        self.inner.ports.provider.logs(query).await.map_err(|error| EngineError::Refused(vec![diagnostic(&error)]))
+    }
+
+    /// Metrics of the data plane in Prometheus text format.
+    pub async fn data_plane_metrics(&self) -> Result<String, EngineError> {
+        self.inner.data_plane.metrics().await.map_err(|error| {
+            EngineError::Refused(vec![Diagnostic::error(Code::PROXY_UNAVAILABLE, "the proxy does not answer").caused_by(&error)])
+        })
+    }
+}
+
+/// The record of an environment that has nothing yet.
+fn fresh(id: &EnvironmentId) -> EnvironmentRecord {
+    EnvironmentRecord {
+        id: id.clone(),
+        source: String::new(),
+        generation: Generation(0),
+        stable: None,
+        last_release: ReleaseNumber(0),
+        run: None,
+        chosen_ports: BTreeMap::new(),
+        ordinals: BTreeMap::new(),
+    }
+}

@@ -1,0 +1,278 @@
+//! The driver of one environment: events in, commits and effects out.
+//!
+//! ```text
+//!   inbox, deadline --> machine.handle_all --> commit (durable) --> effects
+//! ```
+//!
+//! Nothing else touches the machine, so there is no lock. What is asked of it (plans, status, runs) comes through the
+//! same inbox and is answered between two events, from one consistent state.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use orchestra_machine::{Batch, Environment, Event, status::Status};
+use orchestra_model::{
+    Diagnostic, Generation, Plan, ResourceId, RunId,
+    record::{Change, EnvironmentRecord, ReleaseRecord, ReleaseState, ResourceRecord, RunKind, RunRecord, RunState},
+};
+use orchestra_store::{CommitError, Store};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    clock::Clock,
+    control_plane::{RunRequest, StartedRun},
+    effects::Effects,
+    error::EngineError,
+    planning,
+};
+
+/// Events that are handled together at most.
+const TOGETHER: usize = 512;
+/// Pause before a commit that failed for lack of space is tried again.
+const COMMIT_RETRY: Duration = Duration::from_secs(1);
+
+/// What is asked of an environment.
+pub(crate) enum Request {
+    /// Start a run.
+    Start(Box<RunRequest>, oneshot::Sender<Result<StartedRun, EngineError>>),
+    /// Say what a run would do.
+    Plan(Box<RunRequest>, oneshot::Sender<Result<Plan, EngineError>>),
+    /// Cancel a run.
+    Cancel(RunId, oneshot::Sender<Option<RunRecord>>),
+    /// Say how it is.
+    View(oneshot::Sender<(EnvironmentRecord, BTreeMap<ResourceId, ResourceRecord>, Status)>),
+}
+
+/// Handle of a driver.
+#[derive(Clone)]
+pub(crate) struct EnvironmentHandle {
+    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) requests: mpsc::Sender<Request>,
+    /// Why nothing can be written at the moment.
+    pub(crate) trouble: watch::Receiver<Option<String>>,
+}
+
+/// The driver.
+pub(crate) struct EnvironmentTask {
+    pub(crate) machine: Environment,
+    pub(crate) effects: Effects,
+    pub(crate) store: Store,
+    pub(crate) clock: Clock,
+    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) requests: mpsc::Receiver<Request>,
+    pub(crate) trouble: watch::Sender<Option<String>>,
+    /// What the recovery left to do.
+    pub(crate) first: Batch,
+    /// Told once the recovery's batch is committed and its effects have begun.
+    pub(crate) begun: Option<oneshot::Sender<()>>,
+}
+
+enum Wake {
+    Events(Vec<Event>),
+    Request(Request),
+    Closed,
+}
+
+impl EnvironmentTask {
+    pub(crate) async fn run(mut self) {
+        let first = std::mem::take(&mut self.first);
+        if !self.carry_out(first).await {
+            return;
+        }
+        if let Some(begun) = self.begun.take() {
+            let _ = begun.send(());
+        }
+        loop {
+            let batch = match self.wake().await {
+                Wake::Closed => return,
+                Wake::Events(events) => self.machine.handle_all(self.clock.now(), events),
+                Wake::Request(request) => match self.answer(request).await {
+                    Some(batch) => batch,
+                    None => continue,
+                },
+            };
+            if !self.carry_out(batch).await {
+                return;
+            }
+        }
+    }
+
+    async fn wake(&mut self) -> Wake {
+        let deadline = self.machine.deadline().map(|at| self.clock.instant(at));
+        let timer = async {
+            match deadline {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        // Every arm is cancel-safe: what was not received stays in its channel, and the deadline is computed anew.
+        tokio::select! {
+            biased;
+            event = self.events.recv() => {
+                let Some(event) = event else { return Wake::Closed };
+                let mut events = vec![event];
+                while events.len() < TOGETHER {
+                    let Ok(event) = self.events.try_recv() else { break };
+                    events.push(event);
+                }
+                Wake::Events(events)
+            }
+            () = timer => Wake::Events(vec![Event::Tick]),
+            request = self.requests.recv() => request.map_or(Wake::Closed, Wake::Request),
+        }
+    }
+
+    /// Commits, then begins the effects. Returns whether to go on.
+    async fn carry_out(&mut self, mut batch: Batch) -> bool {
+        if !batch.changes.is_empty() {
+            stamp(&mut batch.changes);
+            loop {
+                match self.store.commit(batch.changes.clone()).await {
+                    Ok(_) => break,
+                    Err(error) if is_transient(&error) => {
+                        // Without its intent on disk no effect may begin: wait until it can be written.
+                        tracing::error!(environment = %self.machine.record().id, %error, "cannot write; waiting");
+                        self.trouble.send_replace(Some(error.to_string()));
+                        tokio::time::sleep(COMMIT_RETRY).await;
+                    }
+                    Err(error) => {
+                        tracing::error!(environment = %self.machine.record().id, %error, "a commit was refused");
+                        return false;
+                    }
+                }
+            }
+            self.trouble.send_if_modified(|trouble| trouble.take().is_some());
+        }
+        for effect in batch.effects {
+            self.effects.begin(effect).await;
+        }
+        true
+    }
+
+    async fn answer(&mut self, request: Request) -> Option<Batch> {
+        match request {
+            Request::View(reply) => {
+                let status = self.machine.status(self.clock.now());
+                let _ = reply.send((self.machine.record().clone(), self.machine.resources().clone(), status));
+                None
+            }
+            Request::Plan(request, reply) => {
+                let _ = reply.send(self.plan(&request).map(|planned| planned.plan));
+                None
+            }
+            Request::Cancel(run, reply) => {
+                let batch = self.machine.handle(self.clock.now(), Event::CancelRequested { run });
+                // After the commit would be later than needed: the answer says what was asked for, not what came of it.
+                let record = self.machine.run().filter(|record| record.id == run).cloned();
+                let _ = reply.send(record);
+                Some(batch)
+            }
+            Request::Start(request, reply) => match self.start(&request) {
+                Ok((started, batch)) => {
+                    if self.carry_out(batch).await {
+                        let _ = reply.send(Ok(started));
+                        Some(Batch::default())
+                    } else {
+                        let _ = reply.send(Err(EngineError::ShuttingDown));
+                        None
+                    }
+                }
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                    None
+                }
+            },
+        }
+    }
+
+    fn plan(&self, request: &RunRequest) -> Result<planning::Planned, EngineError> {
+        planning::plan_request(&self.machine, self.clock.now(), request)
+    }
+
+    fn start(&mut self, request: &RunRequest) -> Result<(StartedRun, Batch), EngineError> {
+        let environment = self.machine.record().id.clone();
+        if let Some(run) = self.machine.run() {
+            return Err(EngineError::Busy { environment, run: run.id });
+        }
+        let planned = self.plan(request)?;
+        let id = self.store.next_run_id();
+        let record = self.machine.record();
+        let nothing_to_do = planned.plan.is_empty();
+        let number = (!nothing_to_do && planned.plan.desired.is_some())
+            .then(|| orchestra_model::ReleaseNumber(record.last_release.0 + 1));
+        let generation = Generation(record.generation.0 + 1);
+        let mut run = RunRecord {
+            id,
+            environment: environment.clone(),
+            kind: planned.kind,
+            generation,
+            release: number,
+            plan: planned.plan,
+            state: RunState::Running,
+            steps: BTreeMap::new(),
+            started_at: Clock::wall(),
+            ended_at: None,
+            problems: Vec::new(),
+            reverted: None,
+            culprits: Vec::new(),
+        };
+        if nothing_to_do {
+            run.state = RunState::Succeeded;
+            run.ended_at = Some(run.started_at);
+            return Ok((StartedRun { run, warnings: planned.warnings }, Batch::default()));
+        }
+        let release = number.zip(run.plan.desired.clone()).map(|(number, desired)| {
+            Box::new(ReleaseRecord {
+                environment,
+                number,
+                created_at: run.started_at,
+                run: id,
+                reason: planned.reason,
+                state: ReleaseState::Deploying,
+                desired,
+            })
+        });
+        let started = StartedRun { run: run.clone(), warnings: planned.warnings };
+        let event = Event::RunRequested { run: Box::new(run), release, source: planned.source };
+        Ok((started, self.machine.handle(self.clock.now(), event)))
+    }
+}
+
+/// Puts the wall clock into records that carry it. Machines do not know it.
+fn stamp(changes: &mut [Change]) {
+    for change in changes {
+        match change {
+            Change::Instance(instance) if instance.created_at == 0 => instance.created_at = Clock::wall(),
+            Change::Run(run) if run.state.is_final() && run.ended_at.is_none() => run.ended_at = Some(Clock::wall()),
+            _ => {}
+        }
+    }
+}
+
+/// Whether the same commit may succeed later.
+fn is_transient(error: &CommitError) -> bool {
+    matches!(error, CommitError::Write(_))
+}
+
+/// Kinds of runs as reasons of a release.
+pub(crate) fn reason(kind: &RunKind) -> String {
+    match kind {
+        RunKind::Up => "up".to_owned(),
+        RunKind::Down { .. } => "down".to_owned(),
+        RunKind::Restart { services } if services.is_empty() => "restart".to_owned(),
+        RunKind::Restart { services } => {
+            let names: Vec<String> = services.iter().map(ToString::to_string).collect();
+            format!("restart {}", names.join(" "))
+        }
+        RunKind::Scale { replicas } => {
+            let parts: Vec<String> = replicas.iter().map(|(name, count)| format!("{name}={count}")).collect();
+            format!("scale {}", parts.join(" "))
+        }
+        RunKind::Rollback { to } => format!("rollback to release {to}"),
+    }
+}
+
+/// Errors that a plan gave as diagnostics.
+pub(crate) fn refused(diagnostic: Diagnostic) -> EngineError {
+    EngineError::Refused(vec![diagnostic])
+}
+

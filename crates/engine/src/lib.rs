@@ -1,0 +1,20 @@
+//! The control plane as a library: plans, runs, and keeps running what was deployed.
+//!
+//! It is the only place that composes ports: store, provider, data plane and prober. What to do is decided by the
+//! machines; this crate carries time, events and effects between them and the world, and makes sure that an intent is
+//! on disk before its effect begins. It knows no concrete provider, no terminal and no socket of its own.
+
+mod clock;
+mod control_plane;
+mod effects;
+mod environment_task;
+mod error;
+mod planning;
+mod port_pool;
+mod probe_hub;
+mod route_hub;
+
+pub use clock::Clock;
+pub use control_plane::{ControlPlane, Options, RunRequest, StartedRun, View};
+pub use error::EngineError;
+pub use planning::{LoadedStack, StackSource, load, plan_down, plan_up};

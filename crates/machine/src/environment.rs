@@ -1,0 +1,541 @@
+//! One environment as a whole: its workloads, volumes and routes, and the run that changes them.
+//!
+//! ```text
+//!   event --> the instance, volume or run that it is about
+//!                 |
+//!                 v  marks resources as changed
+//!   settle:  for each changed resource: reconcile its instances with what is wanted (rolling.rs),
+//!            tell its users about readiness, let the run go on (run.rs); repeat until nothing changes
+//!                 |
+//!                 v
+//!   batch: what to write down, then what to do; routes are sent once per batch, one revision in flight
+//! ```
+//!
+//! It is level-triggered: `settle` looks at what is and at what is wanted, so the same code carries a first start, an
+//! update, a revert, a crash of any part, and the time after a recovery.
+
+mod fill;
+mod recover;
+mod routes;
+mod run;
+mod view;
+mod workload;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use orchestra_model::{
+    Diagnostic, Event as Note, EventKind, InstanceId, Name, Now, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
+    desired::{OnLoss, Volume},
+    launch::{LaunchKey, ProviderEvent},
+    quantity::Timespan,
+    record::{Change, EnvironmentRecord, JournalEntry, JournalKind, ReleaseRecord, ResourceRecord, RunRecord},
+    route::{EndpointKey, RouteId},
+};
+
+use self::{routes::Routes, run::ActiveRun, workload::Workload};
+use crate::{
+    Batch, Effect, ProbeKey, Which,
+    instance::{self, Instance, Phase},
+    rng::Rng,
+};
+
+/// What a machine must know of the place where it runs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Seed of jitter and port choice.
+    pub seed: u64,
+    /// Ports for instances: first and last. Outside the kernel's range for outgoing connections.
+    pub ports: (u16, u16),
+    /// The documented minimum of every instance's environment.
+    pub base_env: BTreeMap<String, String>,
+    /// How long a request may wait for a ready instance.
+    pub hold: Timespan,
+    /// How many requests of a route may wait.
+    pub hold_limit: u32,
+    /// Longest log file before it is rotated, in bytes.
+    pub log_max_bytes: u64,
+    /// Rotated log files that are kept per instance.
+    pub log_keep: u32,
+}
+
+/// What happens to an environment.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A run was accepted.
+    RunRequested {
+        /// Its record, as it was numbered.
+        run: Box<RunRecord>,
+        /// The release it puts into force.
+        release: Option<Box<ReleaseRecord>>,
+        /// Absolute path of the stack file.
+        source: String,
+    },
+    /// A person wants the run to stop.
+    CancelRequested {
+        /// Which.
+        run: RunId,
+    },
+    /// The provider recorded a launch.
+    Launched(LaunchKey),
+    /// The provider refused a launch.
+    LaunchFailed {
+        /// Which.
+        key: LaunchKey,
+        /// Why.
+        problem: Diagnostic,
+        /// Pause before the next try, if one can help.
+        retry: Option<Duration>,
+    },
+    /// A port of a launch is in use by somebody else; nothing was started.
+    PortsTaken(LaunchKey),
+    /// From the provider.
+    Provider {
+        /// Which launch.
+        key: LaunchKey,
+        /// What.
+        event: ProviderEvent,
+    },
+    /// A leaf was answered.
+    Probed {
+        /// Which.
+        key: ProbeKey,
+        /// Whether it passed.
+        passed: bool,
+        /// In words.
+        detail: String,
+    },
+    /// A revision of the routes is in force.
+    RoutesApplied {
+        /// Which.
+        revision: u64,
+        /// Where each route listens.
+        addresses: BTreeMap<RouteId, SocketAddr>,
+    },
+    /// A revision of the routes was refused; the one before is still in force.
+    RoutesRefused {
+        /// Which.
+        revision: u64,
+        /// Why, by route; empty if the data plane does not answer.
+        problems: BTreeMap<RouteId, Diagnostic>,
+    },
+    /// Nothing is in flight to a leaving endpoint.
+    Drained(EndpointKey),
+    /// What is in flight to a leaving endpoint.
+    InFlight {
+        /// Which.
+        endpoint: EndpointKey,
+        /// Requests.
+        requests: u32,
+        /// Streams.
+        streams: u32,
+    },
+    /// A volume was created or deleted, or could not be.
+    VolumeDone {
+        /// Which.
+        resource: ResourceId,
+        /// How it went.
+        result: Result<(), Diagnostic>,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// The machine of one environment.
+#[derive(Debug)]
+pub struct Environment {
+    settings: Arc<Settings>,
+    record: EnvironmentRecord,
+    record_changed: bool,
+    resources: BTreeMap<ResourceId, ResourceRecord>,
+    releases: BTreeMap<ReleaseNumber, ReleaseRecord>,
+    workloads: BTreeMap<ResourceId, Workload>,
+    volumes: BTreeMap<ResourceId, VolumeState>,
+    instances: BTreeMap<InstanceId, Instance>,
+    timers: BTreeSet<(Now, InstanceId)>,
+    timer_of: BTreeMap<InstanceId, Now>,
+    routes: Routes,
+    run: Option<ActiveRun>,
+    /// Who depends on a resource, by what is wanted now.
+    users: BTreeMap<ResourceId, BTreeSet<ResourceId>>,
+    changed: BTreeSet<ResourceId>,
+    rng: Rng,
+    out: Batch,
+}
+
+/// A volume.
+#[derive(Clone, Debug, Default)]
+struct VolumeState {
+    want: Option<Volume>,
+    exists: bool,
+    busy: bool,
+    problem: Option<Diagnostic>,
+}
+
+impl Environment {
+    /// A machine for an environment that has nothing yet.
+    pub fn new(record: EnvironmentRecord, settings: Arc<Settings>) -> Self {
+        let rng = Rng::new(settings.seed);
+        Self {
+            settings,
+            record,
+            record_changed: false,
+            resources: BTreeMap::new(),
+            releases: BTreeMap::new(),
+            workloads: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            timer_of: BTreeMap::new(),
+            routes: Routes::default(),
+            run: None,
+            users: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            rng,
+            out: Batch::default(),
+        }
+    }
+
+    /// Its record.
+    pub fn record(&self) -> &EnvironmentRecord {
+        &self.record
+    }
+
+    /// What was last applied.
+    pub fn resources(&self) -> &BTreeMap<ResourceId, ResourceRecord> {
+        &self.resources
+    }
+
+    /// The release in force as a whole.
+    pub fn stable_release(&self) -> Option<&ReleaseRecord> {
+        self.record.stable.and_then(|number| self.releases.get(&number))
+    }
+
+    /// Its instances.
+    pub fn instances(&self) -> impl Iterator<Item = &Instance> {
+        self.instances.values()
+    }
+
+    /// The run that has not ended.
+    pub fn run(&self) -> Option<&RunRecord> {
+        self.run.as_ref().map(|run| &run.record)
+    }
+
+    /// Advances on one event. No I/O, no clock.
+    pub fn handle(&mut self, now: Now, event: Event) -> Batch {
+        self.apply(now, event);
+        self.finish(now)
+    }
+
+    /// Advances on several events that are there at the same time; effects that replace each other are sent once.
+    pub fn handle_all(&mut self, now: Now, events: impl IntoIterator<Item = Event>) -> Batch {
+        for event in events {
+            self.apply(now, event);
+            self.settle(now);
+        }
+        self.finish(now)
+    }
+
+    /// When the driver must call again with [`Event::Tick`].
+    pub fn deadline(&self) -> Option<Now> {
+        let run = self.run.as_ref().and_then(ActiveRun::deadline);
+        let instance = self.timers.first().map(|(at, _)| *at);
+        [run, instance, self.routes.retry_at()].into_iter().flatten().min()
+    }
+
+    fn apply(&mut self, now: Now, event: Event) {
+        match event {
+            Event::RunRequested { run, release, source } => self.run_requested(now, *run, release.map(|r| *r), source),
+            Event::CancelRequested { run } => self.cancel_requested(now, run),
+            Event::Launched(key) => {
+                self.journal(launch_intent(&key), JournalKind::Done);
+                self.to_attempt(now, &key, instance::Event::Launched);
+            }
+            Event::LaunchFailed { key, problem, retry } => {
+                self.journal(launch_intent(&key), JournalKind::Failed(problem.message.clone()));
+                self.to_attempt(now, &key, instance::Event::LaunchFailed { problem, retry });
+            }
+            Event::PortsTaken(key) => self.ports_taken(now, &key),
+            Event::Provider { key, event } => self.to_attempt(now, &key, instance::Event::Provider(event)),
+            Event::Probed { key, passed, detail } => {
+                let launch = self.launch_key(&key.instance, key.attempt);
+                let event = instance::Event::Probed { which: key.which, leaf: key.leaf, passed, detail };
+                self.to_attempt(now, &launch, event);
+            }
+            Event::RoutesApplied { revision, addresses } => self.routes_applied(now, revision, &addresses),
+            Event::RoutesRefused { revision, problems } => self.routes_refused(now, revision, problems),
+            Event::Drained(endpoint) => {
+                let key = self.launch_key(&endpoint.instance, endpoint.attempt);
+                self.to_attempt(now, &key, instance::Event::Drained);
+            }
+            Event::InFlight { endpoint, requests, streams } => {
+                let key = self.launch_key(&endpoint.instance, endpoint.attempt);
+                self.to_attempt(now, &key, instance::Event::InFlight { requests, streams });
+            }
+            Event::VolumeDone { resource, result } => self.volume_done(&resource, result),
+            Event::Tick => self.tick(now),
+        }
+    }
+
+    /// Settles, sends routes, and hands over the batch.
+    fn finish(&mut self, now: Now) -> Batch {
+        self.settle(now);
+        self.send_routes(now);
+        let mut batch = std::mem::take(&mut self.out);
+        if std::mem::take(&mut self.record_changed) {
+            // First, because everything else belongs to it.
+            batch.changes.insert(0, Change::Environment(self.record.clone()));
+        }
+        batch
+    }
+
+    fn settle(&mut self, now: Now) {
+        while let Some(id) = self.changed.pop_first() {
+            match id.kind {
+                ResourceKind::Service | ResourceKind::Job => self.reconcile(now, &id),
+                ResourceKind::Volume => self.reconcile_volume(&id),
+            }
+            self.tell_users(now, &id);
+            self.advance_run(now, &id);
+        }
+    }
+
+    fn tick(&mut self, now: Now) {
+        while let Some((at, id)) = self.timers.first().cloned() {
+            if at > now {
+                break;
+            }
+            self.timers.pop_first();
+            self.timer_of.remove(&id);
+            self.to_instance(now, &id, instance::Event::Tick);
+        }
+        self.routes.tick(now);
+        self.run_tick(now);
+    }
+
+    // === events to instances ===
+
+    fn launch_key(&self, instance: &InstanceId, attempt: u32) -> LaunchKey {
+        LaunchKey { environment: self.record.id.clone(), instance: instance.clone(), attempt }
+    }
+
+    /// Delivers an event about one attempt; events of other attempts are late and mean nothing any more.
+    fn to_attempt(&mut self, now: Now, key: &LaunchKey, event: instance::Event) {
+        if self.instances.get(&key.instance).is_some_and(|i| i.record().attempt == key.attempt) {
+            self.to_instance(now, &key.instance, event);
+        }
+    }
+
+    fn to_instance(&mut self, now: Now, id: &InstanceId, event: instance::Event) {
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        let before = instance.endpoint();
+        let was_ready = instance.is_ready();
+        let commands = instance.handle(now, event, &mut self.rng);
+        self.after_instance(now, id, commands, before, was_ready);
+    }
+
+    fn after_instance(
+        &mut self,
+        now: Now,
+        id: &InstanceId,
+        commands: Vec<instance::Command>,
+        endpoint_before: Option<orchestra_model::route::EndpointState>,
+        ready_before: bool,
+    ) {
+        let Some(instance) = self.instances.get(id) else { return };
+        let resource = ResourceId::new(instance.record().kind, id.workload.clone());
+        let endpoint = instance.endpoint();
+        if endpoint != endpoint_before {
+            self.routes.touch();
+        }
+        // In-flight counts and answers that change no verdict need no reconciliation.
+        if !commands.is_empty() || instance.is_ready() != ready_before {
+            self.changed.insert(resource);
+        }
+        let deadline = instance.deadline();
+        // A back-off that has passed is for `reconcile`, not for the timer.
+        self.set_timer(id, deadline.filter(|at| *at > now));
+        for command in commands {
+            self.carry_out(now, id, command);
+        }
+    }
+
+    fn set_timer(&mut self, id: &InstanceId, at: Option<Now>) {
+        if let Some(old) = self.timer_of.remove(id) {
+            self.timers.remove(&(old, id.clone()));
+        }
+        if let Some(at) = at {
+            self.timers.insert((at, id.clone()));
+            self.timer_of.insert(id.clone(), at);
+        }
+    }
+
+    fn carry_out(&mut self, _now: Now, id: &InstanceId, command: instance::Command) {
+        let Some(instance) = self.instances.get(id) else { return };
+        let key = self.launch_key(id, instance.record().attempt);
+        match command {
+            instance::Command::Launch => self.launch(id),
+            instance::Command::Terminate(how) => self.out.effects.push(Effect::Terminate { key, how }),
+            instance::Command::Cut => {
+                let endpoint = EndpointKey { environment: key.environment, instance: key.instance, attempt: key.attempt };
+                self.out.effects.push(Effect::Cut(endpoint));
+            }
+            instance::Command::StartProbes(which) => self.start_probes(id, which),
+            instance::Command::StopProbes => {
+                for which in [Which::Ready, Which::Live] {
+                    for (leaf, _) in instance.health(which).into_iter().flat_map(crate::health::Health::leaves) {
+                        let key = ProbeKey { instance: id.clone(), attempt: key.attempt, which, leaf };
+                        self.out.effects.push(Effect::StopProbe(key));
+                    }
+                }
+            }
+            instance::Command::Persist => {
+                self.out.changes.push(Change::Instance(Box::new(instance.record().clone())));
+            }
+            instance::Command::Forget(attempt) => self.out.effects.push(Effect::Forget(LaunchKey { attempt, ..key })),
+            instance::Command::Note(kind, cause) => {
+                let resource = ResourceId::new(instance.record().kind, id.workload.clone());
+                self.note(kind, Some(resource), Some(id.clone()), Some(id.release), cause);
+            }
+        }
+    }
+
+    // === volumes ===
+
+    fn volume_done(&mut self, id: &ResourceId, result: Result<(), Diagnostic>) {
+        let Some(volume) = self.volumes.get_mut(id) else { return };
+        volume.busy = false;
+        match result {
+            Ok(()) => volume.exists = volume.want.is_some(),
+            Err(problem) => volume.problem = Some(problem),
+        }
+        self.changed.insert(id.clone());
+    }
+
+    fn reconcile_volume(&mut self, id: &ResourceId) {
+        let Some(volume) = self.volumes.get_mut(id) else { return };
+        if volume.busy || volume.problem.is_some() {
+            return;
+        }
+        match &volume.want {
+            Some(want) if !volume.exists => {
+                volume.busy = true;
+                self.out.effects.push(Effect::CreateVolume { resource: id.clone(), path: want.path.clone() });
+            }
+            None if !volume.exists => {
+                self.volumes.remove(id);
+            }
+            _ => {}
+        }
+    }
+
+    // === telling ===
+
+    fn note(
+        &mut self,
+        kind: EventKind,
+        resource: Option<ResourceId>,
+        instance: Option<InstanceId>,
+        release: Option<ReleaseNumber>,
+        cause: String,
+    ) {
+        let run = self.run.as_ref().map(|run| run.record.id);
+        let environment = self.record.id.clone();
+        let note = Note { sequence: 0, at: 0, environment, kind, resource, instance, release, run, cause };
+        self.out.changes.push(Change::Event(Box::new(note)));
+    }
+
+    fn journal(&mut self, key: String, entry: JournalKind) {
+        let run = self.run.as_ref().map(|run| run.record.id);
+        self.out.changes.push(Change::Journal(JournalEntry { key, run, entry }));
+    }
+
+    // === what depends on what ===
+
+    /// Records what is wanted of a resource, and so who depends on whom.
+    fn index_dependencies(&mut self, id: &ResourceId, resource: Option<&Resource>) {
+        for users in self.users.values_mut() {
+            users.remove(id);
+        }
+        if let Some(resource) = resource {
+            let mut on: BTreeSet<ResourceId> = resource.dependencies().into_keys().collect();
+            if let Some(service) = resource.as_service() {
+                for probe in [&service.health.ready, &service.health.live].into_iter().flatten() {
+                    let health = crate::health::Health::new(probe.clone());
+                    on.extend(health.dependencies().map(|name| service_id(name)));
+                }
+            }
+            for dependency in on {
+                self.users.entry(dependency).or_default().insert(id.clone());
+            }
+        }
+    }
+
+    /// Tells the users of a resource whether it is there for them.
+    fn tell_users(&mut self, now: Now, id: &ResourceId) {
+        let Some(users) = self.users.get(id).cloned() else { return };
+        let ready = self.serves(id);
+        for user in users {
+            self.dependency_changed(now, &user, id, ready);
+        }
+    }
+
+    fn dependency_changed(&mut self, now: Now, user: &ResourceId, on: &ResourceId, serves: bool) {
+        let Some(workload) = self.workloads.get_mut(user) else { return };
+        let dependency = workload.want.as_ref().and_then(|w| w.resource.dependencies().get(on).copied());
+        let members: Vec<InstanceId> = workload.members.iter().cloned().collect();
+        if let Some(dependency) = dependency
+            && dependency.on_loss != OnLoss::Ignore
+        {
+            let changed = if serves { workload.lost.remove(on) } else { workload.begun && workload.lost.insert(on.clone()) };
+            let held = workload.lost.iter().any(|lost| {
+                workload.want.as_ref().and_then(|w| w.resource.dependencies().get(lost).copied()).is_some_and(|d| d.on_loss == OnLoss::Hold)
+            });
+            if changed {
+                let (kind, verb) = if serves {
+                    (EventKind::DependencyRestored, "is there again")
+                } else {
+                    (EventKind::DependencyLost, "was lost")
+                };
+                let then = match (dependency.on_loss, serves) {
+                    (OnLoss::Hold, false) => ": requests are held",
+                    (OnLoss::Stop, false) => ": stopping",
+                    _ => "",
+                };
+                self.note(kind, Some(user.clone()), None, None, format!("{on} {verb}{then}"));
+                self.changed.insert(user.clone());
+                for member in &members {
+                    self.to_instance(now, member, instance::Event::Held(held));
+                }
+                self.routes.touch();
+            }
+        }
+        if on.kind == ResourceKind::Service {
+            for member in &members {
+                self.to_instance(now, member, instance::Event::DependencyReady(on.name.clone(), serves));
+            }
+        }
+    }
+}
+
+/// Journal key of a launch.
+fn launch_intent(key: &LaunchKey) -> String {
+    format!("{key} launch")
+}
+
+/// Id of the service with this name.
+fn service_id(name: &Name) -> ResourceId {
+    ResourceId::new(ResourceKind::Service, name.clone())
+}
+
+/// Whether an instance is on its way out.
+fn is_leaving(instance: &Instance) -> bool {
+    instance.intent() != orchestra_model::record::InstanceIntent::Run || *instance.phase() == Phase::Gone
+}

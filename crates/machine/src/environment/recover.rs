@@ -1,0 +1,149 @@
+//! From what is on disk and what the provider sees to a machine that goes on where the last one died.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use orchestra_model::{
+    InstanceId, Now, Resource, ResourceId, ResourceKind,
+    launch::Observed,
+    record::{EnvironmentState, InstanceIntent, RunState, StepState},
+};
+
+use super::{
+    Environment, Settings, VolumeState,
+    run::ActiveRun,
+    workload::{Want, Workload},
+};
+use crate::{Batch, Effect, instance::Instance};
+
+impl Environment {
+    /// Recovers. `observed` says for each instance what the provider found under its last attempt; a missing entry or
+    /// `None` means that it was never started. The batch carries what must be done first.
+    pub fn recover(
+        state: EnvironmentState,
+        observed: &BTreeMap<InstanceId, Option<Observed>>,
+        settings: Arc<Settings>,
+        now: Now,
+    ) -> (Self, Batch) {
+        let mut this = Self::new(state.environment, settings);
+        this.releases = state.releases;
+        this.resources = state.resources;
+        let running = state.run.filter(|run| !run.state.is_final());
+
+        // What is wanted: what was last applied, unless a step of the run was about to change it.
+        let applied: Vec<(ResourceId, Resource, orchestra_model::ReleaseNumber)> =
+            this.resources.iter().map(|(id, r)| (id.clone(), r.applied.clone(), r.release)).collect();
+        for (id, resource, release) in applied {
+            this.index_dependencies(&id, Some(&resource));
+            match (id.kind, resource) {
+                (ResourceKind::Volume, Resource::Volume(volume)) => {
+                    this.volumes.insert(id, VolumeState { want: Some(volume), exists: true, busy: false, problem: None });
+                }
+                (ResourceKind::Service, resource) => {
+                    let want = Want::new(resource, release);
+                    let workload =
+                        Workload { last: Some(want.resource.clone()), want: Some(want), begun: true, ..Workload::default() };
+                    this.workloads.insert(id, workload);
+                }
+                _ => {}
+            }
+        }
+
+        let mut orphaned = Vec::new();
+        for (id, record) in state.instances {
+            let resource = ResourceId::new(record.kind, id.workload.clone());
+            let spec = this.spec_of(&resource, &record.launch_digest, running.as_ref());
+            let Some(want) = spec else {
+                orphaned.push(id.clone());
+                // Nobody knows what it was made from any more: it can only be stopped.
+                this.out.effects.push(Effect::Terminate {
+                    key: this.launch_key(&id, record.attempt),
+                    how: orchestra_model::launch::Termination {
+                        signal: orchestra_model::desired::Signal::Term,
+                        grace: orchestra_model::quantity::Timespan::seconds(10),
+                    },
+                });
+                continue;
+            };
+            let mut record = record;
+            let seen = observed.get(&id).and_then(Option::as_ref);
+            if seen.is_none() && record.intent == InstanceIntent::Run && record.last_exit.is_some() {
+                // Its last attempt ended and was forgotten before the next was written down.
+                record.attempt += 1;
+                record.was_ready = false;
+            }
+            let (ready, live) = want.health();
+            let (instance, commands) = Instance::recover(record, want.policy(), ready, live, seen, now, &mut this.rng);
+            let (endpoint, was_ready) = (None, false);
+            this.instances.insert(id.clone(), instance);
+            let workload = this.workloads.entry(resource.clone()).or_default();
+            workload.members.insert(id.clone());
+            workload.begun = true;
+            if workload.want.is_none() && workload.last.is_none() {
+                workload.last = Some(want.resource.clone());
+            }
+            this.persist(&id);
+            this.after_instance(now, &id, commands, endpoint, was_ready);
+            this.changed.insert(resource);
+        }
+        for id in orphaned {
+            this.out.changes.push(orchestra_model::record::Change::ForgetInstance(this.record.id.clone(), id));
+        }
+
+        this.routes.touch();
+        let everything: Vec<ResourceId> = this.resources.keys().cloned().collect();
+        this.changed.extend(everything);
+        if let Some(run) = running {
+            this.resume_run(now, run);
+        } else if this.record.run.take().is_some() {
+            this.record_changed = true;
+        }
+        // Facts that are not asked: who is ready for whom.
+        let services: Vec<ResourceId> = this.workloads.keys().cloned().collect();
+        for id in services {
+            this.tell_users(now, &id);
+        }
+        let batch = this.finish(now);
+        (this, batch)
+    }
+
+    /// What an instance was made from: what is wanted now, the run's release, or the stable one.
+    fn spec_of(
+        &self,
+        id: &ResourceId,
+        launch_digest: &orchestra_model::Digest,
+        run: Option<&orchestra_model::record::RunRecord>,
+    ) -> Option<Want> {
+        let current = self.workloads.get(id).and_then(|w| w.want.clone());
+        let planned = run.and_then(|run| {
+            let resource = run.plan.desired.as_ref()?.resources.get(id)?.clone();
+            Some(Want::new(resource, run.release?))
+        });
+        let stable = self.record.stable.and_then(|n| self.releases.get(&n)).and_then(|release| {
+            Some(Want::new(release.desired.resources.get(id)?.clone(), release.number))
+        });
+        let candidates: Vec<Want> = [current, planned, stable].into_iter().flatten().collect();
+        let exact = candidates.iter().find(|want| want.launch_digest == *launch_digest);
+        exact.or(candidates.first()).cloned()
+    }
+
+    fn resume_run(&mut self, now: Now, record: orchestra_model::record::RunRecord) {
+        let state = record.state;
+        let steps = record.plan.steps.clone();
+        let begun: Vec<(ResourceId, StepState)> = record.steps.iter().map(|(id, s)| (id.clone(), *s)).collect();
+        self.run = Some(ActiveRun::resumed(record));
+        for (id, step_state) in begun {
+            // Steps that were running (or, on the way back, not yet put back) are begun again: it is idempotent.
+            if step_state == StepState::Running || (state == RunState::Reverting && step_state == StepState::Failed) {
+                if let Some(step) = steps.iter().find(|s| s.resource == id) {
+                    self.begin_step(now, step);
+                }
+            }
+        }
+        if state == RunState::Reverting {
+            self.revert_ready_steps(now);
+            self.conclude(now);
+        } else {
+            self.continue_run(now);
+        }
+    }
+}

@@ -1,0 +1,699 @@
+//! The run: walks exactly the graph that the plan printed, and turns back as a whole when a step fails.
+//!
+//! ```text
+//!   Running --- every step succeeded --------------------------------> Succeeded
+//!      |
+//!      | a step failed or passed its deadline, or a person cancelled
+//!      v
+//!   Reverting - every touched step is put back, in reverse order ----> Failed | Cancelled
+//! ```
+//!
+//! A step begins when everything that it waits for holds, and is done when the world shows it. Each has a deadline of
+//! its own, so the whole has one. Reverting puts each touched resource back to what the stable release says of it, or
+//! removes it if that says nothing; what cannot be put back within its deadline is named in the run's record.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use orchestra_model::{
+    Code, Diagnostic, EventKind, InstanceId, Now, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
+    plan::{Action, Step, Wait},
+    record::{
+        Change, JournalKind, ReleaseRecord, ReleaseState, ResourceRecord, RunKind, RunRecord, RunState, StepState,
+    },
+};
+
+use super::{Environment, workload::Want};
+use crate::{
+    Effect,
+    instance::{Event, Instance},
+};
+
+/// Time for a volume to be made or deleted.
+const VOLUME_DEADLINE: Duration = Duration::from_secs(60);
+/// Time beyond grace and drain for a workload to be gone.
+const STOP_MARGIN: Duration = Duration::from_secs(30);
+
+/// A run that has not ended.
+#[derive(Clone, Debug)]
+pub(super) struct ActiveRun {
+    pub(super) record: RunRecord,
+    cancelled: bool,
+    /// Steps that wait for a resource, by position.
+    waiters: BTreeMap<ResourceId, BTreeSet<usize>>,
+    position: BTreeMap<ResourceId, usize>,
+    deadlines: BTreeMap<ResourceId, Now>,
+    /// Steps whose revert was begun.
+    reverting: BTreeSet<ResourceId>,
+    /// Steps in these states.
+    succeeded: usize,
+    reverted: usize,
+    not_reverted: Vec<ResourceId>,
+}
+
+impl ActiveRun {
+    pub(super) fn new(record: RunRecord) -> Self {
+        let mut waiters: BTreeMap<ResourceId, BTreeSet<usize>> = BTreeMap::new();
+        let mut position = BTreeMap::new();
+        for (index, step) in record.plan.steps.iter().enumerate() {
+            position.insert(step.resource.clone(), index);
+            for on in step.after.keys() {
+                waiters.entry(on.clone()).or_default().insert(index);
+            }
+        }
+        Self {
+            record,
+            cancelled: false,
+            waiters,
+            position,
+            deadlines: BTreeMap::new(),
+            reverting: BTreeSet::new(),
+            succeeded: 0,
+            reverted: 0,
+            not_reverted: Vec::new(),
+        }
+    }
+
+    /// A run after a recovery.
+    pub(super) fn resumed(record: RunRecord) -> Self {
+        let cancelled = record.problems.iter().any(|p| p.code == Code::RUN_CANCELLED);
+        let mut run = Self::new(record);
+        run.cancelled = cancelled;
+        for state in run.record.steps.values() {
+            run.succeeded += usize::from(*state == StepState::Succeeded);
+            run.reverted += usize::from(*state == StepState::Reverted);
+        }
+        run
+    }
+
+    pub(super) fn deadline(&self) -> Option<Now> {
+        self.deadlines.values().min().copied()
+    }
+
+    fn step(&self, id: &ResourceId) -> Option<&Step> {
+        self.position.get(id).map(|index| &self.record.plan.steps[*index])
+    }
+
+    fn state(&self, id: &ResourceId) -> Option<StepState> {
+        self.record.steps.get(id).copied()
+    }
+
+    /// Resources whose step has not ended.
+    pub(super) fn unfinished(&self) -> Vec<ResourceId> {
+        let open = |state: Option<StepState>| match self.record.state {
+            RunState::Reverting => state.is_some_and(|s| s != StepState::Reverted),
+            _ => matches!(state, None | Some(StepState::Running)),
+        };
+        self.record.plan.steps.iter().map(|s| &s.resource).filter(|id| open(self.state(id))).cloned().collect()
+    }
+}
+
+impl Environment {
+    pub(super) fn run_requested(&mut self, now: Now, run: RunRecord, release: Option<ReleaseRecord>, source: String) {
+        self.record.generation = run.generation;
+        self.record.run = Some(run.id);
+        self.record.source = source;
+        self.record_changed = true;
+        if let Some(release) = release {
+            self.record.last_release = release.number;
+            self.out.changes.push(Change::Release(Box::new(release.clone())));
+            let (number, reason) = (release.number, release.reason.clone());
+            self.releases.insert(number, release);
+            self.note(EventKind::ReleaseCreated, None, None, Some(number), reason);
+        }
+        self.out.changes.push(Change::Run(Box::new(run.clone())));
+        let cause = describe(&run.kind, run.release);
+        self.run = Some(ActiveRun::new(run));
+        self.note(EventKind::RunStarted, None, None, None, cause);
+        self.continue_run(now);
+    }
+
+    /// Looks at every step again: at the start of a run, and after a recovery.
+    pub(super) fn continue_run(&mut self, now: Now) {
+        let Some(run) = &self.run else { return };
+        let steps: Vec<ResourceId> = run.record.plan.steps.iter().map(|s| s.resource.clone()).collect();
+        for id in &steps {
+            self.try_begin(now, id);
+        }
+        self.changed.extend(steps);
+        self.conclude(now);
+    }
+
+    pub(super) fn cancel_requested(&mut self, now: Now, id: RunId) {
+        let Some(run) = &mut self.run else { return };
+        if run.record.id != id || run.record.state != RunState::Running {
+            return;
+        }
+        run.cancelled = true;
+        run.record.problems.push(Diagnostic::error(Code::RUN_CANCELLED, "the run was cancelled"));
+        self.begin_revert(now, "cancelled".to_owned());
+    }
+
+    /// A resource changed: its step may be done or failed, and steps that wait for it may begin.
+    pub(super) fn advance_run(&mut self, now: Now, id: &ResourceId) {
+        let Some(run) = &self.run else { return };
+        match run.record.state {
+            RunState::Running => {
+                if run.state(id) == Some(StepState::Running) {
+                    self.check_step(now, id);
+                }
+                self.wake_waiters(now, id);
+            }
+            RunState::Reverting => self.check_revert(now, id),
+            RunState::Succeeded | RunState::Failed | RunState::Cancelled => {}
+        }
+        self.conclude(now);
+    }
+
+    fn wake_waiters(&mut self, now: Now, id: &ResourceId) {
+        let Some(run) = &self.run else { return };
+        let waiting: Vec<ResourceId> = run
+            .waiters
+            .get(id)
+            .into_iter()
+            .flatten()
+            .map(|index| run.record.plan.steps[*index].resource.clone())
+            .collect();
+        for step in waiting {
+            self.try_begin(now, &step);
+        }
+    }
+
+    pub(super) fn run_tick(&mut self, now: Now) {
+        let Some(run) = &self.run else { return };
+        let due: Vec<ResourceId> = run.deadlines.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
+        for id in due {
+            let waits = self.step_waits_for(&id).unwrap_or_else(|| "nothing that is known".to_owned());
+            let Some(run) = &mut self.run else { return };
+            run.deadlines.remove(&id);
+            match run.record.state {
+                RunState::Running => {
+                    let problem = Diagnostic::error(Code::RUN_TIMED_OUT, format!("{id} did not finish in time"))
+                        .note(format!("it waited for {waits}"));
+                    self.fail_step(now, &id, problem);
+                }
+                RunState::Reverting => {
+                    run.not_reverted.push(id.clone());
+                    self.reverted(now, &id);
+                }
+                _ => {}
+            }
+        }
+        self.conclude(now);
+    }
+
+    // === forward ===
+
+    /// What a step waits for before it can begin; `None` if nothing.
+    fn step_obstacle(&self, step: &Step) -> Option<String> {
+        let run = self.run.as_ref()?;
+        step.after.iter().find_map(|(on, wait)| {
+            let done = run.step(on).is_none() || run.state(on) == Some(StepState::Succeeded);
+            match wait {
+                Wait::Until(condition) if !done || !self.holds(on, *condition) => {
+                    let what = match condition {
+                        orchestra_model::desired::Condition::Started => "to start",
+                        orchestra_model::desired::Condition::Ready => "to be ready",
+                        orchestra_model::desired::Condition::Completed => "to complete",
+                    };
+                    Some(format!("{on} {what}"))
+                }
+                Wait::Gone if !done => Some(format!("{on} to be gone")),
+                _ => None,
+            }
+        })
+    }
+
+    /// What the step of a resource waits for, in words.
+    pub(super) fn step_waits_for(&self, id: &ResourceId) -> Option<String> {
+        let run = self.run.as_ref()?;
+        let step = run.step(id)?;
+        match run.state(id) {
+            None => self.step_obstacle(step),
+            Some(StepState::Succeeded | StepState::Reverted) => None,
+            Some(StepState::Running | StepState::Failed) => self.workload_waits_for(id),
+        }
+    }
+
+    /// What a workload or volume waits for, in words.
+    pub(super) fn workload_waits_for(&self, id: &ResourceId) -> Option<String> {
+        let Some(workload) = self.workloads.get(id) else {
+            return self.volumes.get(id).filter(|v| v.busy).map(|_| "its directory".to_owned());
+        };
+        let instances = || workload.members.iter().filter_map(|m| self.instances.get(m));
+        let own = |i: &&Instance| workload.want.as_ref().is_none_or(|w| i.record().launch_digest == w.launch_digest);
+        let current = instances().filter(own).find_map(|i| i.waits_for().map(|w| format!("{}: {w}", i.record().id)));
+        current
+            .or_else(|| instances().find_map(|i| i.waits_for().map(|w| format!("{}: {w}", i.record().id))))
+            .or_else(|| (!self.routes.is_settled()).then(|| "the proxy to take the new routes".to_owned()))
+    }
+
+    fn try_begin(&mut self, now: Now, id: &ResourceId) {
+        let Some(run) = &self.run else { return };
+        if run.record.state != RunState::Running || run.state(id).is_some() {
+            // A step that was running when the control plane died is begun again: beginning is idempotent.
+            return;
+        }
+        let Some(step) = run.step(id).cloned() else { return };
+        if self.step_obstacle(&step).is_none() {
+            self.set_step(id, StepState::Running);
+            let reason = step.reasons.first().cloned().unwrap_or_else(|| "planned".to_owned());
+            self.note(EventKind::StepStarted, Some(id.clone()), None, None, reason);
+            self.journal_step(id, JournalKind::Intent);
+            self.begin_step(now, &step);
+        }
+    }
+
+    /// Begins a step, or begins it again after a recovery.
+    pub(super) fn begin_step(&mut self, now: Now, step: &Step) {
+        let Some(run) = &mut self.run else { return };
+        let id = step.resource.clone();
+        let desired = run.record.plan.desired.as_ref().and_then(|d| d.resources.get(&id)).cloned();
+        let release = run.record.release;
+        let target = if step.action == Action::Delete { None } else { desired.zip(release) };
+        let deadline = now + self.step_deadline(&id, target.as_ref().map(|(resource, _)| resource));
+        self.run.as_mut().expect("checked above").deadlines.insert(id.clone(), deadline);
+        // What was given up gets another chance.
+        let failed: Vec<InstanceId> = self
+            .workloads
+            .get(&id)
+            .into_iter()
+            .flat_map(|w| w.members.iter())
+            .filter(|m| self.instances.get(*m).is_some_and(Instance::is_failed))
+            .cloned()
+            .collect();
+        for instance in failed {
+            self.to_instance(now, &instance, Event::Stop { cause: "it is replaced".to_owned() });
+        }
+        self.set_target(now, &id, target);
+    }
+
+    /// Makes `target` what is wanted of a resource.
+    fn set_target(&mut self, now: Now, id: &ResourceId, target: Option<(Resource, ReleaseNumber)>) {
+        match id.kind {
+            ResourceKind::Service => self.want_service(now, id, target),
+            ResourceKind::Volume => {
+                let volume = self.volumes.entry(id.clone()).or_default();
+                volume.problem = None;
+                match target {
+                    Some((Resource::Volume(want), _)) => {
+                        // Making a directory that is there is a success, so it is not asked first.
+                        volume.exists = false;
+                        volume.want = Some(want);
+                    }
+                    _ => {
+                        if let Some(want) = volume.want.take()
+                            && want.managed
+                        {
+                            volume.busy = true;
+                            volume.exists = true;
+                            let effect = Effect::DeleteVolume { resource: id.clone(), path: want.path };
+                            self.out.effects.push(effect);
+                        } else {
+                            volume.exists = false;
+                        }
+                    }
+                }
+                self.changed.insert(id.clone());
+            }
+            ResourceKind::Job => {
+                let wanted = target.map(|(resource, release)| Want::new(resource, release));
+                self.index_dependencies(id, wanted.as_ref().map(|w| &*w.resource));
+                let workload = self.workloads.entry(id.clone()).or_default();
+                workload.want.clone_from(&wanted);
+                let runs = workload.members.iter().any(|m| {
+                    self.instances.get(m).is_some_and(|i| {
+                        !super::is_leaving(i) && wanted.as_ref().is_some_and(|w| w.launch_digest == i.record().launch_digest)
+                    })
+                });
+                if let Some(want) = wanted
+                    && !runs
+                {
+                    if let Some(record) = self.resources.get_mut(id) {
+                        record.completed = false;
+                    }
+                    self.add_instance(now, id, &want);
+                }
+                self.changed.insert(id.clone());
+            }
+        }
+    }
+
+    fn step_deadline(&self, id: &ResourceId, target: Option<&Resource>) -> Duration {
+        let leaving = |resource: &Resource| match resource {
+            Resource::Service(s) => s.rollout.drain.requests.duration() * 2 + s.stop.grace.duration() + STOP_MARGIN,
+            Resource::Job(j) => j.stop.grace.duration() + STOP_MARGIN,
+            Resource::Volume(_) => VOLUME_DEADLINE,
+        };
+        match target {
+            Some(Resource::Service(service)) => service.rollout.deadline.duration(),
+            Some(Resource::Job(job)) => {
+                let tries = job.retries.saturating_add(1);
+                let pauses = (0..job.retries.min(20)).map(|n| job.backoff.duration().saturating_mul(1 << n.min(16)));
+                (job.timeout.duration() + job.stop.grace.duration() + STOP_MARGIN).saturating_mul(tries)
+                    + pauses.sum::<Duration>().mul_f64(1.1)
+            }
+            Some(Resource::Volume(_)) => VOLUME_DEADLINE,
+            None => self.resources.get(id).map_or(VOLUME_DEADLINE, |record| leaving(&record.applied)),
+        }
+    }
+
+    fn check_step(&mut self, now: Now, id: &ResourceId) {
+        let Some(run) = &self.run else { return };
+        let Some(step) = run.step(id) else { return };
+        let delete = step.action == Action::Delete;
+        match self.target_state(id, delete) {
+            TargetState::Moving => {}
+            TargetState::Reached => self.finish_step(now, id, delete),
+            TargetState::Failed(problem, culprit) => {
+                if let (Some(run), Some(culprit)) = (&mut self.run, culprit) {
+                    run.record.culprits.push(culprit);
+                }
+                self.fail_step(now, id, problem);
+            }
+        }
+    }
+
+    /// Where a resource stands on its way to what is wanted of it.
+    fn target_state(&self, id: &ResourceId, delete: bool) -> TargetState {
+        if let Some(problem) = self.routes.problems.iter().find(|(route, _)| id.kind == ResourceKind::Service && route.service == id.name) {
+            return TargetState::Failed(problem.1.clone(), None);
+        }
+        match id.kind {
+            ResourceKind::Volume => match self.volumes.get(id) {
+                Some(volume) if volume.problem.is_some() => {
+                    TargetState::Failed(volume.problem.clone().expect("checked"), None)
+                }
+                Some(volume) if volume.busy || (volume.want.is_some() != volume.exists) => TargetState::Moving,
+                _ => TargetState::Reached,
+            },
+            ResourceKind::Job | ResourceKind::Service if delete => {
+                let gone = self.workloads.get(id).is_none_or(|w| w.members.is_empty());
+                if gone && self.routes.is_settled() { TargetState::Reached } else { TargetState::Moving }
+            }
+            ResourceKind::Job => {
+                let Some(workload) = self.workloads.get(id) else { return TargetState::Moving };
+                let mut instances = workload.members.iter().filter_map(|m| self.instances.get(m)).filter(|i| !super::is_leaving(i));
+                if let Some(failed) = instances.clone().find(|i| i.is_failed()) {
+                    let problem = failed.problem().cloned().unwrap_or_else(|| Diagnostic::error(Code::JOB_FAILED, format!("{id} failed")));
+                    return TargetState::Failed(problem, Some(failed.record().id.clone()));
+                }
+                if instances.any(Instance::is_completed) { TargetState::Reached } else { TargetState::Moving }
+            }
+            ResourceKind::Service => self.service_state(id),
+        }
+    }
+
+    fn service_state(&self, id: &ResourceId) -> TargetState {
+        let Some(workload) = self.workloads.get(id) else { return TargetState::Moving };
+        let Some(want) = &workload.want else { return TargetState::Moving };
+        let Some(service) = want.resource.as_service() else { return TargetState::Moving };
+        let instances = || workload.members.iter().filter_map(|m| self.instances.get(m)).filter(|i| !super::is_leaving(i));
+        let current = |i: &&Instance| i.record().launch_digest == want.launch_digest;
+        // One that was given up, or that was not ready in time, decides; one that only exited may still recover.
+        let hopeless = instances().filter(current).find(|i| i.is_failed() || i.problem().is_some_and(|p| p.code == Code::NOT_READY));
+        if let Some(failed) = hopeless {
+            let problem = failed.problem().cloned().unwrap_or_else(|| Diagnostic::error(Code::EXITED, format!("{id} failed")));
+            return TargetState::Failed(problem, Some(failed.record().id.clone()));
+        }
+        let ready = instances().filter(current).filter(|i| {
+            i.is_ready() && (service.ports.is_empty() || self.routes.admitted(&i.record().id, i.record().attempt))
+        });
+        let enough = ready.count() == service.replicas as usize;
+        let no_old = instances().all(|i| current(&i));
+        let exact = instances().count() == service.replicas as usize;
+        if enough && no_old && exact && self.routes.is_settled() { TargetState::Reached } else { TargetState::Moving }
+    }
+
+    fn finish_step(&mut self, now: Now, id: &ResourceId, delete: bool) {
+        self.set_step(id, StepState::Succeeded);
+        self.journal_step(id, JournalKind::Done);
+        let run = self.run.as_mut().expect("a step of the active run is finished");
+        run.deadlines.remove(id);
+        let release = run.record.release;
+        let applied = run.record.plan.desired.as_ref().and_then(|d| d.resources.get(id)).cloned();
+        if delete {
+            self.forget_resource(id);
+        } else if let (Some(applied), Some(release)) = (applied, release) {
+            self.write_resource(id, applied, release, true);
+        }
+        self.clear_job(now, id);
+        self.note(EventKind::StepSucceeded, Some(id.clone()), None, None, if delete { "gone" } else { "as wanted" }.to_owned());
+        self.wake_waiters(now, id);
+    }
+
+    fn forget_resource(&mut self, id: &ResourceId) {
+        self.index_dependencies(id, None);
+        self.volumes.remove(id);
+        if self.resources.remove(id).is_some() {
+            self.out.changes.push(Change::ForgetResource(self.record.id.clone(), id.clone()));
+        }
+        if id.kind == ResourceKind::Service {
+            self.record_changed |= self.record.chosen_ports.remove(&id.name).is_some();
+        }
+    }
+
+    fn write_resource(&mut self, id: &ResourceId, applied: Resource, release: ReleaseNumber, completed: bool) {
+        let record = ResourceRecord {
+            environment: self.record.id.clone(),
+            id: id.clone(),
+            digest: applied.digest(),
+            depends_on: applied.dependencies(),
+            completed: completed && id.kind == ResourceKind::Job,
+            applied,
+            release,
+        };
+        self.out.changes.push(Change::Resource(Box::new(record.clone())));
+        self.resources.insert(id.clone(), record);
+    }
+
+    /// Ends the instances of a job that has ended; its outcome is in its record.
+    fn clear_job(&mut self, now: Now, id: &ResourceId) {
+        if id.kind == ResourceKind::Job {
+            let members: Vec<InstanceId> = self.workloads.get(id).into_iter().flat_map(|w| w.members.clone()).collect();
+            for member in members {
+                self.to_instance(now, &member, Event::Stop { cause: "the job has ended".to_owned() });
+            }
+            if let Some(workload) = self.workloads.get_mut(id) {
+                workload.want = None;
+            }
+            self.changed.insert(id.clone());
+        }
+    }
+
+    fn fail_step(&mut self, now: Now, id: &ResourceId, problem: Diagnostic) {
+        let message = problem.message.clone();
+        self.set_step(id, StepState::Failed);
+        self.journal_step(id, JournalKind::Failed(message.clone()));
+        self.note(EventKind::StepFailed, Some(id.clone()), None, None, message.clone());
+        let run = self.run.as_mut().expect("a step of the active run failed");
+        run.deadlines.remove(id);
+        run.record.problems.push(problem);
+        self.begin_revert(now, format!("{id} failed: {message}"));
+    }
+
+    // === back ===
+
+    fn begin_revert(&mut self, now: Now, cause: String) {
+        let Some(run) = &mut self.run else { return };
+        run.record.state = RunState::Reverting;
+        run.deadlines.clear();
+        self.out.changes.push(Change::Run(Box::new(run.record.clone())));
+        self.note(EventKind::RunReverting, None, None, None, cause);
+        self.revert_ready_steps(now);
+        self.conclude(now);
+    }
+
+    /// Begins to put back every touched step whose dependents have been put back.
+    pub(super) fn revert_ready_steps(&mut self, now: Now) {
+        let Some(run) = &self.run else { return };
+        let touched = |id: &ResourceId| run.state(id).is_some();
+        let open = |id: &ResourceId| run.state(id).is_some_and(|s| s != StepState::Reverted);
+        let ready: Vec<ResourceId> = run
+            .record
+            .plan
+            .steps
+            .iter()
+            .rev()
+            .map(|step| &step.resource)
+            .filter(|id| open(id) && !run.reverting.contains(id))
+            .filter(|id| {
+                let waiting = run.waiters.get(*id).into_iter().flatten();
+                waiting.map(|index| &run.record.plan.steps[*index].resource).all(|user| !touched(user) || !open(user))
+            })
+            .cloned()
+            .collect();
+        for id in ready {
+            self.revert_step(now, &id);
+        }
+    }
+
+    fn revert_step(&mut self, now: Now, id: &ResourceId) {
+        let stable = self.record.stable.and_then(|n| self.releases.get(&n));
+        let previous = stable.and_then(|r| r.desired.resources.get(id).cloned().map(|resource| (resource, r.number)));
+        let run = self.run.as_mut().expect("a step of the active run is reverted");
+        run.reverting.insert(id.clone());
+        // Long enough for the old ones to return and for the new ones to leave.
+        let way_back = self.step_deadline(id, previous.as_ref().map(|(r, _)| r));
+        let run = self.run.as_mut().expect("checked above");
+        run.deadlines.insert(id.clone(), now + way_back);
+        match (id.kind, previous) {
+            // What a job did cannot be undone; a job that still runs is ended.
+            (ResourceKind::Job, previous) => {
+                if let Some((resource, release)) = previous {
+                    let completed = self.resources.get(id).is_some_and(|r| r.completed && r.digest == resource.digest());
+                    self.write_resource(id, resource, release, completed);
+                } else {
+                    self.forget_resource(id);
+                }
+                self.clear_job(now, id);
+            }
+            // A volume keeps its data: it is only forgotten, and found again by the next `up`.
+            (ResourceKind::Volume, None) => {
+                self.volumes.remove(id);
+            }
+            (_, previous) => self.set_target(now, id, previous),
+        }
+        self.changed.insert(id.clone());
+    }
+
+    fn check_revert(&mut self, now: Now, id: &ResourceId) {
+        let Some(run) = &self.run else { return };
+        if !run.reverting.contains(id) || run.state(id) == Some(StepState::Reverted) {
+            return;
+        }
+        let stable = self.record.stable.and_then(|n| self.releases.get(&n));
+        let kept = id.kind != ResourceKind::Job && stable.is_some_and(|r| r.desired.resources.contains_key(id));
+        match self.target_state(id, !kept) {
+            TargetState::Reached => self.reverted(now, id),
+            TargetState::Moving => {}
+            TargetState::Failed(..) => {
+                if let Some(run) = &mut self.run {
+                    run.not_reverted.push(id.clone());
+                }
+                self.reverted(now, id);
+            }
+        }
+    }
+
+    fn reverted(&mut self, now: Now, id: &ResourceId) {
+        let stable = self.record.stable.and_then(|n| self.releases.get(&n));
+        let previous = stable.and_then(|r| r.desired.resources.get(id).cloned().map(|resource| (resource, r.number)));
+        if id.kind != ResourceKind::Job {
+            match previous {
+                Some((resource, release)) => self.write_resource(id, resource, release, false),
+                None => self.forget_resource(id),
+            }
+        }
+        self.set_step(id, StepState::Reverted);
+        if let Some(run) = &mut self.run {
+            run.deadlines.remove(id);
+        }
+        self.revert_ready_steps(now);
+    }
+
+    // === end ===
+
+    /// Ends the run if it has reached its end.
+    pub(super) fn conclude(&mut self, _now: Now) {
+        let Some(run) = &self.run else { return };
+        let total = run.record.plan.steps.len();
+        match run.record.state {
+            RunState::Running if run.succeeded == total => self.succeed(),
+            RunState::Reverting if run.reverted == run.record.steps.len() => self.end_reverted(),
+            _ => {}
+        }
+    }
+
+    fn succeed(&mut self) {
+        let Some(mut run) = self.run.take() else { return };
+        run.record.state = RunState::Succeeded;
+        if let Some(old) = self.record.stable
+            && Some(old) != run.record.release
+        {
+            self.out.changes.push(Change::ReleaseState(self.record.id.clone(), old, ReleaseState::Retired));
+        }
+        self.record.stable = run.record.release;
+        if let Some(number) = run.record.release {
+            self.out.changes.push(Change::ReleaseState(self.record.id.clone(), number, ReleaseState::Stable));
+            self.note(EventKind::ReleaseStable, None, None, Some(number), "every step succeeded".to_owned());
+        }
+        self.end_run(run, EventKind::RunSucceeded, "every step succeeded".to_owned());
+    }
+
+    fn end_reverted(&mut self) {
+        let Some(mut run) = self.run.take() else { return };
+        run.record.state = if run.cancelled { RunState::Cancelled } else { RunState::Failed };
+        let put_back = match self.record.stable {
+            Some(stable) => format!("release {stable} is in force again"),
+            None => "nothing runs, as before".to_owned(),
+        };
+        let reverted = if run.record.steps.is_empty() {
+            "nothing had been changed".to_owned()
+        } else if run.not_reverted.is_empty() {
+            put_back
+        } else {
+            let names: Vec<String> = run.not_reverted.iter().map(ToString::to_string).collect();
+            format!("{put_back}, except {}: see `orchestra status`", names.join(", "))
+        };
+        run.record.reverted = Some(reverted.clone());
+        if let Some(release) = run.record.release {
+            self.out.changes.push(Change::ReleaseState(self.record.id.clone(), release, ReleaseState::Failed));
+        }
+        let kind = if run.cancelled { EventKind::RunCancelled } else { EventKind::RunFailed };
+        self.end_run(run, kind, reverted);
+    }
+
+    fn end_run(&mut self, run: ActiveRun, kind: EventKind, cause: String) {
+        self.record.run = None;
+        self.record_changed = true;
+        let stable = self.record.stable;
+        self.releases.retain(|number, _| Some(*number) == stable);
+        // Ordinals of releases that can never get another instance need not be remembered.
+        for releases in self.record.ordinals.values_mut() {
+            releases.retain(|number, _| Some(*number) == stable);
+        }
+        self.record.ordinals.retain(|_, releases| !releases.is_empty());
+        self.out.changes.push(Change::Run(Box::new(run.record.clone())));
+        self.run = Some(run);
+        self.note(kind, None, None, None, cause);
+        self.run = None;
+    }
+
+    fn set_step(&mut self, id: &ResourceId, state: StepState) {
+        let Some(run) = &mut self.run else { return };
+        let before = run.record.steps.insert(id.clone(), state);
+        run.succeeded -= usize::from(before == Some(StepState::Succeeded));
+        run.reverted -= usize::from(before == Some(StepState::Reverted));
+        run.succeeded += usize::from(state == StepState::Succeeded);
+        run.reverted += usize::from(state == StepState::Reverted);
+        self.out.changes.push(Change::Step(run.record.id, id.clone(), state));
+    }
+
+    fn journal_step(&mut self, id: &ResourceId, kind: JournalKind) {
+        if let Some(run) = &self.run {
+            let key = format!("{} {id}", run.record.id);
+            self.journal(key, kind);
+        }
+    }
+}
+
+enum TargetState {
+    Moving,
+    Reached,
+    Failed(Diagnostic, Option<InstanceId>),
+}
+
+fn describe(kind: &RunKind, release: Option<ReleaseNumber>) -> String {
+    let what = match kind {
+        RunKind::Up => "up".to_owned(),
+        RunKind::Down { volumes: false } => "down".to_owned(),
+        RunKind::Down { volumes: true } => "down with volumes".to_owned(),
+        RunKind::Restart { .. } => "restart".to_owned(),
+        RunKind::Scale { .. } => "scale".to_owned(),
+        RunKind::Rollback { to } => format!("rollback to release {to}"),
+    };
+    release.map_or_else(|| what.clone(), |release| format!("{what}: release {release}"))
+}

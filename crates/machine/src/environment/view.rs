@@ -1,0 +1,111 @@
+//! The view of one resource for [`crate::status`].
+
+use orchestra_model::{Now, ResourceId, ResourceKind, record::StepState};
+
+use super::{Environment, is_leaving};
+use crate::{
+    instance::Instance,
+    status::{InstanceStatus, ResourceStatus},
+};
+
+impl Environment {
+    pub(crate) fn resource_ids(&self) -> Vec<ResourceId> {
+        self.resources.keys().chain(self.workloads.keys()).chain(self.volumes.keys()).cloned().collect()
+    }
+
+    pub(crate) fn resource_status(&self, now: Now, id: ResourceId) -> ResourceStatus {
+        let step = self.run().and_then(|run| run.steps.get(&id).copied());
+        let waits_for = self.step_waits_for(&id).or_else(|| self.workload_waits_for(&id));
+        let applied = self.resources.get(&id);
+        let mut status = ResourceStatus {
+            state: "waiting",
+            release: applied.map(|r| r.release),
+            replicas: 0,
+            ready: 0,
+            addresses: Vec::new(),
+            waits_for,
+            step,
+            instances: Vec::new(),
+            id,
+        };
+        match status.id.kind {
+            ResourceKind::Volume => {
+                status.state = match self.volumes.get(&status.id) {
+                    Some(volume) if volume.problem.is_some() => "failed",
+                    Some(volume) if volume.exists && volume.want.is_some() => "present",
+                    Some(_) => "waiting",
+                    None if step == Some(StepState::Succeeded) => "gone",
+                    None => "waiting",
+                };
+            }
+            ResourceKind::Job => {
+                let instances = self.fill_instances(now, &mut status);
+                status.state = if instances.iter().any(|i| i.is_started()) {
+                    "running"
+                } else if instances.iter().any(|i| i.is_failed()) || step == Some(StepState::Failed) {
+                    "failed"
+                } else if applied.is_some_and(|r| r.completed) {
+                    "completed"
+                } else if instances.is_empty() {
+                    "waiting"
+                } else {
+                    "starting"
+                };
+            }
+            ResourceKind::Service => self.service_status(now, &mut status),
+        }
+        status
+    }
+
+    fn fill_instances(&self, now: Now, status: &mut ResourceStatus) -> Vec<&Instance> {
+        let Some(workload) = self.workloads.get(&status.id) else { return Vec::new() };
+        let instances: Vec<&Instance> = workload.members.iter().filter_map(|m| self.instances.get(m)).collect();
+        for instance in &instances {
+            let current = workload.want.as_ref().is_some_and(|w| w.launch_digest == instance.record().launch_digest);
+            status.instances.push(InstanceStatus::of(instance, current && !is_leaving(instance), now));
+        }
+        instances
+    }
+
+    fn service_status(&self, now: Now, status: &mut ResourceStatus) {
+        let instances = self.fill_instances(now, status);
+        let Some(workload) = self.workloads.get(&status.id) else {
+            status.state = if status.step == Some(StepState::Succeeded) { "gone" } else { "waiting" };
+            return;
+        };
+        let Some(want) = &workload.want else {
+            status.state = "stopping";
+            return;
+        };
+        let Some(service) = want.resource.as_service() else { return };
+        status.release = Some(want.release);
+        status.replicas = service.replicas;
+        let serving = |i: &&&Instance| {
+            i.is_ready()
+                && !is_leaving(i)
+                && i.record().launch_digest == want.launch_digest
+                && (service.ports.is_empty() || self.routes.admitted(&i.record().id, i.record().attempt))
+        };
+        status.ready = u32::try_from(instances.iter().filter(serving).count()).unwrap_or(u32::MAX);
+        status.addresses = service
+            .ports
+            .keys()
+            .map(|port| (port.to_string(), self.published(&status.id.name, port).map(|(url, _)| url)))
+            .collect();
+        let all_current = instances.iter().all(|i| i.record().launch_digest == want.launch_digest || is_leaving(i));
+        let failed = instances.iter().any(|i| i.is_failed());
+        status.state = if status.ready >= service.replicas && all_current {
+            "ready"
+        } else if failed && status.ready == 0 {
+            "failed"
+        } else if failed || workload.lost.iter().next().is_some() {
+            "degraded"
+        } else if !all_current {
+            "rolling"
+        } else if instances.iter().any(|i| i.restarts() > 0 || *i.phase() == crate::instance::Phase::Unready) {
+            "degraded"
+        } else {
+            "starting"
+        };
+    }
+}

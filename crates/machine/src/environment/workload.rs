@@ -1,0 +1,304 @@
+//! A service or job: what is wanted of it, and its instances.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use orchestra_model::{
+    Digest, InstanceId, Now, ReleaseNumber, Resource, ResourceId, ResourceKind,
+    desired::{Condition, OnLoss, Service},
+    record::{Change, InstanceIntent, InstanceRecord},
+};
+
+use super::{Environment, is_leaving};
+use crate::{
+    health::Health,
+    instance::{Event, Instance, Phase, Policy},
+    rolling::{self, Member},
+};
+
+/// A service or job.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Workload {
+    pub(super) want: Option<Want>,
+    /// What was wanted last, for as long as its instances leave.
+    pub(super) last: Option<Arc<Resource>>,
+    /// Its instances, those that leave included.
+    pub(super) members: BTreeSet<InstanceId>,
+    /// Dependencies that were lost and whose loss matters.
+    pub(super) lost: BTreeSet<ResourceId>,
+    /// Its instances were started at least once, so that a dependency can be lost.
+    pub(super) begun: bool,
+}
+
+/// What is wanted of a workload.
+#[derive(Clone, Debug)]
+pub(super) struct Want {
+    pub(super) resource: Arc<Resource>,
+    pub(super) release: ReleaseNumber,
+    /// Digest that its instances must have been launched with.
+    pub(super) launch_digest: Digest,
+}
+
+impl Want {
+    pub(super) fn new(resource: Resource, release: ReleaseNumber) -> Self {
+        let launch_digest = match &resource {
+            Resource::Service(service) => service.launch_digest(),
+            other => other.digest(),
+        };
+        Self { resource: Arc::new(resource), release, launch_digest }
+    }
+
+    pub(super) fn policy(&self) -> Policy {
+        match &*self.resource {
+            Resource::Service(service) => Policy::of_service(service),
+            Resource::Job(job) => Policy::of_job(job),
+            Resource::Volume(_) => unreachable!("volumes have no instances"),
+        }
+    }
+
+    pub(super) fn health(&self) -> (Option<Health>, Option<Health>) {
+        let health = self.resource.as_service().map(|s| &s.health);
+        (health.and_then(|h| h.ready.clone()).map(Health::new), health.and_then(|h| h.live.clone()).map(Health::new))
+    }
+}
+
+impl Environment {
+    /// Sets what is wanted of a service; instances follow as the strategy allows.
+    pub(super) fn want_service(&mut self, now: Now, id: &ResourceId, want: Option<(Resource, ReleaseNumber)>) {
+        self.index_dependencies(id, want.as_ref().map(|(resource, _)| resource));
+        let workload = self.workloads.entry(id.clone()).or_default();
+        workload.want = want.map(|(resource, release)| Want::new(resource, release));
+        if let Some(want) = &workload.want {
+            workload.last = Some(want.resource.clone());
+        }
+        workload.lost.clear();
+        let want = workload.want.clone();
+        let members: Vec<InstanceId> = workload.members.iter().cloned().collect();
+        for member in members {
+            let Some(instance) = self.instances.get_mut(&member) else { continue };
+            if is_leaving(instance) {
+                continue;
+            }
+            if let Some(want) = &want
+                && instance.record().launch_digest == want.launch_digest
+            {
+                let (ready, live) = want.health();
+                let (endpoint, was_ready) = (instance.endpoint(), instance.is_ready());
+                let commands = instance.update(now, want.policy(), ready, live, &mut self.rng);
+                self.after_instance(now, &member, commands, endpoint, was_ready);
+                self.to_instance(now, &member, Event::Held(false));
+            }
+        }
+        self.routes.touch();
+        self.changed.insert(id.clone());
+    }
+
+    /// Takes the next steps towards what is wanted of a workload.
+    pub(super) fn reconcile(&mut self, now: Now, id: &ResourceId) {
+        self.bury(id);
+        let Some(workload) = self.workloads.get(id) else { return };
+        match id.kind {
+            ResourceKind::Service => {
+                let stopped_by_loss = workload.lost.iter().find(|on| {
+                    workload
+                        .want
+                        .as_ref()
+                        .and_then(|w| w.resource.dependencies().get(*on).copied())
+                        .is_some_and(|d| d.on_loss == OnLoss::Stop)
+                });
+                match (&workload.want, stopped_by_loss) {
+                    (Some(want), None) => {
+                        let want = want.clone();
+                        self.reconcile_service(now, id, &want);
+                    }
+                    (Some(_), Some(lost)) => {
+                        let cause = format!("{lost} was lost");
+                        self.retire_all(now, id, &cause, false);
+                    }
+                    (None, _) => self.retire_all(now, id, "taken down", true),
+                }
+            }
+            ResourceKind::Job => {
+                if workload.want.is_none() {
+                    self.retire_all(now, id, "not wanted any more", false);
+                }
+            }
+            ResourceKind::Volume => {}
+        }
+        self.bury(id);
+        self.launch_pending(now, id);
+        if self.workloads.get(id).is_some_and(|w| w.want.is_none() && w.members.is_empty()) {
+            self.workloads.remove(id);
+            self.routes.touch();
+        }
+    }
+
+    fn reconcile_service(&mut self, now: Now, id: &ResourceId, want: &Want) {
+        let Some(service) = want.resource.as_service() else { return };
+        let members: Vec<Member> = self.members(id, want, service);
+        let decision = rolling::decide(service, &members);
+        for retired in decision.retire {
+            let current = members.iter().any(|m| m.id == retired && m.current);
+            let cause = if current {
+                format!("{} replicas are wanted", service.replicas)
+            } else {
+                format!("replaced by release {}", want.release)
+            };
+            self.to_instance(now, &retired, Event::Drain { cause, brief: false });
+        }
+        for _ in 0..decision.start {
+            self.add_instance(now, id, want);
+        }
+    }
+
+    fn members(&self, id: &ResourceId, want: &Want, service: &Service) -> Vec<Member> {
+        let workload = &self.workloads[id];
+        let ids = workload.members.iter().filter_map(|id| self.instances.get(id));
+        ids.map(|instance| Member {
+            id: instance.record().id.clone(),
+            current: instance.record().launch_digest == want.launch_digest,
+            ready: instance.is_ready() && (service.ports.is_empty() || self.routes.admitted(&instance.record().id, instance.record().attempt)),
+            leaving: is_leaving(instance),
+            failed: instance.is_failed(),
+        })
+        .collect()
+    }
+
+    fn retire_all(&mut self, now: Now, id: &ResourceId, cause: &str, brief: bool) {
+        let members: Vec<InstanceId> = self.workloads[id].members.iter().cloned().collect();
+        for member in members {
+            if self.instances.get(&member).is_some_and(|i| i.intent() != InstanceIntent::Stop) {
+                self.to_instance(now, &member, Event::Drain { cause: cause.to_owned(), brief });
+            }
+        }
+    }
+
+    /// Adds one instance of what is wanted; it launches as soon as nothing stands in its way.
+    pub(super) fn add_instance(&mut self, now: Now, id: &ResourceId, want: &Want) {
+        let ordinals = self.record.ordinals.entry(id.name.clone()).or_default();
+        let ordinal = ordinals.entry(want.release).or_insert(0);
+        *ordinal += 1;
+        let instance_id = InstanceId { workload: id.name.clone(), release: want.release, ordinal: *ordinal };
+        self.record_changed = true;
+        let record = InstanceRecord {
+            environment: self.record.id.clone(),
+            id: instance_id.clone(),
+            kind: id.kind,
+            launch_digest: want.launch_digest.clone(),
+            attempt: 1,
+            ports: std::collections::BTreeMap::new(),
+            intent: InstanceIntent::Run,
+            was_ready: false,
+            last_exit: None,
+            created_at: 0,
+        };
+        let (ready, live) = want.health();
+        let instance = Instance::new(record, want.policy(), ready, live, now);
+        let dependencies: Vec<_> = [crate::Which::Ready, crate::Which::Live]
+            .into_iter()
+            .filter_map(|which| instance.health(which))
+            .flat_map(|health| health.dependencies().cloned().collect::<Vec<_>>())
+            .collect();
+        self.instances.insert(instance_id.clone(), instance);
+        for service in dependencies {
+            let serves = self.serves(&super::service_id(&service));
+            self.to_instance(now, &instance_id, Event::DependencyReady(service, serves));
+        }
+        let workload = self.workloads.get_mut(id).expect("an instance is added to an existing workload");
+        workload.members.insert(instance_id);
+        workload.begun = true;
+    }
+
+    /// Launches what waits and may.
+    fn launch_pending(&mut self, now: Now, id: &ResourceId) {
+        let Some(workload) = self.workloads.get(id) else { return };
+        let Some(want) = workload.want.clone() else { return };
+        let pending: Vec<InstanceId> = workload
+            .members
+            .iter()
+            .filter(|member| {
+                self.instances.get(*member).is_some_and(|i| {
+                    !is_leaving(i) && matches!(i.phase(), Phase::Pending { until, .. } if until.is_none_or(|at| at <= now))
+                })
+            })
+            .cloned()
+            .collect();
+        for member in pending {
+            // An instance of an older release that waits for its restart keeps waiting: it is about to be retired.
+            let current = self.instances[&member].record().launch_digest == want.launch_digest;
+            let obstacle = if current { self.launch_obstacle(id, &want) } else { Some("its replacement".to_owned()) };
+            match obstacle {
+                Some(obstacle) => self.instances.get_mut(&member).expect("listed above").wait_for(obstacle),
+                None => {
+                    let ports = self.choose_ports(&want);
+                    self.instances.get_mut(&member).expect("listed above").set_ports(ports);
+                    self.to_instance(now, &member, Event::MayLaunch);
+                }
+            }
+        }
+    }
+
+    /// Forgets instances of which nothing is left.
+    fn bury(&mut self, id: &ResourceId) {
+        let Some(workload) = self.workloads.get_mut(id) else { return };
+        let gone: Vec<InstanceId> = workload
+            .members
+            .iter()
+            .filter(|member| self.instances.get(*member).is_none_or(|i| *i.phase() == Phase::Gone))
+            .cloned()
+            .collect();
+        for member in gone {
+            workload.members.remove(&member);
+            self.instances.remove(&member);
+            if let Some(at) = self.timer_of.remove(&member) {
+                self.timers.remove(&(at, member.clone()));
+            }
+            self.routes.touch();
+            self.out.changes.push(Change::ForgetInstance(self.record.id.clone(), member));
+        }
+    }
+
+    /// Whether somebody who depends on the resource would call it there: a service with a ready instance.
+    pub(super) fn serves(&self, id: &ResourceId) -> bool {
+        match id.kind {
+            ResourceKind::Volume => self.volumes.get(id).is_some_and(|v| v.exists),
+            ResourceKind::Job => self.holds(id, Condition::Completed),
+            ResourceKind::Service => self.workloads.get(id).is_some_and(|workload| {
+                let wanted_none = workload.want.as_ref().and_then(|w| w.resource.as_service()).is_some_and(|s| s.replicas == 0);
+                wanted_none || workload.members.iter().any(|m| self.instances.get(m).is_some_and(Instance::is_ready))
+            }),
+        }
+    }
+
+    /// Whether a condition on a resource holds.
+    pub(super) fn holds(&self, id: &ResourceId, condition: Condition) -> bool {
+        match id.kind {
+            ResourceKind::Volume => self.volumes.get(id).is_some_and(|v| v.exists),
+            ResourceKind::Job => match condition {
+                Condition::Completed | Condition::Ready => self.resources.get(id).is_some_and(|r| r.completed),
+                Condition::Started => {
+                    self.resources.get(id).is_some_and(|r| r.completed)
+                        || self.workloads.get(id).is_some_and(|w| {
+                            w.members.iter().any(|m| self.instances.get(m).is_some_and(Instance::is_started))
+                        })
+                }
+            },
+            ResourceKind::Service => self.workloads.get(id).is_some_and(|workload| {
+                let Some(want) = &workload.want else { return false };
+                let Some(service) = want.resource.as_service() else { return false };
+                let count = workload
+                    .members
+                    .iter()
+                    .filter_map(|m| self.instances.get(m))
+                    .filter(|i| !is_leaving(i) && i.record().launch_digest == want.launch_digest)
+                    .filter(|i| match condition {
+                        Condition::Started => i.is_started(),
+                        Condition::Ready | Condition::Completed => {
+                            i.is_ready() && (service.ports.is_empty() || self.routes.admitted(&i.record().id, i.record().attempt))
+                        }
+                    })
+                    .count();
+                count >= service.replicas as usize
+            }),
+        }
+    }
+}

@@ -1,0 +1,862 @@
+//! One instance, from its first launch until nothing is left of it.
+//!
+//! ```text
+//!              launch                started              ready check passes
+//!  Pending ------------> Launching ---------> Starting -----------------------> Ready <----> Unready
+//!   ^  ^                    |                    |                                |             |
+//!   |  | back-off           | cannot start       | exit, start deadline           | exit, liveness, watchdog
+//!   |  +--------------------+--------------------+--------------------------------+-------------+
+//!   |                                            v
+//!   |  gone, restart wanted                    Exited / Stopping -- gone, no restart --> Ended
+//!   +--------------------------------------------+
+//!
+//!  intent Drain: Ready, Unready --> Draining -- nothing in flight, or budget used --> Stopping -- gone --> Gone
+//!  intent Stop:  any ----------------------------------------------------------------> Stopping -- gone --> Gone
+//! ```
+//!
+//! The intent (run, drain, stop) is written down before the machine acts on it, so a recovered record leads back into
+//! the same branch. A restart keeps the id and counts an attempt; events of another attempt never reach this machine.
+
+use std::time::Duration;
+
+use orchestra_model::{
+    Code, Diagnostic, EventKind, Name, Now,
+    desired::{Check, Drain, Job, Restart, RestartPolicy, Service, Stop},
+    launch::{Exit, Observed, ProviderEvent, Termination},
+    quantity::Timespan,
+    record::{InstanceIntent, InstanceRecord},
+    route::EndpointState,
+};
+
+use crate::{
+    Which,
+    health::{Health, Verdict},
+    restart::{Decision, History},
+    rng::Rng,
+};
+
+/// Time that a data plane has to report an endpoint drained after its streams were cut.
+const CUT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the spec says about the life of an instance. It can change while the instance runs.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Whether a successful exit is the goal (a job).
+    pub completes: bool,
+    /// Restarts.
+    pub restart: Restart,
+    /// How it is stopped.
+    pub stop: Stop,
+    /// What it may finish when it leaves.
+    pub drain: Drain,
+    /// Whether requests reach it through a route.
+    pub routed: bool,
+    /// Longest time to first readiness; for a job, longest run.
+    pub start_deadline: Timespan,
+}
+
+impl Policy {
+    /// Of a service.
+    pub fn of_service(service: &Service) -> Self {
+        Self {
+            completes: false,
+            restart: service.restart.clone(),
+            stop: service.stop,
+            drain: service.rollout.drain,
+            routed: !service.ports.is_empty(),
+            start_deadline: service.health.start_deadline,
+        }
+    }
+
+    /// Of a job: retries are restarts after a failure.
+    pub fn of_job(job: &Job) -> Self {
+        Self {
+            completes: true,
+            restart: Restart {
+                policy: RestartPolicy::OnFailure,
+                backoff: job.backoff,
+                max_backoff: Timespan::seconds(3600),
+                reset_after: Timespan::seconds(u64::from(u32::MAX)),
+                budget: Some(job.retries),
+            },
+            stop: job.stop,
+            drain: Drain { requests: Timespan::default(), streams: Timespan::default() },
+            routed: false,
+            start_deadline: job.timeout,
+        }
+    }
+}
+
+/// Where an instance is in its life.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Phase {
+    /// Waits for its launch.
+    Pending {
+        /// Not before; `None` waits for what `why` names.
+        until: Option<Now>,
+        /// For what.
+        why: String,
+    },
+    /// The provider was asked to start it.
+    Launching,
+    /// Its process runs and was not ready yet.
+    Starting,
+    /// It is ready.
+    Ready,
+    /// It was ready and is not any more.
+    Unready,
+    /// It gets no new requests and finishes what it has.
+    Draining {
+        /// When requests must be done.
+        requests_by: Now,
+        /// When streams must be done.
+        streams_by: Now,
+        /// Since when the rest is being cut.
+        cut: Option<Now>,
+    },
+    /// It was told to stop.
+    Stopping {
+        /// Why.
+        why: String,
+    },
+    /// Its main process ended; the rest of its tree and its logs are being finished.
+    Exited {
+        /// How.
+        exit: Exit,
+    },
+    /// Nothing runs and nothing will be started again.
+    Ended {
+        /// How its last process ended, if there was one.
+        exit: Option<Exit>,
+    },
+    /// Nothing is left.
+    Gone,
+}
+
+impl Phase {
+    /// The word for people and JSON.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Pending { .. } => "pending",
+            Self::Launching => "launching",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Unready => "unready",
+            Self::Draining { .. } => "draining",
+            Self::Stopping { .. } => "stopping",
+            Self::Exited { .. } => "exited",
+            Self::Ended { .. } => "ended",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// What happens to an instance.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Nothing stands in the way of its launch.
+    MayLaunch,
+    /// The provider recorded the launch.
+    Launched,
+    /// The provider refused; `retry` says when to try again, if that can help.
+    LaunchFailed {
+        /// Why.
+        problem: Diagnostic,
+        /// Pause before the next try.
+        retry: Option<Duration>,
+    },
+    /// From the provider.
+    Provider(ProviderEvent),
+    /// A leaf of a check was answered.
+    Probed {
+        /// Which check.
+        which: Which,
+        /// Which leaf.
+        leaf: usize,
+        /// Whether it passed.
+        passed: bool,
+        /// In words.
+        detail: String,
+    },
+    /// A service that a check depends on became ready or stopped being it.
+    DependencyReady(Name, bool),
+    /// Requests are withheld because a dependency was lost, or no longer.
+    Held(bool),
+    /// It shall leave: finish, then stop.
+    Drain {
+        /// Why.
+        cause: String,
+        /// Streams get no longer than requests (the service is being taken down).
+        brief: bool,
+    },
+    /// It shall stop at once.
+    Stop {
+        /// Why.
+        cause: String,
+    },
+    /// What is in flight to it while it drains.
+    InFlight {
+        /// Requests.
+        requests: u32,
+        /// Streams.
+        streams: u32,
+    },
+    /// Nothing is in flight to it any more.
+    Drained,
+    /// Time passed.
+    Tick,
+}
+
+/// What an instance wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Start its current attempt.
+    Launch,
+    /// End its current attempt.
+    Terminate(Termination),
+    /// End what is in flight to it.
+    Cut,
+    /// Begin to ask (or ask at another rate) the leaves of a check.
+    StartProbes(Which),
+    /// Stop asking anything.
+    StopProbes,
+    /// Write its record down.
+    Persist,
+    /// Drop the provider's record of this attempt.
+    Forget(u32),
+    /// Tell people.
+    Note(EventKind, String),
+}
+
+/// One instance.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    record: InstanceRecord,
+    policy: Policy,
+    phase: Phase,
+    since: Now,
+    /// When its process started, for the start deadline.
+    started: Option<Now>,
+    ready: Option<Health>,
+    live: Option<Health>,
+    history: History,
+    held: bool,
+    pid: Option<u32>,
+    status_text: Option<String>,
+    in_flight: (u32, u32),
+    brief_drain: bool,
+    /// A stop that we began and after which a restart is wanted, with the reason.
+    forced: Option<String>,
+    /// The last thing that went wrong.
+    problem: Option<Diagnostic>,
+    /// Was ready at least once in its life.
+    proven: bool,
+}
+
+impl Instance {
+    /// A new instance that waits for its launch.
+    pub fn new(record: InstanceRecord, policy: Policy, ready: Option<Health>, live: Option<Health>, now: Now) -> Self {
+        Self {
+            record,
+            policy,
+            phase: Phase::Pending { until: None, why: "its turn".to_owned() },
+            since: now,
+            started: None,
+            ready,
+            live,
+            history: History::default(),
+            held: false,
+            pid: None,
+            status_text: None,
+            in_flight: (0, 0),
+            brief_drain: false,
+            forced: None,
+            problem: None,
+            proven: false,
+        }
+    }
+
+    /// An instance after a restart of the control plane: its record, and what the provider says of its last attempt.
+    /// Requests kept flowing to it in the meantime, so one that runs and was ready counts as ready until its check,
+    /// which is asked at once, says otherwise.
+    pub fn recover(
+        record: InstanceRecord,
+        policy: Policy,
+        ready: Option<Health>,
+        live: Option<Health>,
+        observed: Option<&Observed>,
+        now: Now,
+        rng: &mut Rng,
+    ) -> (Self, Vec<Command>) {
+        let mut instance = Self::new(record, policy, ready, live, now);
+        instance.proven = instance.record.was_ready;
+        let mut commands = Vec::new();
+        let Some(observed) = observed else {
+            match instance.record.intent {
+                // The intent to launch is on disk, the launch is not: it never happened.
+                InstanceIntent::Run => {
+                    instance.phase = Phase::Pending { until: None, why: "launch after recovery".to_owned() };
+                }
+                InstanceIntent::Drain | InstanceIntent::Stop => {
+                    instance.enter(Phase::Gone, now);
+                    commands.push(Command::Note(EventKind::InstanceGone, "nothing was left after recovery".to_owned()));
+                }
+            }
+            return (instance, commands);
+        };
+        instance.pid = observed.pid;
+        instance.status_text.clone_from(&observed.status_text);
+        if let Some(exit) = observed.exit {
+            instance.enter(Phase::Starting, now);
+            commands.extend(instance.exited(now, exit, observed.message.clone(), rng));
+            if observed.gone {
+                commands.extend(instance.gone(now, rng));
+            }
+            return (instance, commands);
+        }
+        instance.started = Some(now);
+        let runs_since = format!("process {} runs", observed.pid.unwrap_or_default());
+        commands.push(Command::Note(EventKind::InstanceAdopted, runs_since));
+        instance.enter(Phase::Starting, now);
+        if observed.notified_ready {
+            instance.set_fact(|check| matches!(check, Check::Notify), true, "");
+        }
+        if observed.line_matched {
+            instance.set_fact(|check| matches!(check, Check::Log), true, "");
+        }
+        if instance.record.was_ready {
+            instance.enter(Phase::Ready, now);
+        }
+        match instance.record.intent {
+            InstanceIntent::Run => {
+                commands.push(Command::StartProbes(Which::Ready));
+                if instance.phase == Phase::Ready {
+                    commands.push(Command::StartProbes(Which::Live));
+                } else {
+                    commands.extend(instance.judge(now, rng));
+                }
+            }
+            InstanceIntent::Drain => {
+                commands.extend(instance.drain(now, "drain after recovery".to_owned(), false));
+            }
+            InstanceIntent::Stop => commands.extend(instance.stop(now, "stop after recovery".to_owned())),
+        }
+        (instance, commands)
+    }
+
+    /// Its record.
+    pub fn record(&self) -> &InstanceRecord {
+        &self.record
+    }
+
+    /// Gives it the ports of its next attempt.
+    pub fn set_ports(&mut self, ports: std::collections::BTreeMap<Name, u16>) {
+        self.record.ports = ports;
+    }
+
+    /// Where it is in its life.
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// Since when.
+    pub fn since(&self) -> Now {
+        self.since
+    }
+
+    /// What is wanted of it.
+    pub fn intent(&self) -> InstanceIntent {
+        self.record.intent
+    }
+
+    /// Whether it is ready for requests.
+    pub fn is_ready(&self) -> bool {
+        self.phase == Phase::Ready && !self.held
+    }
+
+    /// Whether its process runs as far as is known.
+    pub fn is_started(&self) -> bool {
+        matches!(self.phase, Phase::Starting | Phase::Ready | Phase::Unready)
+    }
+
+    /// Whether it was given up.
+    pub fn is_failed(&self) -> bool {
+        matches!(self.phase, Phase::Ended { exit } if !(self.policy.completes && exit == Some(Exit::Code(0))))
+    }
+
+    /// Whether it is a job's and reached its goal.
+    pub fn is_completed(&self) -> bool {
+        self.policy.completes && matches!(self.phase, Phase::Ended { exit: Some(Exit::Code(0)) })
+    }
+
+    /// The last thing that went wrong since it was last ready.
+    pub fn problem(&self) -> Option<&Diagnostic> {
+        self.problem.as_ref()
+    }
+
+    /// Main process.
+    pub fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
+    /// Restarts so far.
+    pub fn restarts(&self) -> u32 {
+        self.history.total
+    }
+
+    /// Requests and streams in flight, while it drains.
+    pub fn in_flight(&self) -> (u32, u32) {
+        self.in_flight
+    }
+
+    /// Its check.
+    pub fn health(&self, which: Which) -> Option<&Health> {
+        match which {
+            Which::Ready => self.ready.as_ref(),
+            Which::Live => self.live.as_ref(),
+        }
+    }
+
+    /// How it takes part in routing.
+    pub fn endpoint(&self) -> Option<EndpointState> {
+        match self.phase {
+            Phase::Ready if !self.held => Some(EndpointState::Active),
+            Phase::Draining { .. } => Some(EndpointState::Draining),
+            _ => None,
+        }
+    }
+
+    /// What it waits for, in words; `None` if it waits for nothing.
+    pub fn waits_for(&self) -> Option<String> {
+        match &self.phase {
+            Phase::Pending { why, .. } => Some(why.clone()),
+            Phase::Launching => Some("the provider to start it".to_owned()),
+            Phase::Starting | Phase::Unready if self.policy.completes => Some("its process to exit".to_owned()),
+            Phase::Starting | Phase::Unready => {
+                let detail = self.ready.as_ref().map(Health::detail).unwrap_or_default();
+                let status = self.status_text.as_deref().map(|s| format!(" (it says: {s})")).unwrap_or_default();
+                Some(format!("its ready check: {detail}{status}"))
+            }
+            Phase::Ready if self.held => Some("a dependency that was lost".to_owned()),
+            Phase::Draining { .. } => {
+                Some(format!("{} requests and {} streams in flight", self.in_flight.0, self.in_flight.1))
+            }
+            Phase::Stopping { .. } => Some("its processes to exit".to_owned()),
+            Phase::Exited { .. } => Some("the rest of its processes to exit".to_owned()),
+            Phase::Ready | Phase::Ended { .. } | Phase::Gone => None,
+        }
+    }
+
+    /// Takes over changed policies and checks of a release that does not replace it. Returns what follows.
+    pub fn update(
+        &mut self,
+        now: Now,
+        policy: Policy,
+        ready: Option<Health>,
+        live: Option<Health>,
+        rng: &mut Rng,
+    ) -> Vec<Command> {
+        self.policy = policy;
+        let mut commands = Vec::new();
+        let changed = |old: &Option<Health>, new: &Option<Health>| {
+            old.as_ref().map(|h| h.probe().clone()) != new.as_ref().map(|h| h.probe().clone())
+        };
+        if changed(&self.ready, &ready) || changed(&self.live, &live) {
+            let facts: Vec<(Check, Verdict)> = self.ready.iter().flat_map(Health::facts).collect();
+            (self.ready, self.live) = (ready, live);
+            for (check, verdict) in facts {
+                self.set_fact(|c| *c == check, verdict == Verdict::Passing, "");
+            }
+            if self.is_started() {
+                commands.push(Command::StopProbes);
+                commands.push(Command::StartProbes(Which::Ready));
+                if self.phase != Phase::Starting {
+                    commands.push(Command::StartProbes(Which::Live));
+                }
+                commands.extend(self.judge(now, rng));
+            }
+        }
+        commands
+    }
+
+    /// Advances on one event. No I/O, no clock.
+    pub fn handle(&mut self, now: Now, event: Event, rng: &mut Rng) -> Vec<Command> {
+        match event {
+            Event::MayLaunch => self.may_launch(now),
+            Event::Launched => Vec::new(),
+            Event::LaunchFailed { problem, retry } => self.launch_failed(now, problem, retry),
+            Event::Provider(event) => self.provider(now, event, rng),
+            Event::Probed { which, leaf, passed, detail } => {
+                let health = match which {
+                    Which::Ready => &mut self.ready,
+                    Which::Live => &mut self.live,
+                };
+                if let Some(health) = health {
+                    health.answered(leaf, passed, &detail);
+                }
+                self.judge(now, rng)
+            }
+            Event::DependencyReady(service, is_ready) => {
+                let detail = if is_ready { "" } else { "not ready" };
+                self.set_fact(|c| matches!(c, Check::Dependency { service: s } if *s == service), is_ready, detail);
+                self.judge(now, rng)
+            }
+            Event::Held(held) => {
+                self.held = held;
+                Vec::new()
+            }
+            Event::Drain { cause, brief } => self.drain(now, cause, brief),
+            Event::Stop { cause } => self.stop(now, cause),
+            Event::InFlight { requests, streams } => {
+                self.in_flight = (requests, streams);
+                Vec::new()
+            }
+            Event::Drained => match self.phase {
+                Phase::Draining { .. } => self.begin_stop(now, "drained".to_owned()),
+                _ => Vec::new(),
+            },
+            Event::Tick => self.tick(now),
+        }
+    }
+
+    /// When the driver must call again with [`Event::Tick`].
+    pub fn deadline(&self) -> Option<Now> {
+        match &self.phase {
+            Phase::Pending { until, .. } => *until,
+            Phase::Starting => self.started.map(|at| at + self.policy.start_deadline.duration()),
+            Phase::Draining { requests_by, streams_by, cut } => Some(match cut {
+                Some(at) => *at + CUT_PATIENCE,
+                None if self.in_flight.1 == 0 => *requests_by,
+                None => *streams_by,
+            }),
+            _ => None,
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, now: Now) {
+        self.phase = phase;
+        self.since = now;
+    }
+
+    fn set_fact(&mut self, matches: impl Fn(&Check) -> bool, passing: bool, detail: &str) {
+        let verdict = if passing { Verdict::Passing } else { Verdict::Failing };
+        for health in [&mut self.ready, &mut self.live].into_iter().flatten() {
+            health.set(&matches, verdict, detail);
+        }
+    }
+
+    /// The environment lets it be launched; a back-off may still stand in the way.
+    fn may_launch(&mut self, now: Now) -> Vec<Command> {
+        match &self.phase {
+            Phase::Pending { until, .. } if self.record.intent == InstanceIntent::Run && until.is_none_or(|at| at <= now) => {
+                self.enter(Phase::Launching, now);
+                let cause = if self.record.attempt == 1 {
+                    "wanted".to_owned()
+                } else {
+                    format!("restart {}", self.record.attempt - 1)
+                };
+                vec![Command::Persist, Command::Note(EventKind::InstanceLaunching, cause), Command::Launch]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Says why it does not launch yet.
+    pub fn wait_for(&mut self, reason: String) {
+        if let Phase::Pending { until: None, why } = &mut self.phase {
+            *why = reason;
+        }
+    }
+
+    fn launch_failed(&mut self, now: Now, problem: Diagnostic, retry: Option<Duration>) -> Vec<Command> {
+        if self.phase != Phase::Launching && !matches!(self.phase, Phase::Stopping { .. }) {
+            return Vec::new();
+        }
+        if self.record.intent != InstanceIntent::Run {
+            self.enter(Phase::Gone, now);
+            return vec![Command::Note(EventKind::InstanceGone, "it was never started".to_owned())];
+        }
+        let cause = problem.message.clone();
+        self.problem = Some(problem);
+        if let Some(pause) = retry {
+            self.record.attempt += 1;
+            self.enter(Phase::Pending { until: Some(now + pause), why: cause.clone() }, now);
+            return vec![Command::Persist, Command::Note(EventKind::InstancePending, cause)];
+        }
+        self.enter(Phase::Ended { exit: None }, now);
+        vec![Command::Note(EventKind::InstanceFailed, cause)]
+    }
+
+    fn provider(&mut self, now: Now, event: ProviderEvent, rng: &mut Rng) -> Vec<Command> {
+        match event {
+            ProviderEvent::Started { pid } => {
+                self.pid = Some(pid);
+                if self.phase != Phase::Launching {
+                    return Vec::new();
+                }
+                self.started = Some(now);
+                self.enter(Phase::Starting, now);
+                let mut commands = vec![
+                    Command::Note(EventKind::InstanceStarting, format!("process {pid} runs")),
+                    Command::StartProbes(Which::Ready),
+                ];
+                commands.extend(self.judge(now, rng));
+                commands
+            }
+            ProviderEvent::NotifiedReady => {
+                self.set_fact(|c| matches!(c, Check::Notify), true, "");
+                self.judge(now, rng)
+            }
+            // As with systemd, a reload is no reason to withhold requests: READY=1 confirms its end.
+            ProviderEvent::NotifiedReloading => Vec::new(),
+            ProviderEvent::NotifiedStopping => {
+                self.set_fact(|c| matches!(c, Check::Notify), false, "it sent STOPPING=1");
+                self.judge(now, rng)
+            }
+            ProviderEvent::NotifiedStatus(text) => {
+                self.status_text = Some(text);
+                Vec::new()
+            }
+            ProviderEvent::WatchdogMissed => self.restart_it(now, Code::EXITED, "it missed its watchdog interval".to_owned()),
+            ProviderEvent::LineMatched => {
+                self.set_fact(|c| matches!(c, Check::Log), true, "");
+                self.judge(now, rng)
+            }
+            ProviderEvent::Exited { exit, message } => self.exited(now, exit, message, rng),
+            ProviderEvent::Gone => self.gone(now, rng),
+        }
+    }
+
+    /// Draws the consequences of the checks' verdicts.
+    fn judge(&mut self, now: Now, _rng: &mut Rng) -> Vec<Command> {
+        if self.policy.completes {
+            return Vec::new();
+        }
+        let ready = self.ready.as_ref().map_or(Verdict::Passing, Health::verdict);
+        match self.phase {
+            Phase::Starting if ready == Verdict::Passing => {
+                let cause = if self.ready.is_some() { "ready check passed" } else { "its process runs and it has no ready check" };
+                self.become_ready(now, cause)
+            }
+            Phase::Unready if ready == Verdict::Passing => self.become_ready(now, "ready check passed again"),
+            Phase::Ready if ready == Verdict::Failing => {
+                let ready_for = now.since(self.since);
+                self.history.observe_readiness(&self.policy.restart, ready_for);
+                let detail = self.ready.as_ref().map(Health::detail).unwrap_or_default();
+                self.enter(Phase::Unready, now);
+                vec![Command::Note(EventKind::InstanceUnready, format!("ready check failed: {detail}"))]
+            }
+            Phase::Ready | Phase::Unready if self.live.as_ref().is_some_and(|l| l.verdict() == Verdict::Failing) => {
+                let detail = self.live.as_ref().map(Health::detail).unwrap_or_default();
+                self.restart_it(now, Code::EXITED, format!("live check failed: {detail}"))
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn become_ready(&mut self, now: Now, cause: &str) -> Vec<Command> {
+        let first = self.phase == Phase::Starting;
+        self.enter(Phase::Ready, now);
+        self.problem = None;
+        self.proven = true;
+        let mut commands = Vec::new();
+        if !self.record.was_ready {
+            self.record.was_ready = true;
+            commands.push(Command::Persist);
+        }
+        commands.push(Command::Note(EventKind::InstanceReady, cause.to_owned()));
+        if first {
+            // From now on the slower interval holds, and liveness counts.
+            commands.push(Command::StartProbes(Which::Ready));
+            commands.push(Command::StartProbes(Which::Live));
+        }
+        commands
+    }
+
+    /// Whether the leaves of the ready check are to be asked at the starting rate.
+    pub fn is_first_start(&self) -> bool {
+        self.phase == Phase::Starting
+    }
+
+    /// Ends the current attempt, after which a restart is wanted.
+    fn restart_it(&mut self, now: Now, code: Code, why: String) -> Vec<Command> {
+        if !self.is_started() {
+            return Vec::new();
+        }
+        self.note_readiness(now);
+        self.problem = Some(Diagnostic::error(code, format!("instance {}: {why}", self.record.id)));
+        self.forced = Some(why.clone());
+        self.enter(Phase::Stopping { why: why.clone() }, now);
+        vec![
+            Command::StopProbes,
+            Command::Note(EventKind::InstanceStopping, why),
+            Command::Terminate(self.termination()),
+        ]
+    }
+
+    fn note_readiness(&mut self, now: Now) {
+        if self.phase == Phase::Ready {
+            self.history.observe_readiness(&self.policy.restart, now.since(self.since));
+        }
+    }
+
+    fn termination(&self) -> Termination {
+        Termination { signal: self.policy.stop.signal, grace: self.policy.stop.grace }
+    }
+
+    fn drain(&mut self, now: Now, cause: String, brief: bool) -> Vec<Command> {
+        if let Phase::Draining { requests_by, streams_by, .. } = &mut self.phase {
+            // Taken down while it drains: streams get no more than requests from here on.
+            if brief && !self.brief_drain {
+                self.brief_drain = true;
+                *streams_by = (*streams_by).min(now + self.policy.drain.requests.duration()).max(*requests_by);
+            }
+            return Vec::new();
+        }
+        if !matches!(self.phase, Phase::Ready | Phase::Unready | Phase::Starting) || !self.policy.routed || !self.proven {
+            return self.stop(now, cause);
+        }
+        self.record.intent = InstanceIntent::Drain;
+        self.brief_drain = brief;
+        self.in_flight = (0, 0);
+        let requests_by = now + self.policy.drain.requests.duration();
+        let streams = if brief { self.policy.drain.requests } else { self.policy.drain.streams };
+        let streams_by = (now + streams.duration()).max(requests_by);
+        self.enter(Phase::Draining { requests_by, streams_by, cut: None }, now);
+        vec![Command::StopProbes, Command::Persist, Command::Note(EventKind::InstanceDraining, cause)]
+    }
+
+    fn stop(&mut self, now: Now, cause: String) -> Vec<Command> {
+        let persist = self.record.intent != InstanceIntent::Stop;
+        match self.phase {
+            Phase::Gone => Vec::new(),
+            // Nothing runs: there is nothing to stop.
+            Phase::Pending { .. } | Phase::Ended { .. } => {
+                self.record.intent = InstanceIntent::Stop;
+                self.enter(Phase::Gone, now);
+                vec![Command::Note(EventKind::InstanceGone, cause)]
+            }
+            Phase::Exited { .. } => {
+                self.record.intent = InstanceIntent::Stop;
+                if persist { vec![Command::Persist] } else { Vec::new() }
+            }
+            Phase::Stopping { .. } if !persist => Vec::new(),
+            _ => self.begin_stop(now, cause),
+        }
+    }
+
+    fn begin_stop(&mut self, now: Now, cause: String) -> Vec<Command> {
+        self.record.intent = InstanceIntent::Stop;
+        self.enter(Phase::Stopping { why: cause.clone() }, now);
+        vec![
+            Command::StopProbes,
+            Command::Persist,
+            Command::Note(EventKind::InstanceStopping, cause),
+            Command::Terminate(self.termination()),
+        ]
+    }
+
+    fn exited(&mut self, now: Now, exit: Exit, message: Option<String>, _rng: &mut Rng) -> Vec<Command> {
+        if matches!(self.phase, Phase::Exited { .. } | Phase::Ended { .. } | Phase::Gone | Phase::Pending { .. }) {
+            return Vec::new();
+        }
+        self.note_readiness(now);
+        let cause = match (&message, exit) {
+            (Some(message), _) => message.clone(),
+            (None, exit) => exit.to_string(),
+        };
+        if self.record.intent == InstanceIntent::Run && self.forced.is_none() && !(self.policy.completes && exit.is_success()) {
+            let code = if exit == Exit::NotStarted { Code::START_FAILED } else { Code::EXITED };
+            let verb = if exit == Exit::NotStarted { "could not be started" } else { "exited by itself" };
+            self.problem = Some(Diagnostic::error(code, format!("instance {} {verb}: {cause}", self.record.id)));
+        }
+        self.record.last_exit = Some(exit);
+        self.pid = None;
+        self.enter(Phase::Exited { exit }, now);
+        vec![Command::StopProbes, Command::Note(EventKind::InstanceExited, cause)]
+    }
+
+    fn gone(&mut self, now: Now, rng: &mut Rng) -> Vec<Command> {
+        let attempt = self.record.attempt;
+        let exit = match self.phase {
+            Phase::Exited { exit } => exit,
+            Phase::Gone | Phase::Ended { .. } | Phase::Pending { .. } => return Vec::new(),
+            // A launch that never was: nothing exited.
+            _ => Exit::Unknown,
+        };
+        if self.record.intent != InstanceIntent::Run {
+            self.enter(Phase::Gone, now);
+            return vec![Command::Note(EventKind::InstanceGone, exit.to_string()), Command::Forget(attempt)];
+        }
+        let forced = self.forced.take();
+        if self.policy.completes && exit.is_success() && forced.is_none() {
+            self.enter(Phase::Ended { exit: Some(exit) }, now);
+            return vec![Command::Persist, Command::Note(EventKind::InstanceGone, "completed".to_owned()), Command::Forget(attempt)];
+        }
+        // A program that cannot be executed will not learn it by trying, unless it once could.
+        let hopeless = exit == Exit::NotStarted && !self.proven;
+        let decision = if hopeless {
+            Decision::NotWanted
+        } else {
+            self.history.decide(&self.policy.restart, exit, forced.is_some(), rng)
+        };
+        let cause = forced.unwrap_or_else(|| exit.to_string());
+        match decision {
+            Decision::After(pause) => {
+                self.record.attempt += 1;
+                self.record.was_ready = false;
+                self.started = None;
+                for health in [&mut self.ready, &mut self.live].into_iter().flatten() {
+                    *health = Health::new(health.probe().clone());
+                }
+                let why = format!("restart in {} ms after {cause}", pause.as_millis());
+                self.enter(Phase::Pending { until: Some(now + pause), why: why.clone() }, now);
+                vec![Command::Persist, Command::Note(EventKind::InstancePending, why), Command::Forget(attempt)]
+            }
+            Decision::NotWanted | Decision::CrashLoop => {
+                let looping = decision == Decision::CrashLoop;
+                let id = &self.record.id;
+                let problem = if self.policy.completes {
+                    Diagnostic::error(Code::JOB_FAILED, format!("job {} failed: {cause}", id.workload))
+                } else if looping {
+                    let count = self.history.recent;
+                    Diagnostic::error(Code::CRASH_LOOP, format!("instance {id} was restarted {count} times without success: {cause}"))
+                } else if hopeless {
+                    self.problem.take().unwrap_or_else(|| Diagnostic::error(Code::START_FAILED, format!("instance {id} could not be started")))
+                } else {
+                    Diagnostic::error(Code::EXITED, format!("instance {id} exited and its policy does not restart it: {cause}"))
+                };
+                let message = problem.message.clone();
+                self.problem = Some(problem);
+                self.enter(Phase::Ended { exit: Some(exit) }, now);
+                vec![Command::Persist, Command::Note(EventKind::InstanceFailed, message), Command::Forget(attempt)]
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Now) -> Vec<Command> {
+        if self.deadline().is_none_or(|at| at > now) {
+            return Vec::new();
+        }
+        match self.phase {
+            Phase::Starting => {
+                let limit = self.policy.start_deadline;
+                if self.policy.completes {
+                    let why = format!("it did not end within {limit}");
+                    return self.restart_it(now, Code::JOB_FAILED, why);
+                }
+                let detail = self.ready.as_ref().map(Health::detail).unwrap_or_default();
+                let why = format!("not ready within {limit}: {detail}");
+                self.restart_it(now, Code::NOT_READY, why)
+            }
+            Phase::Draining { requests_by, streams_by, cut: None } => {
+                self.phase = Phase::Draining { requests_by, streams_by, cut: Some(now) };
+                let cause = format!("drain budget used; cutting {} requests and {} streams", self.in_flight.0, self.in_flight.1);
+                vec![Command::Note(EventKind::InstanceDraining, cause), Command::Cut]
+            }
+            Phase::Draining { cut: Some(_), .. } => self.begin_stop(now, "cut".to_owned()),
+            // A back-off that ended: the environment sees it by `may_launch`.
+            _ => Vec::new(),
+        }
+    }
+}

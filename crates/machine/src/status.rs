@@ -1,0 +1,122 @@
+//! What people see of an environment: a plain value, made on demand.
+
+use std::time::Duration;
+
+use orchestra_model::{
+    InstanceId, Now, ReleaseNumber, ResourceId,
+    launch::Exit,
+    record::{RunRecord, StepState},
+};
+
+use crate::{
+    Environment, Which,
+    health::{Health, Verdict},
+    instance::Instance,
+};
+
+/// An environment at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Status {
+    /// Release in force as a whole.
+    pub stable: Option<ReleaseNumber>,
+    /// Run that has not ended.
+    pub run: Option<RunRecord>,
+    /// Services and jobs, and volumes.
+    pub resources: Vec<ResourceStatus>,
+}
+
+/// A resource at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResourceStatus {
+    /// Which.
+    pub id: ResourceId,
+    /// One word: `ready`, `starting`, `degraded`, `failed`, `stopping`, `waiting`, `completed`, `running`, `present`, `gone`.
+    pub state: &'static str,
+    /// Release it is at, or moves to.
+    pub release: Option<ReleaseNumber>,
+    /// Instances that are wanted.
+    pub replicas: u32,
+    /// Instances that are ready and of that release's form.
+    pub ready: u32,
+    /// Published addresses: port name and URL, if known.
+    pub addresses: Vec<(String, Option<String>)>,
+    /// What it waits for.
+    pub waits_for: Option<String>,
+    /// Its step in the run, if it has one that began.
+    pub step: Option<StepState>,
+    /// Its instances.
+    pub instances: Vec<InstanceStatus>,
+}
+
+/// An instance at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InstanceStatus {
+    /// Which.
+    pub id: InstanceId,
+    /// Phase.
+    pub phase: &'static str,
+    /// Which start of it.
+    pub attempt: u32,
+    /// Main process.
+    pub pid: Option<u32>,
+    /// Its ports.
+    pub ports: Vec<(String, u16)>,
+    /// Time in this phase.
+    pub since: Duration,
+    /// Restarts so far.
+    pub restarts: u32,
+    /// How its last process ended.
+    pub last_exit: Option<Exit>,
+    /// What it waits for.
+    pub waits_for: Option<String>,
+    /// Its ready check: verdict, and what does not pass.
+    pub ready: Option<(Verdict, String)>,
+    /// Its live check: verdict, and what does not pass.
+    pub live: Option<(Verdict, String)>,
+    /// What went wrong last.
+    pub problem: Option<String>,
+    /// Launched with what is wanted now.
+    pub current: bool,
+    /// Requests and streams in flight while it drains.
+    pub in_flight: (u32, u32),
+}
+
+impl Environment {
+    /// What people see.
+    pub fn status(&self, now: Now) -> Status {
+        let mut ids: Vec<ResourceId> = self.resource_ids();
+        if let Some(run) = self.run() {
+            ids.extend(run.plan.steps.iter().map(|step| step.resource.clone()));
+        }
+        ids.sort();
+        ids.dedup();
+        Status {
+            stable: self.record().stable,
+            run: self.run().cloned(),
+            resources: ids.into_iter().map(|id| self.resource_status(now, id)).collect(),
+        }
+    }
+}
+
+impl InstanceStatus {
+    pub(crate) fn of(instance: &Instance, current: bool, now: Now) -> Self {
+        let record = instance.record();
+        let health = |which| instance.health(which).map(|health: &Health| (health.verdict(), health.detail()));
+        Self {
+            id: record.id.clone(),
+            phase: instance.phase().as_str(),
+            attempt: record.attempt,
+            pid: instance.pid(),
+            ports: record.ports.iter().map(|(name, port)| (name.to_string(), *port)).collect(),
+            since: now.since(instance.since()),
+            restarts: instance.restarts(),
+            last_exit: record.last_exit,
+            waits_for: instance.waits_for(),
+            ready: health(Which::Ready),
+            live: health(Which::Live),
+            problem: instance.problem().map(|p| p.message.clone()),
+            current,
+            in_flight: instance.in_flight(),
+        }
+    }
+}

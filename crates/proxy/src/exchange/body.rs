@@ -1,0 +1,280 @@
+//! Response bodies on their way to the client: counted while they last, ended in order when they are cut.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, atomic::{AtomicU32, Ordering}},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use super::sse;
+use crate::{
+    flight::InFlight,
+    metrics::{ErrorKind, Gauge, Series},
+    stream::Socket,
+    upstream::Lease,
+};
+
+/// The last event of an event stream that had to be ended.
+const FAREWELL: &[u8] = b"event: orchestra-drain\ndata: {\"reason\":\"the instance is being stopped\"}\n\n";
+
+/// How long a cut waits for the end of an event that is half sent.
+const EVENT_GRACE: Duration = Duration::from_secs(1);
+
+/// The client's connection, as far as a request concerns it.
+#[derive(Debug)]
+pub(crate) struct ClientConnection {
+    /// Requests of it that are being answered.
+    pub(crate) active: AtomicU32,
+    pub(crate) socket: Arc<Socket>,
+    /// HTTP/1: an aborted response ends the connection.
+    pub(crate) h1: bool,
+}
+
+/// Counts a request as being answered.
+#[derive(Debug)]
+pub(crate) struct Active(Arc<ClientConnection>);
+
+impl Active {
+    pub(crate) fn new(connection: &Arc<ClientConnection>) -> Self {
+        connection.active.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(connection))
+    }
+
+    pub(crate) fn connection(&self) -> &Arc<ClientConnection> {
+        &self.0
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A response body.
+#[derive(Debug)]
+pub(crate) enum ResponseBody {
+    /// Of the proxy itself.
+    Full(Option<Bytes>, Option<Active>),
+    /// Of an instance.
+    Instance(Box<InstanceBody>),
+}
+
+impl ResponseBody {
+    pub(crate) fn full(bytes: Bytes) -> Self {
+        Self::Full(Some(bytes).filter(|b| !b.is_empty()), None)
+    }
+
+    /// Keeps the connection busy until this body ends.
+    pub(crate) fn hold(&mut self, active: Active) {
+        match self {
+            Self::Full(_, held) => *held = Some(active),
+            Self::Instance(body) => body.active = Some(active),
+        }
+    }
+}
+
+/// The body of an instance's response.
+#[derive(Debug)]
+pub(crate) struct InstanceBody {
+    incoming: Incoming,
+    state: State,
+    /// What ends with the body, and only then.
+    carried: Option<Carried>,
+    /// Set when an event stream can be ended by an event.
+    events: Option<sse::Tracker>,
+    cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    grace: Option<Pin<Box<Sleep>>>,
+    series: Arc<Series>,
+    active: Option<Active>,
+}
+
+/// What a body keeps alive.
+#[derive(Debug)]
+struct Carried {
+    lease: Lease,
+    flight: InFlight,
+    #[expect(dead_code, reason = "counts until dropped")]
+    gauge: Gauge,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Flowing,
+    /// Cut, and waiting for the end of the current event.
+    Ending,
+    Done,
+}
+
+/// Ends a response that is not whole.
+#[derive(Debug, thiserror::Error)]
+#[error("the response was cut")]
+pub(crate) struct CutError(#[source] h2::Error);
+
+impl InstanceBody {
+    pub(crate) fn new(
+        incoming: Incoming,
+        lease: Lease,
+        flight: InFlight,
+        gauge: Gauge,
+        series: Arc<Series>,
+        events: bool,
+    ) -> Self {
+        Self {
+            incoming,
+            state: State::Flowing,
+            carried: Some(Carried { lease, flight, gauge }),
+            events: events.then(sse::Tracker::default),
+            cut: None,
+            grace: None,
+            series,
+            active: None,
+        }
+    }
+
+    /// The body was read to its end.
+    fn complete(&mut self) {
+        self.state = State::Done;
+        if let Some(Carried { lease, flight, .. }) = self.carried.take() {
+            // First the connection, then the count: who sees the count at zero finds the connection idle or closed.
+            lease.release();
+            drop(flight);
+        }
+    }
+
+    /// The body ends here, whole or not: the connection to the instance is closed.
+    fn abandon(&mut self) {
+        self.state = State::Done;
+        self.carried = None;
+    }
+
+    fn fail(&mut self) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.abandon();
+        if let Some(active) = &self.active
+            && active.connection().h1
+        {
+            active.connection().socket.abort_on_close();
+        }
+        Poll::Ready(Some(Err(Box::new(CutError(h2::Reason::CANCEL.into())))))
+    }
+
+    /// Whether the cut has come; if not, whoever polls is woken when it does.
+    fn poll_cut(&mut self, cx: &mut Context<'_>, register: bool) -> bool {
+        let Some(carried) = &self.carried else { return false };
+        if carried.flight.cut().is_cancelled() {
+            return true;
+        }
+        if !register {
+            return false;
+        }
+        let cut = self.cut.get_or_insert_with(|| Box::pin((**carried.flight.cut()).clone().cancelled_owned()));
+        cut.as_mut().poll(cx).is_ready()
+    }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Full(bytes, _) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Instance(body) => body.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Full(bytes, _) => bytes.is_none(),
+            Self::Instance(body) => match body.state {
+                State::Flowing => body.incoming.is_end_stream(),
+                State::Ending => false,
+                State::Done => true,
+            },
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Full(bytes, _) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Self::Instance(body) => body.incoming.size_hint(),
+        }
+    }
+}
+
+impl InstanceBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.state == State::Done {
+            return Poll::Ready(None);
+        }
+        // Looked at before each frame, so that an instance that never pauses cannot outrun a cut.
+        if self.state == State::Flowing && self.poll_cut(cx, false) {
+            match self.events {
+                None => return self.fail(),
+                Some(_) => self.state = State::Ending,
+            }
+        }
+        if self.state == State::Ending && self.events.is_some_and(sse::Tracker::between_events) {
+            self.abandon();
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(FAREWELL)))));
+        }
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(self.pass(frame)))),
+            Poll::Ready(Some(Err(error))) => {
+                self.series.error(ErrorKind::Upstream);
+                tracing::debug!(%error, "an instance's response ended early");
+                self.fail()
+            }
+            Poll::Ready(None) => {
+                self.complete();
+                Poll::Ready(None)
+            }
+            Poll::Pending if self.state == State::Ending => {
+                let grace = self.grace.get_or_insert_with(|| Box::pin(tokio::time::sleep(EVENT_GRACE)));
+                std::task::ready!(grace.as_mut().poll(cx));
+                // The half event will be discarded by the reader; nothing can be put behind it.
+                self.abandon();
+                Poll::Ready(None)
+            }
+            Poll::Pending if self.poll_cut(cx, true) => {
+                // Once around: the cut is seen at the top.
+                self.poll_frame(cx)
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// A frame passes; if it completes the event that an end waits for, the last event is put behind it.
+    fn pass(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        let Some(data) = frame.data_ref() else { return frame };
+        self.series.sent(data.len());
+        let end = self.events.as_mut().and_then(|tracker| tracker.advance(data));
+        match end {
+            Some(end) if self.state == State::Ending => {
+                let bytes = [&data[..end], FAREWELL].concat();
+                self.abandon();
+                Frame::data(Bytes::from(bytes))
+            }
+            _ => frame,
+        }
+    }
+}
+
+impl Drop for InstanceBody {
+    fn drop(&mut self) {
+        // hyper does not ask again once it knows that nothing follows.
+        if self.carried.is_some() && self.state == State::Flowing && self.incoming.is_end_stream() {
+            self.complete();
+        }
+    }
+}

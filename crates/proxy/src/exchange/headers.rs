@@ -1,0 +1,385 @@
+//! What of a message's head goes on to the other side, and what does not.
+//!
+//! RFC 9110 7.6.1: a proxy takes out what concerns one connection only, which includes everything that `Connection`
+//! names. What instances are told of the client (`X-Forwarded-*`) is put in after that, so that a client cannot have it
+//! taken out. No `Via`: the proxy is part of the service that the client talks to.
+
+use std::net::IpAddr;
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version,
+    header::{self, Entry},
+    uri::{Authority, PathAndQuery, Scheme},
+};
+
+use crate::state::Arrival;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Headers that concern one connection only.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    HTTP2_SETTINGS,
+];
+
+/// Why a request is not acceptable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unacceptable {
+    /// HTTP/1.1 without `Host`, or HTTP/2 without `:authority`.
+    NoHost,
+    /// More than one host, or one that is no host.
+    BadHost,
+    /// A `CONNECT`, or a target in a form that only those have.
+    Connect,
+}
+
+impl Unacceptable {
+    pub(crate) fn message(self) -> &'static str {
+        match self {
+            Self::NoHost => "the request names no host",
+            Self::BadHost => "the request's host is ambiguous or malformed",
+            Self::Connect => "CONNECT is not supported",
+        }
+    }
+}
+
+/// The head that goes to an instance.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) method: Method,
+    path: PathAndQuery,
+    authority: Authority,
+    headers: HeaderMap,
+    /// The protocol that the client asks to upgrade to.
+    pub(crate) upgrade: Option<HeaderValue>,
+}
+
+/// Checks a request and takes out of its head what goes on.
+pub(crate) fn prepare<B>(request: &mut Request<B>, arrival: &Arrival) -> Result<Head, Unacceptable> {
+    let authority = authority(request, arrival)?;
+    if *request.method() == Method::CONNECT {
+        return Err(Unacceptable::Connect);
+    }
+    let path = match request.uri().path_and_query() {
+        Some(path) if !path.as_str().is_empty() => path.clone(),
+        _ if *request.method() == Method::OPTIONS && request.version() >= Version::HTTP_2 => {
+            PathAndQuery::from_static("*")
+        }
+        _ => PathAndQuery::from_static("/"),
+    };
+    let mut headers = std::mem::take(request.headers_mut());
+    let upgrade = upgrade(&headers, request.version());
+    let trailers = wants_trailers(&headers);
+    strip(&mut headers);
+    headers.remove(header::HOST);
+    // The proxy answers it itself: hyper sends `100 Continue` as soon as the body is asked for.
+    headers.remove(header::EXPECT);
+    headers.remove(header::TE);
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    join_cookies(&mut headers);
+    forwarded(&mut headers, arrival, &authority);
+    Ok(Head { method: request.method().clone(), path, authority, headers, upgrade })
+}
+
+impl Head {
+    /// The request as an instance gets it.
+    pub(crate) fn request<B>(&self, h2: bool, body: B) -> Request<B> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        let mut headers = self.headers.clone();
+        let mut uri = http::uri::Parts::default();
+        uri.path_and_query = Some(self.path.clone());
+        if h2 {
+            *request.version_mut() = Version::HTTP_2;
+            uri.scheme = Some(Scheme::HTTP);
+            uri.authority = Some(self.authority.clone());
+        } else {
+            let host = HeaderValue::from_str(self.authority.as_str()).expect("an authority is visible ASCII");
+            headers.insert(header::HOST, host);
+            // `TE` concerns one connection, and must be named as such (RFC 9110 10.1.4).
+            let te = headers.contains_key(header::TE);
+            if let Some(upgrade) = &self.upgrade {
+                headers.insert(header::UPGRADE, upgrade.clone());
+                let options = if te { "upgrade, te" } else { "upgrade" };
+                headers.insert(header::CONNECTION, HeaderValue::from_static(options));
+            } else if te {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+            }
+        }
+        *request.uri_mut() = Uri::from_parts(uri).expect("a path with scheme and authority, or a path alone");
+        *request.headers_mut() = headers;
+        request
+    }
+
+    /// Whether it may be sent again although an instance may have seen it (RFC 9110 9.2.2).
+    pub(crate) fn is_idempotent(&self) -> bool {
+        [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::PUT, Method::DELETE]
+            .contains(&self.method)
+    }
+
+    /// Whether it is a gRPC call.
+    pub(crate) fn is_grpc(&self) -> bool {
+        is_grpc(&self.headers)
+    }
+}
+
+/// Whether a message is part of a gRPC call.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    content_type_starts(headers, "application/grpc")
+}
+
+/// Whether a response is a stream of events.
+pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
+    content_type_starts(headers, "text/event-stream")
+}
+
+fn content_type_starts(headers: &HeaderMap, prefix: &str) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    value.and_then(|v| v.get(..prefix.len())).is_some_and(|v| v.eq_ignore_ascii_case(prefix.as_bytes()))
+}
+
+/// The one host that a request is for. The target's comes before the header's (RFC 9112 3.2.2); in HTTP/2 they must not
+/// differ (RFC 9113 8.3.1).
+fn authority<B>(request: &Request<B>, arrival: &Arrival) -> Result<Authority, Unacceptable> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Unacceptable::BadHost);
+    }
+    let parse = |value: &HeaderValue| -> Result<Authority, Unacceptable> {
+        let authority = Authority::try_from(value.as_bytes()).map_err(|_| Unacceptable::BadHost)?;
+        if authority.as_str().contains('@') { Err(Unacceptable::BadHost) } else { Ok(authority) }
+    };
+    match (request.uri().authority(), host) {
+        (Some(target), host) => {
+            if target.as_str().contains('@') {
+                return Err(Unacceptable::BadHost);
+            }
+            let differs = |host: &HeaderValue| !host.as_bytes().eq_ignore_ascii_case(target.as_str().as_bytes());
+            if request.version() >= Version::HTTP_2 && host.is_some_and(differs) {
+                return Err(Unacceptable::BadHost);
+            }
+            Ok(target.clone())
+        }
+        (None, Some(host)) if !host.is_empty() => parse(host),
+        // Only HTTP/1.0 may do without: it means the address that was connected to.
+        (None, None) if request.version() <= Version::HTTP_10 => {
+            Ok(Authority::try_from(arrival.local.to_string()).expect("an address with a port is an authority"))
+        }
+        (None, Some(_)) => Err(Unacceptable::BadHost),
+        (None, None) => Err(Unacceptable::NoHost),
+    }
+}
+
+/// The protocol that is asked for, except the upgrade to HTTP/2: that is spoken by prior knowledge only, since an
+/// upgrade through a proxy would be a tunnel around everything that it checks.
+fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
+    let asked = options(headers).any(|option| option.eq_ignore_ascii_case("upgrade"));
+    let value = headers.get(header::UPGRADE)?;
+    let h2c = value.as_bytes().get(..2).is_some_and(|v| v.eq_ignore_ascii_case(b"h2"));
+    (version == Version::HTTP_11 && asked && !h2c).then(|| value.clone())
+}
+
+fn options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim)
+}
+
+fn wants_trailers(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::TE).iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// Takes out what concerns one connection only, of a request or a response.
+pub(crate) fn strip(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = options(headers).filter_map(|o| HeaderName::try_from(o).ok()).collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// HTTP/2 clients may send each cookie in a line of its own; HTTP/1.1 knows one line (RFC 9113 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let lines: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// Tells the instance who the client is. What the client itself says of that is believed only if it is on this
+/// machine, where a proxy that ends TLS may stand in front of this one.
+fn forwarded(headers: &mut HeaderMap, arrival: &Arrival, authority: &Authority) {
+    let peer = arrival.peer.ip().to_canonical();
+    if !peer.is_loopback() {
+        for name in [FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST, REAL_IP, header::FORWARDED] {
+            headers.remove(name);
+        }
+    }
+    // CGI and WSGI programs cannot tell `X_Forwarded_For` from `X-Forwarded-For`.
+    if headers.keys().any(|name| name.as_str().contains('_')) {
+        let forged: Vec<HeaderName> = headers
+            .keys()
+            .filter(|name| {
+                let dashed = name.as_str().replace('_', "-");
+                name.as_str().contains('_') && (dashed.starts_with("x-forwarded-") || dashed == "x-real-ip")
+            })
+            .cloned()
+            .collect();
+        for name in forged {
+            headers.remove(name);
+        }
+    }
+    let client = ip_value(peer);
+    let chain = headers.get_all(FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b", "[..]);
+    let chain = if chain.is_empty() { client } else { append(&chain, &client) };
+    headers.insert(FORWARDED_FOR, chain);
+    if let Entry::Vacant(entry) = headers.entry(FORWARDED_PROTO) {
+        entry.insert(HeaderValue::from_static("http"));
+    }
+    if let Entry::Vacant(entry) = headers.entry(FORWARDED_HOST) {
+        entry.insert(HeaderValue::from_str(authority.as_str()).expect("an authority is visible ASCII"));
+    }
+}
+
+fn ip_value(ip: IpAddr) -> HeaderValue {
+    HeaderValue::from_str(&ip.to_string()).expect("an address is visible ASCII")
+}
+
+fn append(chain: &[u8], client: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(&[chain, b", ", client.as_bytes()].concat()).unwrap_or_else(|_| client.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::SocketId;
+
+    fn arrival(peer: &str) -> Arrival {
+        Arrival { socket: SocketId(0), peer: peer.parse().unwrap(), local: "127.0.0.1:80".parse().unwrap() }
+    }
+
+    fn request(version: Version, uri: &str, headers: &[(&str, &str)]) -> Request<()> {
+        let mut builder = Request::builder().version(version).uri(uri);
+        for (name, value) in headers {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).unwrap()
+    }
+
+    fn sent(version: Version, uri: &str, headers: &[(&str, &str)], peer: &str, h2: bool) -> Request<()> {
+        prepare(&mut request(version, uri, headers), &arrival(peer)).unwrap().request(h2, ())
+    }
+
+    #[test]
+    fn hop_by_hop_headers_do_not_pass_and_a_client_cannot_have_ours_removed() {
+        let headers = [
+            ("host", "shop.example"),
+            ("connection", "keep-alive, x-secret, X-Forwarded-For, host, content-length"),
+            ("keep-alive", "timeout=5"),
+            ("x-secret", "1"),
+            ("te", "gzip, trailers"),
+            ("proxy-authorization", "Basic xyz"),
+            ("expect", "100-continue"),
+            ("x-kept", "yes"),
+        ];
+        let sent = sent(Version::HTTP_11, "/a?b=c", &headers, "203.0.113.9:1234", false);
+        assert_eq!(sent.uri(), "/a?b=c");
+        assert_eq!(sent.headers()["host"], "shop.example");
+        assert_eq!(sent.headers()["x-forwarded-for"], "203.0.113.9");
+        assert_eq!(sent.headers()["x-forwarded-proto"], "http");
+        assert_eq!(sent.headers()["x-forwarded-host"], "shop.example");
+        assert_eq!(sent.headers()["te"], "trailers");
+        assert_eq!(sent.headers()["connection"], "te");
+        assert_eq!(sent.headers()["x-kept"], "yes");
+        for gone in ["keep-alive", "x-secret", "proxy-authorization", "expect", "via"] {
+            assert!(!sent.headers().contains_key(gone), "{gone}");
+        }
+    }
+
+    #[test]
+    fn forwarded_headers_are_believed_from_this_machine_only() {
+        let headers = [
+            ("host", "a"),
+            ("x-forwarded-for", "198.51.100.1"),
+            ("x-forwarded-proto", "https"),
+            ("x_forwarded_for", "10.0.0.1"),
+            ("x-real-ip", "10.0.0.1"),
+        ];
+        let near = sent(Version::HTTP_11, "/", &headers, "127.0.0.1:5", false);
+        assert_eq!(near.headers()["x-forwarded-for"], "198.51.100.1, 127.0.0.1");
+        assert_eq!(near.headers()["x-forwarded-proto"], "https");
+        assert!(!near.headers().contains_key("x_forwarded_for"));
+        let far = sent(Version::HTTP_11, "/", &headers, "[2001:db8::1]:5", false);
+        assert_eq!(far.headers()["x-forwarded-for"], "2001:db8::1");
+        assert_eq!(far.headers()["x-forwarded-proto"], "http");
+        assert!(!far.headers().contains_key("x-real-ip"));
+    }
+
+    #[test]
+    fn the_host_is_one_and_comes_from_the_target_first() {
+        let absolute = sent(Version::HTTP_11, "http://real/x", &[("host", "other")], "127.0.0.1:5", false);
+        assert_eq!((absolute.headers()["host"].to_str().unwrap(), absolute.uri().to_string()), ("real", "/x".into()));
+        let old = sent(Version::HTTP_10, "/", &[], "127.0.0.1:5", false);
+        assert_eq!(old.headers()["host"], "127.0.0.1:80");
+        let h2 = sent(Version::HTTP_2, "http://svc/pkg.Svc/Call", &[("te", "trailers")], "127.0.0.1:5", true);
+        assert_eq!(h2.uri(), "http://svc/pkg.Svc/Call");
+        assert!(!h2.headers().contains_key("host") && h2.headers()["te"] == "trailers");
+        assert!(!h2.headers().contains_key("connection"));
+        let refused = |version, uri, headers: &[(&str, &str)]| {
+            prepare(&mut request(version, uri, headers), &arrival("127.0.0.1:5")).unwrap_err()
+        };
+        assert_eq!(refused(Version::HTTP_11, "/", &[]), Unacceptable::NoHost);
+        assert_eq!(refused(Version::HTTP_11, "/", &[("host", "a"), ("host", "a")]), Unacceptable::BadHost);
+        assert_eq!(refused(Version::HTTP_11, "/", &[("host", "")]), Unacceptable::BadHost);
+        assert_eq!(refused(Version::HTTP_11, "/", &[("host", "a b")]), Unacceptable::BadHost);
+        assert_eq!(refused(Version::HTTP_11, "/", &[("host", "user@a")]), Unacceptable::BadHost);
+        assert_eq!(refused(Version::HTTP_2, "http://a/", &[("host", "b")]), Unacceptable::BadHost);
+    }
+
+    #[test]
+    fn upgrades_pass_only_when_meant_and_never_to_http2() {
+        let upgraded = |headers: &[(&str, &str)], version| {
+            prepare(&mut request(version, "/", headers), &arrival("127.0.0.1:5")).unwrap().upgrade
+        };
+        let websocket = [("host", "a"), ("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")];
+        assert_eq!(upgraded(&websocket, Version::HTTP_11).unwrap(), "websocket");
+        assert_eq!(upgraded(&websocket, Version::HTTP_10), None);
+        assert_eq!(upgraded(&[("host", "a"), ("upgrade", "websocket")], Version::HTTP_11), None);
+        let h2c = [("host", "a"), ("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")];
+        assert_eq!(upgraded(&h2c, Version::HTTP_11), None);
+        let sent = sent(Version::HTTP_11, "/", &websocket, "127.0.0.1:5", false);
+        assert_eq!((&sent.headers()["connection"], &sent.headers()["upgrade"]), (
+            &HeaderValue::from_static("upgrade"),
+            &HeaderValue::from_static("websocket")
+        ));
+    }
+
+    #[test]
+    fn cookies_become_one_line() {
+        let headers = [("cookie", "a=1"), ("cookie", "b=2")];
+        let sent = sent(Version::HTTP_2, "http://a/", &headers, "127.0.0.1:5", false);
+        assert_eq!(sent.headers()["cookie"], "a=1; b=2");
+        assert_eq!(sent.headers().get_all("cookie").iter().count(), 1);
+    }
+}

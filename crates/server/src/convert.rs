@@ -1,0 +1,229 @@
+//! From the engine's views to the API's types.
+
+use std::time::Duration;
+
+use orchestra_api::{
+    Address, CheckState, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus, InFlight, InstancePhase,
+    InstanceStatus, JobState, JobStatus, Progress, ProgressState, RunSummary, ServiceState, ServiceStatus, VolumeState,
+    VolumeStatus, Waiting,
+};
+use orchestra_engine::{Clock, View};
+use orchestra_machine::{
+    health::Verdict,
+    status::{InstanceStatus as Seen, ResourceStatus},
+};
+use orchestra_model::{
+    Code, Diagnostic, Resource, ResourceKind,
+    desired::Protocol,
+    plan::Step,
+    record::{ResourceRecord, RunRecord, RunState, StepState},
+    time::UnixMillis,
+};
+
+fn millis(duration: Duration) -> UnixMillis {
+    UnixMillis::try_from(duration.as_millis()).unwrap_or(UnixMillis::MAX)
+}
+
+fn waiting(reason: String) -> Waiting {
+    Waiting { on: None, until: None, reason, deadline: None }
+}
+
+fn instance(seen: &Seen, at: UnixMillis) -> InstanceStatus {
+    let phase = match seen.phase {
+        "pending" => InstancePhase::Pending,
+        "launching" => InstancePhase::Launching,
+        "starting" => InstancePhase::Starting,
+        "ready" => InstancePhase::Ready,
+        "unready" => InstancePhase::Unready,
+        "draining" => InstancePhase::Draining,
+        "stopping" => InstancePhase::Stopping,
+        "exited" => InstancePhase::Exited,
+        _ => InstancePhase::Ended,
+    };
+    let (requests, streams) = seen.in_flight;
+    InstanceStatus {
+        id: seen.id.clone(),
+        phase,
+        since: at.saturating_sub(millis(seen.since)),
+        attempt: seen.attempt,
+        pid: seen.pid,
+        started_at: None,
+        ports: seen.ports.iter().filter_map(|(name, port)| Some((name.parse().ok()?, *port))).collect(),
+        restarts: seen.restarts,
+        last_exit: seen.last_exit,
+        waits_for: seen.waits_for.clone().map(waiting),
+        ready: health(seen.ready.as_ref()),
+        live: health(seen.live.as_ref()),
+        in_flight: (phase == InstancePhase::Draining).then_some(InFlight { requests, streams }),
+        status_text: None,
+    }
+}
+
+fn health(seen: Option<&(Verdict, String)>) -> Option<HealthStatus> {
+    let (verdict, detail) = seen?;
+    let state = match verdict {
+        Verdict::Unknown => CheckState::Unknown,
+        Verdict::Passing => CheckState::Passing,
+        Verdict::Failing => CheckState::Failing,
+    };
+    Some(HealthStatus { state, streak: 0, detail: (!detail.is_empty()).then(|| detail.clone()) })
+}
+
+fn service_state(resource: &ResourceStatus) -> ServiceState {
+    match resource.state {
+        "ready" => ServiceState::Ready,
+        "starting" => ServiceState::Starting,
+        "rolling" => ServiceState::Rolling,
+        "degraded" => ServiceState::Degraded,
+        "failed" => ServiceState::Failed,
+        "held" => ServiceState::Held,
+        "stopping" => ServiceState::Stopping,
+        "gone" => ServiceState::Stopped,
+        _ => ServiceState::Waiting,
+    }
+}
+
+fn problem(resource: &ResourceStatus) -> Option<Diagnostic> {
+    let message = resource.instances.iter().find_map(|i| i.problem.clone())?;
+    Some(Diagnostic::error(Code::EXITED, message))
+}
+
+fn environment_health(view: &View) -> EnvironmentHealth {
+    let resources = &view.status.resources;
+    if view.status.run.is_some() {
+        EnvironmentHealth::Changing
+    } else if view.status.stable.is_none() && resources.iter().all(|r| r.instances.is_empty()) {
+        EnvironmentHealth::Down
+    } else if view.trouble.is_none()
+        && resources.iter().filter(|r| r.id.kind == ResourceKind::Service).all(|r| r.state == "ready")
+    {
+        EnvironmentHealth::Ready
+    } else {
+        EnvironmentHealth::Degraded
+    }
+}
+
+/// One line.
+pub(crate) fn summary(view: &View) -> EnvironmentSummary {
+    let services = || view.status.resources.iter().filter(|r| r.id.kind == ResourceKind::Service);
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    EnvironmentSummary {
+        id: view.record.id.clone(),
+        source: view.record.source.clone(),
+        health: environment_health(view),
+        release: view.status.stable,
+        ready: count(services().filter(|r| r.state == "ready").count()),
+        services: count(services().count()),
+        run: view.status.run.as_ref().map(RunSummary::from),
+    }
+}
+
+/// Everything.
+pub(crate) fn status(view: &View) -> EnvironmentStatus {
+    let at = Clock::wall();
+    let mut status = EnvironmentStatus {
+        id: view.record.id.clone(),
+        source: view.record.source.clone(),
+        target: orchestra_model::desired::Target::Process,
+        health: environment_health(view),
+        release: view.status.stable,
+        at,
+        run: view.status.run.as_ref().map(RunSummary::from),
+        services: Vec::new(),
+        jobs: Vec::new(),
+        volumes: Vec::new(),
+    };
+    for resource in &view.status.resources {
+        let record = view.resources.get(&resource.id);
+        let planned = view.status.run.as_ref().and_then(|run| run.plan.desired.as_ref()?.resources.get(&resource.id));
+        let spec = planned.or(record.map(|r| &r.applied));
+        let instances: Vec<InstanceStatus> = resource.instances.iter().map(|seen| instance(seen, at)).collect();
+        let name = resource.id.name.clone();
+        let waits_for: Vec<Waiting> = resource.waits_for.clone().map(waiting).into_iter().collect();
+        match resource.id.kind {
+            ResourceKind::Service => status.services.push(ServiceStatus {
+                name,
+                state: service_state(resource),
+                release: resource.release,
+                desired: resource.replicas,
+                ready: resource.ready,
+                addresses: addresses(resource, spec),
+                waits_for,
+                problem: (resource.state != "ready").then(|| problem(resource)).flatten(),
+                instances,
+            }),
+            ResourceKind::Job => status.jobs.push(JobStatus {
+                name,
+                state: match resource.state {
+                    "completed" => JobState::Completed,
+                    "running" | "starting" => JobState::Running,
+                    "failed" => JobState::Failed,
+                    _ => JobState::Waiting,
+                },
+                release: resource.release,
+                waits_for,
+                last_exit: resource.instances.iter().rev().find_map(|i| i.last_exit),
+                problem: problem(resource),
+                instances,
+            }),
+            ResourceKind::Volume => status.volumes.push(volume(resource, record, spec)),
+        }
+    }
+    status
+}
+
+fn addresses(resource: &ResourceStatus, spec: Option<&Resource>) -> Vec<Address> {
+    let ports = spec.and_then(Resource::as_service).map(|s| &s.ports);
+    resource
+        .addresses
+        .iter()
+        .filter_map(|(port, url)| {
+            let port: orchestra_model::Name = port.parse().ok()?;
+            let protocol = ports.and_then(|ports| ports.get(&port)).map_or(Protocol::Http, |p| p.protocol);
+            Some(Address { port, protocol, url: url.clone()? })
+        })
+        .collect()
+}
+
+fn volume(resource: &ResourceStatus, record: Option<&ResourceRecord>, spec: Option<&Resource>) -> VolumeStatus {
+    let (path, managed) = match spec.or(record.map(|r| &r.applied)) {
+        Some(Resource::Volume(volume)) => (volume.path.clone(), volume.managed),
+        _ => (String::new(), false),
+    };
+    let state = if resource.state == "present" { VolumeState::Present } else { VolumeState::Missing };
+    VolumeStatus { name: resource.id.name.clone(), state, path, managed }
+}
+
+/// Where one step of a run stands.
+pub(crate) fn progress(run: &RunRecord, step: &Step, view: &View, elapsed_ms: u64) -> Progress {
+    let seen = view.status.resources.iter().find(|r| r.id == step.resource);
+    let reverting = run.state == RunState::Reverting;
+    let state = match run.steps.get(&step.resource) {
+        None => ProgressState::Waiting,
+        Some(StepState::Reverted) => ProgressState::Reverted,
+        Some(StepState::Failed) if !reverting => ProgressState::Failed,
+        Some(_) if reverting => ProgressState::Reverting,
+        Some(StepState::Running) => ProgressState::Running,
+        Some(StepState::Succeeded) => ProgressState::Succeeded,
+        Some(StepState::Failed) => ProgressState::Failed,
+    };
+    let done = state.is_final();
+    let message = seen
+        .filter(|_| !done)
+        .and_then(|seen| seen.instances.iter().find_map(|i| i.problem.clone()))
+        .or_else(|| {
+            let draining = seen?.instances.iter().filter(|i| i.phase == "draining");
+            let (count, streams) = draining.fold((0, 0), |(n, s), i| (n + 1, s + i.in_flight.1));
+            (count > 0).then(|| format!("{count} draining, {streams} streams"))
+        });
+    Progress {
+        resource: step.resource.clone(),
+        action: step.action,
+        state,
+        ready: seen.map_or(0, |s| s.ready),
+        desired: seen.map_or(0, |s| s.replicas),
+        elapsed_ms,
+        waits_for: seen.filter(|_| !done).and_then(|s| s.waits_for.clone()).map(waiting).into_iter().collect(),
+        message,
+    }
+}
