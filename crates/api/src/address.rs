@@ -131,7 +131,16 @@ mod tests {
         for text in ["unix:/run/o.sock", "http://localhost:7070", "http://[::1]:7070"] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
-        for bad in ["", "unix:o.sock", "localhost:80", "https://a:1", "http://a", "http://a:0", "http://u:p@a:1", "http://a:1/x"] {
+        for bad in [
+            "",
+            "unix:o.sock",
+            "localhost:80",
+            "https://a:1",
+            "http://a",
+            "http://a:0",
+            "http://u:p@a:1",
+            "http://a:1/x",
+        ] {
             assert!(bad.parse::<Endpoint>().is_err(), "{bad}");
         }
     }

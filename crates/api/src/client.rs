@@ -99,7 +99,11 @@ impl ClientError {
                     Some(source) => diagnostic.caused_by(source),
                     None => diagnostic,
                 };
-                vec![diagnostic.help("see whether it runs with `orchestra server status`, and why not with `orchestra doctor`")]
+                vec![
+                    diagnostic.help(
+                        "see whether it runs with `orchestra server status`, and why not with `orchestra doctor`",
+                    ),
+                ]
             }
             error @ Self::Incompatible { .. } => {
                 let help = "stop the older one with `orchestra server stop`; instances go on, and the next command starts a new server";

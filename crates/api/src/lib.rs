@@ -14,6 +14,8 @@ mod query;
 mod request;
 mod routes;
 mod run;
+#[cfg(feature = "scripted")]
+pub mod scripted;
 mod server;
 mod sse;
 mod stream;
@@ -23,7 +25,8 @@ pub use address::{Endpoint, ParseEndpointError, ShortPath, socket_path};
 pub use client::{Client, ClientError};
 pub use environment::{
     Address, CheckState, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus, InFlight,
-    InstancePhase, InstanceStatus, JobState, JobStatus, ServiceState, ServiceStatus, VolumeState, VolumeStatus, Waiting,
+    InstancePhase, InstanceStatus, JobState, JobStatus, ServiceState, ServiceStatus, VolumeState, VolumeStatus,
+    Waiting,
 };
 pub use observe::{LogLine, LogStream, ReleaseSummary};
 pub use openapi::document;

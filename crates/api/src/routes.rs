@@ -197,12 +197,7 @@ pub const ROUTES: &[RouteSpec] = &[
         BodyKind::Json(of::<Empty>),
     )
     .status(202),
-    RouteSpec::get(
-        "/v1/openapi.json",
-        "openapi",
-        "The OpenAPI document",
-        BodyKind::Json(of::<serde_json::Value>),
-    ),
+    RouteSpec::get("/v1/openapi.json", "openapi", "The OpenAPI document", BodyKind::Json(of::<serde_json::Value>)),
     RouteSpec::get("/metrics", "metrics", "Metrics", BodyKind::Text("text/plain; version=0.0.4")),
 ];
 

@@ -163,7 +163,8 @@ mod tests {
     #[test]
     fn examples_of_the_standard() {
         assert_eq!(parse(&[b"data: YHOO\ndata: +2\ndata: 10\n\n"]), [data("YHOO\n+2\n10")]);
-        let parsed = parse(&[b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n\n"]);
+        let parsed =
+            parse(&[b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n\n"]);
         assert_eq!(
             parsed,
             [
@@ -178,7 +179,10 @@ mod tests {
 
     #[test]
     fn line_ends_marks_and_unknown_fields() {
-        assert_eq!(parse(&[b"\xEF\xBB\xBFdata: a\r\n\r\ndata: b\r\rretry: 3\ndata: c\n\n"]), [data("a"), data("b"), data("c")]);
+        assert_eq!(
+            parse(&[b"\xEF\xBB\xBFdata: a\r\n\r\ndata: b\r\rretry: 3\ndata: c\n\n"]),
+            [data("a"), data("b"), data("c")]
+        );
         assert_eq!(parse(&[b"data: a\r", b"\ndata: b\r", b"\n\r", b"\n"]), [data("a\nb")]);
         assert_eq!(parse(&[Frame::KEEP_ALIVE, b"event: x\n\n", b"data: y\n\n"]), [data("y")]);
         assert_eq!(parse(&[b"data: cut off"]), []);

@@ -29,6 +29,7 @@ pub(crate) struct Cli {
 }
 
 /// Options of every command.
+#[expect(clippy::doc_markdown, reason = "these are help texts, which nobody renders as Markdown")]
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub(crate) struct Global {
@@ -83,7 +84,9 @@ impl std::str::FromStr for EnvironmentArg {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Write a commented stack file to start from
-    #[command(after_help = "Examples:\n  orchestra init               # orchestra.yaml here\n  orchestra init my-platform   # in a new folder")]
+    #[command(
+        after_help = "Examples:\n  orchestra init               # orchestra.yaml here\n  orchestra init my-platform   # in a new folder"
+    )]
     Init(InitArgs),
     /// Check the stack file
     #[command(
@@ -128,7 +131,9 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  orchestra history\n  orchestra history --limit 5 --json")]
     History(HistoryArgs),
     /// Show a release, and what it changed
-    #[command(after_help = "Examples:\n  orchestra show 4\n  orchestra show 4 --against 2\n  orchestra show 4 --json | jq .desired")]
+    #[command(
+        after_help = "Examples:\n  orchestra show 4\n  orchestra show 4 --against 2\n  orchestra show 4 --json | jq .desired"
+    )]
     Show(ShowArgs),
     /// Take the environment down
     #[command(after_help = "Examples:\n  orchestra down\n  orchestra down --volumes    # and delete its data")]
@@ -139,7 +144,9 @@ pub(crate) enum Command {
     )]
     Explain(ExplainArgs),
     /// Look for what may stand in the way
-    #[command(after_help = "Examples:\n  orchestra doctor\n  orchestra doctor --json | jq '.checks[] | select(.outcome != \"ok\")'")]
+    #[command(
+        after_help = "Examples:\n  orchestra doctor\n  orchestra doctor --json | jq '.checks[] | select(.outcome != \"ok\")'"
+    )]
     Doctor,
     /// Start, stop or look at the server; other commands start it by themselves
     #[command(
@@ -366,9 +373,8 @@ fn replicas(text: &str) -> Result<(Name, u32), String> {
 }
 
 /// Commands that read the stack file, or look for the environment that it names.
-const WITH_FILE: [&str; 12] = [
-    "validate", "plan", "up", "status", "logs", "events", "restart", "scale", "rollback", "history", "show", "down",
-];
+const WITH_FILE: [&str; 12] =
+    ["validate", "plan", "up", "status", "logs", "events", "restart", "scale", "rollback", "history", "show", "down"];
 
 /// The whole grammar, for completions and the reference.
 ///

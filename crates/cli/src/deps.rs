@@ -11,6 +11,12 @@ use orchestra_api::{BoxFuture, Transport};
 use orchestra_model::{Diagnostic, time::UnixMillis};
 use tokio::sync::mpsc;
 
+/// Looks up an environment variable.
+pub type Variables = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// Tells the time.
+pub type WallClock = Box<dyn Fn() -> UnixMillis + Send + Sync>;
+
 /// The world outside.
 pub struct Deps {
     /// Version of the program, such as `0.1.0`.
@@ -18,7 +24,7 @@ pub struct Deps {
     /// Absolute working directory.
     pub cwd: PathBuf,
     /// Looks up an environment variable; not UTF-8 counts as not set.
-    pub env: Box<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    pub env: Variables,
     /// Standard output.
     pub stdout: Box<dyn Write + Send>,
     /// Standard error.
@@ -26,7 +32,7 @@ pub struct Deps {
     /// Whether these are terminals, and how large.
     pub terminal: Terminal,
     /// The wall clock.
-    pub now: Box<dyn Fn() -> UnixMillis + Send + Sync>,
+    pub now: WallClock,
     /// One item per Ctrl-C. A closed channel means that none will come.
     pub interrupts: mpsc::Receiver<()>,
     /// Starts servers.

@@ -77,14 +77,12 @@ fn walk(path: String, value: &Value, leaves: &mut BTreeMap<String, Value>) {
             }
         }
         Value::Array(items) if items.is_empty() => {}
-        Value::Array(_) => {
+        Value::Array(items) => {
             let text = |value: &Value| serde_json::from_value::<Text>(value.clone()).ok().map(|text| text.to_string());
-            let shown = text(value).map(Value::String).unwrap_or_else(|| match value {
-                Value::Array(items) => {
-                    items.iter().map(|item| text(item).map_or(item.clone(), Value::String)).collect()
-                }
-                other => other.clone(),
-            });
+            let shown = text(value).map_or_else(
+                || items.iter().map(|item| text(item).map_or(item.clone(), Value::String)).collect(),
+                Value::String,
+            );
             leaves.insert(path, shown);
         }
         leaf => {

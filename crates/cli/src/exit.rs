@@ -59,9 +59,7 @@ impl Exit {
             Self::Failed => {
                 "The command did not do what was asked: a run failed (what it had changed was put back, as the message says), a thing that was named does not exist, or `doctor` found something that stands in the way."
             }
-            Self::Invalid => {
-                "The command line, the stack file or a saved plan is not valid. Nothing was changed."
-            }
+            Self::Invalid => "The command line, the stack file or a saved plan is not valid. Nothing was changed.",
             Self::NoServer => "The server cannot be reached or started, or does not fit this client.",
             Self::Refused => {
                 "The command was refused, and trying again later or with a new plan may help: a saved plan is stale, another run is in progress, another server owns the state directory, there is no release to go back to."
@@ -104,7 +102,8 @@ mod tests {
     fn codes_map_to_exits() {
         let mut table = String::new();
         for code in Code::ALL {
-            let _ = writeln!(table, "{code} {:>3}  {}", Exit::of(&[Diagnostic::error(*code, "x")]).code(), code.title());
+            let _ =
+                writeln!(table, "{code} {:>3}  {}", Exit::of(&[Diagnostic::error(*code, "x")]).code(), code.title());
         }
         insta::assert_snapshot!(table);
     }

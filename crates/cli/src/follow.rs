@@ -29,7 +29,7 @@ impl Interrupts {
     /// Completes on the next Ctrl-C; never, if none can come. Cancel-safe.
     pub(crate) async fn pressed(&mut self) {
         if self.0.recv().await.is_none() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
@@ -87,7 +87,9 @@ pub(crate) async fn follow(
             }
             News::Event(Some(Err(error))) if error.is_lost() && lost < ATTEMPTS && !session.is_remote() => {
                 lost += 1;
-                screen.say(output, "the connection to the server was lost; looking for it again")?;
+                // Nothing is drawn while others may write.
+                screen.clear(output)?;
+                output.note("the connection to the server was lost; looking for it again");
                 if lost > 1 {
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 }
@@ -126,7 +128,8 @@ pub(crate) async fn follow(
                     // It ended in this moment, or the server is being replaced: the stream says which.
                     Err(Failure::Told(diagnostics)) => {
                         for diagnostic in diagnostics {
-                            screen.say(output, &format!("the cancellation was not accepted: {}", diagnostic.message))?;
+                            screen
+                                .say(output, &format!("the cancellation was not accepted: {}", diagnostic.message))?;
                         }
                     }
                     Err(Failure::OutputClosed) => return Err(Failure::OutputClosed),
@@ -181,12 +184,15 @@ impl Screen {
         }
     }
 
+    /// Takes the tree off the screen until it is drawn again.
+    fn clear(&mut self, output: &mut Output) -> io::Result<()> {
+        let clear = self.in_place.clear();
+        if clear.is_empty() { Ok(()) } else { output.text(&clear) }
+    }
+
     /// Says something beside the tree.
     fn say(&mut self, output: &mut Output, text: &str) -> io::Result<()> {
-        if self.is_live {
-            let clear = self.in_place.clear();
-            output.text(&clear)?;
-        }
+        self.clear(output)?;
         output.note(text);
         if self.is_live { self.draw(output) } else { Ok(()) }
     }

@@ -24,7 +24,7 @@ mod table;
 mod text;
 
 pub use args::command;
-pub use deps::{Deps, ServerControl, ServerOptions, Spawned, Terminal};
+pub use deps::{Deps, ServerControl, ServerOptions, Spawned, Terminal, Variables, WallClock};
 pub use exit::Exit;
 pub use reference::{cli_reference, exit_code_reference};
 pub use run::run;

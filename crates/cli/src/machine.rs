@@ -83,8 +83,12 @@ fn disk(home: &Path) -> DoctorCheck {
             let free = found.f_bavail.saturating_mul(found.f_frsize);
             let detail = format!("{} MiB free at {}", free >> 20, folder.display());
             match free {
-                0..DISK_LEAST => DoctorCheck::failed(NAME, detail, "make room: the journal must be written before anything is done"),
-                DISK_LEAST..DISK_LITTLE => DoctorCheck::warning(NAME, detail, "make room, or keep state elsewhere with `--home`"),
+                0..DISK_LEAST => {
+                    DoctorCheck::failed(NAME, detail, "make room: the journal must be written before anything is done")
+                }
+                DISK_LEAST..DISK_LITTLE => {
+                    DoctorCheck::warning(NAME, detail, "make room, or keep state elsewhere with `--home`")
+                }
                 _ => DoctorCheck::ok(NAME, detail),
             }
         }
@@ -93,7 +97,8 @@ fn disk(home: &Path) -> DoctorCheck {
 
 fn control_groups() -> DoctorCheck {
     const NAME: &str = "control groups";
-    let without = "not needed: instances are then stopped by process group and ancestry; CPU and memory limits are not enforced";
+    let without =
+        "not needed: instances are then stopped by process group and ancestry; CPU and memory limits are not enforced";
     // cgroups(7): the unified hierarchy has id 0 and no controllers in its line.
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let Some(own) = own.lines().find_map(|line| line.strip_prefix("0::")) else {
@@ -121,7 +126,9 @@ fn open_files() -> DoctorCheck {
     let detail = format!("limit {} (hard limit {})", text(limit.current), text(limit.maximum));
     // The server raises its soft limit to the hard one; what counts is how far it can.
     match limit.maximum.unwrap_or(u64::MAX) {
-        0..FILES_LEAST => DoctorCheck::failed(NAME, detail, "raise the hard limit, such as with `ulimit -Hn 65536` as root"),
+        0..FILES_LEAST => {
+            DoctorCheck::failed(NAME, detail, "raise the hard limit, such as with `ulimit -Hn 65536` as root")
+        }
         FILES_LEAST..FILES_LITTLE => DoctorCheck::warning(NAME, detail, "raise the hard limit for many connections"),
         _ => DoctorCheck::ok(NAME, detail),
     }
@@ -171,9 +178,10 @@ fn role(cmdline: &[u8], home: &Path) -> Option<&'static str> {
     };
     let home = home.as_os_str().as_encoded_bytes();
     let inside = |argument: &[u8]| {
-        argument.windows(home.len().max(1)).enumerate().any(|(at, window)| {
-            window == home && matches!(argument.get(at + home.len()), None | Some(b'/'))
-        })
+        argument
+            .windows(home.len().max(1))
+            .enumerate()
+            .any(|(at, window)| window == home && matches!(argument.get(at + home.len()), None | Some(b'/')))
     };
     arguments.any(inside).then_some(role)
 }

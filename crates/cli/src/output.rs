@@ -77,30 +77,9 @@ impl Output {
         if diagnostics.is_empty() {
             return;
         }
-        let safe: Vec<Diagnostic> = diagnostics.iter().map(printable_diagnostic).collect();
-        let text = orchestra_spec::render_text(&safe, self.error_palette.color);
+        // It escapes whatever could drive the terminal.
+        let text = orchestra_spec::render_text(diagnostics, self.error_palette.color);
         let _ = writeln!(self.stderr, "{}", text.trim_end());
         let _ = self.stderr.flush();
     }
-}
-
-/// A diagnostic whose texts do nothing but show. Source lines keep their columns, so that underlines stay right.
-fn printable_diagnostic(diagnostic: &Diagnostic) -> Diagnostic {
-    let mut safe = diagnostic.clone();
-    safe.message = printable(&safe.message);
-    for note in &mut safe.notes {
-        *note = note.split('\n').map(printable).collect::<Vec<_>>().join("\n");
-    }
-    safe.help = safe.help.map(|help| help.split('\n').map(printable).collect::<Vec<_>>().join("\n"));
-    for label in &mut safe.labels {
-        label.message = printable(&label.message);
-        label.location.file = printable(&label.location.file);
-        label.location.source = label
-            .location
-            .source
-            .chars()
-            .map(|c| if c == '\t' { ' ' } else if printable(c.encode_utf8(&mut [0; 4])).starts_with('\\') && c != '\\' { '\u{fffd}' } else { c })
-            .collect();
-    }
-    safe
 }

@@ -1,5 +1,7 @@
 //! How a run is shown while it goes on: pure text from the last [`Progress`] of each resource.
 
+use std::collections::BTreeMap;
+
 use orchestra_api::{Progress, ProgressState};
 use orchestra_model::{
     ResourceId, ResourceKind,
@@ -17,6 +19,7 @@ use crate::{
 pub(crate) struct Board {
     title: String,
     rows: Vec<Row>,
+    places: BTreeMap<ResourceId, usize>,
     column: usize,
 }
 
@@ -53,17 +56,14 @@ impl Board {
             })
             .collect();
         let names = run.plan.steps.iter().map(|step| step.resource.to_string().len());
-        Self { title, rows, column: names.max().unwrap_or(0) }
-    }
-
-    fn row(&mut self, resource: &ResourceId) -> Option<&mut Row> {
-        self.rows.iter_mut().find(|row| row.progress.resource == *resource)
+        let places = run.plan.steps.iter().enumerate().map(|(at, step)| (step.resource.clone(), at)).collect();
+        Self { title, rows, places, column: names.max().unwrap_or(0) }
     }
 
     /// Takes news. Gives the line to print where nothing is drawn in place, if there is anything new to say.
     pub(crate) fn update(&mut self, progress: Progress, now: u64, palette: Palette) -> Option<String> {
         let column = self.column;
-        let row = self.row(&progress.resource)?;
+        let row = self.rows.get_mut(*self.places.get(&progress.resource)?)?;
         // While it waits, what for is news; while it runs, a check that fails in a new way each time is not.
         let about = if progress.state == ProgressState::Waiting { remark(&progress) } else { String::new() };
         let say = (progress.state, progress.ready, about);
@@ -222,3 +222,6 @@ impl InPlace {
         self.drawn = 0;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ pub fn cli_reference() -> String {
     let mut text = String::from(
         "# Command line\n\nMade from the program by `cargo xtask cli-reference`. What the exit codes mean: [exit codes](exit-codes.md).\n",
     );
-    let mut root = command().term_width(WIDTH);
+    let mut root = command().version("…").term_width(WIDTH);
     root.build();
     section(&root, 2, &mut text);
     text
@@ -48,7 +48,9 @@ pub fn exit_code_reference() -> String {
         let exit = Exit::of(&[Diagnostic::error(*code, "")]).code();
         let _ = writeln!(text, "| [{code}](../errors/{code}.md) | {} | {exit} |", code.title());
     }
-    text.push_str("\nA run that failed exits with 1 and one that was cancelled with 5, whatever its diagnostics are.\n");
+    text.push_str(
+        "\nA run that failed exits with 1 and one that was cancelled with 5, whatever its diagnostics are.\n",
+    );
     text
 }
 

@@ -56,8 +56,7 @@ where
         Err(failure) => Err(failure),
     };
     let exit = match result {
-        Ok(exit) => exit,
-        Err(Failure::Silent(exit)) => exit,
+        Ok(exit) | Err(Failure::Silent(exit)) => exit,
         Err(Failure::OutputClosed) => Exit::Success,
         Err(Failure::Told(diagnostics)) => {
             tell(&mut output, &diagnostics);
@@ -77,12 +76,7 @@ fn tell(output: &mut Output, diagnostics: &[Diagnostic]) {
     }
 }
 
-async fn dispatch(
-    cli: Cli,
-    session: &Session,
-    output: &mut Output,
-    interrupts: &mut Interrupts,
-) -> Result<Exit> {
+async fn dispatch(cli: Cli, session: &Session, output: &mut Output, interrupts: &mut Interrupts) -> Result<Exit> {
     // Runs take Ctrl-C as a wish to cancel; every other command simply ends.
     match cli.command {
         Command::Up(args) => commands::runs::up(&args, session, output, interrupts).await,

@@ -1,18 +1,20 @@
 //! One command's way to a server and to the environment that is meant.
 
 use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use orchestra_api::{Client, ClientError, Endpoint, Version};
-use orchestra_model::{Code, Diagnostic, EnvironmentId, Name, time::UnixMillis};
+use orchestra_model::{Code, Diagnostic, EnvironmentId, Name};
 use tokio::time::Instant;
 
 use crate::{
     args::{EnvironmentArg, Global},
-    deps::{ServerControl, ServerOptions},
+    deps::{ServerControl, ServerOptions, Variables, WallClock},
     failure::Result,
     output::Output,
     source::StackFile,
@@ -26,7 +28,7 @@ pub(crate) struct Session {
     pub(crate) version: &'static str,
     pub(crate) cwd: PathBuf,
     pub(crate) home: PathBuf,
-    pub(crate) now: Box<dyn Fn() -> UnixMillis + Send + Sync>,
+    pub(crate) now: WallClock,
     pub(crate) control: Arc<dyn ServerControl>,
     pub(crate) token: Option<String>,
     /// `--server`
@@ -40,7 +42,8 @@ impl Session {
     pub(crate) fn new(global: &Global, file: Option<PathBuf>, deps: World) -> Result<Self> {
         let env = &deps.env;
         let invalid = |message: String| Diagnostic::error(Code::INVALID_VALUE, message);
-        let home = match global.home.clone().or_else(|| env("ORCHESTRA_HOME").filter(|v| !v.is_empty()).map(Into::into)) {
+        let home = match global.home.clone().or_else(|| env("ORCHESTRA_HOME").filter(|v| !v.is_empty()).map(Into::into))
+        {
             Some(home) => deps.cwd.join(home),
             None => default_home(env.as_ref()).ok_or_else(|| {
                 invalid("there is no home folder to keep state in".into())
@@ -55,7 +58,10 @@ impl Session {
                 })?;
                 Some(text.trim().to_owned())
             }
-            None => env("ORCHESTRA_TOKEN").filter(|token| !token.is_empty()),
+            // The second is how a server that was started in the background gets the token of the command that did it.
+            None => ["ORCHESTRA_TOKEN", "ORCHESTRA_SERVER_TOKEN"]
+                .into_iter()
+                .find_map(|name| env(name).filter(|token| !token.is_empty())),
         };
         let server = global.server.clone().or_else(|| env("ORCHESTRA_SERVER").filter(|v| !v.is_empty()));
         let remote = match server {
@@ -145,7 +151,8 @@ impl Session {
     /// Starts a server and waits until it answers.
     pub(crate) async fn start(&self, options: &ServerOptions) -> Result<(Client, Version)> {
         let failed = |message: &str| {
-            Diagnostic::error(Code::SERVER_UNREACHABLE, message.to_owned()).help("look for the reason with `orchestra doctor`")
+            Diagnostic::error(Code::SERVER_UNREACHABLE, message.to_owned())
+                .help("look for the reason with `orchestra doctor`")
         };
         let spawned = self.control.spawn(options);
         let mut spawned = spawned.map_err(|error| failed("the server cannot be started").caused_by(&error))?;
@@ -159,20 +166,22 @@ impl Session {
                 Err(error) if !error.is_lost() => return Err(error.into()),
                 Ok(None) | Err(_) => {}
             }
-            if let Some((status, since)) = &ended {
-                // Another command may have started one at the same moment: then ours found the state locked.
-                if Instant::now() > *since + Duration::from_secs(2) {
-                    return Err(last_words(failed(&format!("the server ended at once ({status})")), &spawned.log).into());
+            if let Some(status) = &ended {
+                // Another command may have started one at the same moment: then ours found the state locked, and the
+                // other one answers once it has replayed its journal.
+                let last = last_lines(&spawned.log);
+                if !last.iter().any(|line| line.contains(Code::STATE_LOCKED.as_str())) {
+                    return Err(with_notes(failed(&format!("the server ended at once ({status})")), last).into());
                 }
             }
             if Instant::now() > deadline {
                 let message = format!("the server (pid {}) did not answer within {} s", spawned.pid, START.as_secs());
-                return Err(last_words(failed(&message), &spawned.log).into());
+                return Err(with_notes(failed(&message), last_lines(&spawned.log)).into());
             }
             // There is no event for "a socket appeared" that is worth its code: connecting costs microseconds.
             if ended.is_none() {
                 tokio::select! {
-                    status = &mut spawned.exited => ended = Some((status, Instant::now())),
+                    status = &mut spawned.exited => ended = Some(status),
                     () = tokio::time::sleep(pause) => {}
                 }
             } else {
@@ -217,7 +226,7 @@ impl Session {
                 Err(ClientError::Answer { errors, .. }) => errors,
                 Err(error) => return Err(error.into()),
             },
-            Err(diagnostic) => vec![diagnostic],
+            Err(diagnostics) => diagnostics,
         };
         self.only_environment(client, Some(&file.path), problems).await
     }
@@ -249,8 +258,8 @@ impl Session {
 pub(crate) struct World {
     pub(crate) version: &'static str,
     pub(crate) cwd: PathBuf,
-    pub(crate) env: Box<dyn Fn(&str) -> Option<String> + Send + Sync>,
-    pub(crate) now: Box<dyn Fn() -> UnixMillis + Send + Sync>,
+    pub(crate) env: Variables,
+    pub(crate) now: WallClock,
     pub(crate) server: Arc<dyn ServerControl>,
 }
 
@@ -266,20 +275,25 @@ pub(crate) fn has_state(home: &Path) -> bool {
     std::fs::read_dir(home).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-/// Adds the last lines of a log to a diagnostic.
-fn last_words(diagnostic: Diagnostic, log: &Path) -> Diagnostic {
-    use std::io::{Read, Seek, SeekFrom};
+/// The last lines of a log; none if it cannot be read.
+fn last_lines(log: &Path) -> Vec<String> {
+    const BYTES: u64 = 4096;
+    const LINES: usize = 8;
     let mut tail = Vec::new();
-    let read = std::fs::File::open(log).and_then(|mut file| {
+    let read = File::open(log).and_then(|mut file| {
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(4096)))?;
-        file.take(4096).read_to_end(&mut tail)
+        file.seek(SeekFrom::Start(length.saturating_sub(BYTES)))?;
+        file.take(BYTES).read_to_end(&mut tail)
     });
     if read.is_err() {
-        return diagnostic;
+        return Vec::new();
     }
     let text = String::from_utf8_lossy(&tail);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    let last = lines.len().saturating_sub(5);
-    lines[last..].iter().fold(diagnostic, |diagnostic, line| diagnostic.note((*line).to_owned()))
+    lines[lines.len().saturating_sub(LINES)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+fn with_notes(mut diagnostic: Diagnostic, notes: Vec<String>) -> Diagnostic {
+    diagnostic.notes.extend(notes);
+    diagnostic
 }

@@ -11,9 +11,8 @@ use orchestra_model::{Code, Diagnostic, Name};
 
 /// Name of a stack file that is found by itself.
 const NAME: &str = "orchestra.yaml";
-/// Longest stack file that is sent to a server, in bytes. `spec` reads less; this only keeps the client from filling
-/// its memory with what somebody named by mistake.
-const LIMIT: u64 = 64 << 20;
+/// Longest stack file that is read, in bytes.
+const LIMIT: usize = orchestra_spec::MAX_BYTES;
 
 /// A stack file: where it is and how the user calls it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,23 +48,29 @@ impl StackFile {
     }
 
     /// Its text, ready to be sent.
-    pub(crate) fn read(&self, environment: Option<Name>) -> Result<Source, Diagnostic> {
-        let failed = |error: io::Error| unreadable(&self.shown, &error);
+    pub(crate) fn read(&self, environment: Option<Name>) -> Result<Source, Vec<Diagnostic>> {
         let mut bytes = Vec::new();
-        File::open(&self.path).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes)).map_err(failed)?;
-        if bytes.len() as u64 > LIMIT {
-            return Err(Diagnostic::error(
-                Code::TOO_LARGE,
-                format!("{} is larger than {} MiB", self.shown, LIMIT >> 20),
-            )
-            .help("a stack file is text of a few kilobytes: is it the right file?"));
+        File::open(&self.path)
+            .and_then(|file| file.take(LIMIT as u64 + 1).read_to_end(&mut bytes))
+            .map_err(|error| vec![unreadable(&self.shown, &error)])?;
+        if bytes.len() > LIMIT {
+            return Err(self.refused(&bytes));
         }
-        let source_text = String::from_utf8(bytes).map_err(|error| encoding(&self.shown, &error))?;
+        let source_text = String::from_utf8(bytes).map_err(|error| self.refused(error.as_bytes()))?;
         Ok(Source {
             source_path: self.path.to_string_lossy().into_owned(),
             source_text,
             display_path: Some(self.shown.clone()),
             environment,
+        })
+    }
+
+    /// What `spec` has to say of bytes that cannot be sent as text. It says it before it looks at anything else.
+    fn refused(&self, bytes: &[u8]) -> Vec<Diagnostic> {
+        let context = orchestra_spec::Context { directory: String::new(), volumes: String::new(), environment: None };
+        let loaded = orchestra_spec::load(orchestra_spec::Source { path: &self.shown, bytes }, &context);
+        loaded.err().unwrap_or_else(|| {
+            vec![Diagnostic::error(Code::INTERNAL, format!("{} cannot be sent to the server", self.shown))]
         })
     }
 }
@@ -74,21 +79,6 @@ fn unreadable(shown: &str, error: &io::Error) -> Diagnostic {
     Diagnostic::error(Code::NOT_READABLE, format!("{shown} cannot be read"))
         .caused_by(error)
         .help("name the stack file with `--file`, or write one with `orchestra init`")
-}
-
-fn encoding(shown: &str, error: &std::string::FromUtf8Error) -> Diagnostic {
-    let valid = error.utf8_error().valid_up_to();
-    let line = error.as_bytes()[..valid].iter().filter(|b| **b == b'\n').count() + 1;
-    let byte = error.as_bytes().get(valid).copied().unwrap_or_default();
-    let utf16 = matches!(error.as_bytes(), [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..]);
-    let note = if utf16 {
-        "it begins with the byte order mark of UTF-16".to_owned()
-    } else {
-        format!("line {line} has the byte 0x{byte:02x} at offset {valid}")
-    };
-    Diagnostic::error(Code::ENCODING, format!("{shown} is not UTF-8 text"))
-        .note(note)
-        .help("save it as UTF-8 without a byte order mark")
 }
 
 /// The path from `cwd`, if it is not below it the whole.
@@ -119,15 +109,21 @@ mod tests {
     }
 
     #[test]
-    fn other_encodings_are_named() {
+    fn what_is_no_text_or_too_much_is_refused_before_it_is_sent() {
         let folder = tempfile::tempdir().unwrap();
-        for (bytes, note) in [
-            (&b"name: caf\xe9\n"[..], "line 1 has the byte 0xe9 at offset 9"),
-            (b"\xff\xfen\0a\0", "it begins with the byte order mark of UTF-16"),
+        for (bytes, code) in [
+            (b"name: caf\xe9\n".to_vec(), Code::ENCODING),
+            (b"\xff\xfen\0a\0".to_vec(), Code::ENCODING),
+            (vec![b'#'; LIMIT + 10], Code::TOO_LARGE),
         ] {
             std::fs::write(folder.path().join(NAME), bytes).unwrap();
-            let error = StackFile::find(None, folder.path()).unwrap().read(None).unwrap_err();
-            assert_eq!((error.code, &error.notes[0][..]), (Code::ENCODING, note));
+            let errors = StackFile::find(None, folder.path()).unwrap().read(None).unwrap_err();
+            assert_eq!(errors[0].code, code);
         }
+        std::fs::write(folder.path().join(NAME), "nul: \"\0\"").unwrap();
+        assert!(
+            StackFile::find(None, folder.path()).unwrap().read(None).is_ok(),
+            "the server says what is wrong with it"
+        );
     }
 }

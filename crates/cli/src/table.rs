@@ -78,7 +78,8 @@ impl Table {
     /// The table as lines; `columns` is the width of the terminal, if there is one. Columns without content vanish.
     pub(crate) fn render(&self, palette: Palette, columns: Option<usize>) -> String {
         let count = self.rows[0].len();
-        let content = |at: usize| self.rows[1..].iter().filter_map(move |row| row.get(at)).map(|cell| width(&cell.text));
+        let content =
+            |at: usize| self.rows[1..].iter().filter_map(move |row| row.get(at)).map(|cell| width(&cell.text));
         let mut widths: Vec<usize> = (0..count)
             .map(|at| match content(at).max().unwrap_or(0) {
                 0 => 0,

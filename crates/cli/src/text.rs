@@ -37,7 +37,11 @@ fn escape(c: char, text: &mut String) {
 pub fn printable(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
-        if is_dangerous(c) { escape(c, &mut safe) } else { safe.push(c) }
+        if is_dangerous(c) {
+            escape(c, &mut safe);
+        } else {
+            safe.push(c);
+        }
     }
     safe
 }
@@ -58,7 +62,11 @@ pub(crate) fn log_line(bytes: &[u8], color: bool) -> String {
             rest = &rest[length..];
             continue;
         }
-        if is_dangerous(c) { escape(c, &mut safe) } else { safe.push(c) }
+        if is_dangerous(c) {
+            escape(c, &mut safe);
+        } else {
+            safe.push(c);
+        }
         rest = &rest[c.len_utf8()..];
     }
     if colored {

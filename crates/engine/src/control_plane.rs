@@ -183,6 +183,8 @@ impl ControlPlane {
         let mut begun = Vec::new();
         for record in records {
             let id = record.id;
+            // Its inbox first: a launch that is adopted below may report at once, and no report may be lost.
+            let mailbox = self.register(&id).await;
             let Some(state) = self.inner.store.read({
                 let id = id.clone();
                 move |reader| reader.state(&id)
@@ -198,7 +200,7 @@ impl ControlPlane {
             }
             self.end_strays(&id, &state.instances.iter().map(|(i, r)| (i.clone(), r.attempt)).collect()).await;
             let (machine, first) = Environment::recover(state, &observed, self.inner.settings.clone(), self.inner.clock.now());
-            begun.push(self.drive(machine, first).await);
+            begun.push(self.drive(machine, first, mailbox));
         }
         for begun in begun {
             // A driver that ended before it began has said why; the others' routes must not wait for it.
@@ -234,27 +236,32 @@ impl ControlPlane {
         }
     }
 
-    /// Starts the driver of a machine. The receiver completes once its first batch was carried out.
-    async fn drive(&self, machine: Environment, first: orchestra_machine::Batch) -> oneshot::Receiver<()> {
-        let id = machine.record().id.clone();
+    /// Makes the inbox of an environment, in which events wait for its driver.
+    async fn register(&self, id: &EnvironmentId) -> Mailbox {
         let (events, inbox) = mpsc::channel(INBOX);
         let (requests, questions) = mpsc::channel(64);
         let (trouble, watching) = watch::channel(None);
-        let (begin, begun) = oneshot::channel();
         let _ = self.inner.ports.routes.send(route_hub::Message::Register(id.clone(), events.clone())).await;
+        let handle = EnvironmentHandle { events: events.clone(), requests, trouble: watching };
+        self.environments().insert(id.clone(), handle);
+        Mailbox { events, inbox, questions, trouble }
+    }
+
+    /// Starts the driver of a machine. The receiver completes once its first batch was carried out.
+    fn drive(&self, machine: Environment, first: orchestra_machine::Batch, mailbox: Mailbox) -> oneshot::Receiver<()> {
+        let (begin, begun) = oneshot::channel();
         let task = EnvironmentTask {
-            effects: Effects::new(self.inner.ports.clone(), id.clone(), events.clone()),
+            effects: Effects::new(self.inner.ports.clone(), machine.record().id.clone(), mailbox.events),
             machine,
             store: self.inner.store.clone(),
             clock: self.inner.clock,
-            events: inbox,
-            requests: questions,
-            trouble,
+            events: mailbox.inbox,
+            requests: mailbox.questions,
+            trouble: mailbox.trouble,
             first,
+            created: BTreeMap::new(),
             begun: Some(begin),
         };
-        let handle = EnvironmentHandle { events, requests, trouble: watching };
-        self.environments().insert(id, handle);
         self.inner.ports.tree.start(TaskKind::Loop, "environment", task.run());
         begun
     }
@@ -338,7 +345,8 @@ impl ControlPlane {
         if let Some(handle) = self.handle(environment) {
             return Ok(handle);
         }
-        drop(self.drive(machine, orchestra_machine::Batch::default()).await);
+        let mailbox = self.register(environment).await;
+        drop(self.drive(machine, orchestra_machine::Batch::default(), mailbox));
         self.known(environment)
     }
 
@@ -423,6 +431,14 @@ impl ControlPlane {
             EngineError::Refused(vec![Diagnostic::error(Code::PROXY_UNAVAILABLE, "the proxy does not answer").caused_by(&error)])
         })
     }
+}
+
+/// The driver's ends of an environment's channels.
+struct Mailbox {
+    events: mpsc::Sender<Event>,
+    inbox: mpsc::Receiver<Event>,
+    questions: mpsc::Receiver<Request>,
+    trouble: watch::Sender<Option<String>>,
 }
 
 /// The record of an environment that has nothing yet.

@@ -11,8 +11,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use orchestra_machine::{Batch, Environment, Event, status::Status};
 use orchestra_model::{
-    Diagnostic, Generation, Plan, ResourceId, RunId,
+    Diagnostic, Generation, InstanceId, Plan, ResourceId, RunId,
     record::{Change, EnvironmentRecord, ReleaseRecord, ReleaseState, ResourceRecord, RunKind, RunRecord, RunState},
+    time::UnixMillis,
 };
 use orchestra_store::{CommitError, Store};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -62,6 +63,8 @@ pub(crate) struct EnvironmentTask {
     pub(crate) trouble: watch::Sender<Option<String>>,
     /// What the recovery left to do.
     pub(crate) first: Batch,
+    /// When instances that were made here were made.
+    pub(crate) created: BTreeMap<InstanceId, UnixMillis>,
     /// Told once the recovery's batch is committed and its effects have begun.
     pub(crate) begun: Option<oneshot::Sender<()>>,
 }
@@ -104,9 +107,9 @@ impl EnvironmentTask {
                 None => std::future::pending().await,
             }
         };
-        // Every arm is cancel-safe: what was not received stays in its channel, and the deadline is computed anew.
+        // Every arm is cancel-safe: what was not received stays in its channel, and the deadline is computed anew. The
+        // choice is fair: a flood in one channel must not silence the others.
         tokio::select! {
-            biased;
             event = self.events.recv() => {
                 let Some(event) = event else { return Wake::Closed };
                 let mut events = vec![event];
@@ -124,7 +127,7 @@ impl EnvironmentTask {
     /// Commits, then begins the effects. Returns whether to go on.
     async fn carry_out(&mut self, mut batch: Batch) -> bool {
         if !batch.changes.is_empty() {
-            stamp(&mut batch.changes);
+            self.stamp(&mut batch.changes);
             loop {
                 match self.store.commit(batch.changes.clone()).await {
                     Ok(_) => break,
@@ -135,7 +138,8 @@ impl EnvironmentTask {
                         tokio::time::sleep(COMMIT_RETRY).await;
                     }
                     Err(error) => {
-                        tracing::error!(environment = %self.machine.record().id, %error, "a commit was refused");
+                        let cause = std::error::Error::source(&error).map(ToString::to_string);
+                        tracing::error!(environment = %self.machine.record().id, %error, ?cause, "a commit was refused");
                         return false;
                     }
                 }
@@ -146,6 +150,22 @@ impl EnvironmentTask {
             self.effects.begin(effect).await;
         }
         true
+    }
+
+    /// Puts the wall clock into records that carry it. Machines do not know it.
+    fn stamp(&mut self, changes: &mut [Change]) {
+        for change in changes {
+            match change {
+                Change::Instance(instance) if instance.created_at == 0 => {
+                    instance.created_at = *self.created.entry(instance.id.clone()).or_insert_with(Clock::wall);
+                }
+                Change::ForgetInstance(_, instance) => {
+                    self.created.remove(instance);
+                }
+                Change::Run(run) if run.state.is_final() && run.ended_at.is_none() => run.ended_at = Some(Clock::wall()),
+                _ => {}
+            }
+        }
     }
 
     async fn answer(&mut self, request: Request) -> Option<Batch> {
@@ -234,17 +254,6 @@ impl EnvironmentTask {
         let started = StartedRun { run: run.clone(), warnings: planned.warnings };
         let event = Event::RunRequested { run: Box::new(run), release, source: planned.source };
         Ok((started, self.machine.handle(self.clock.now(), event)))
-    }
-}
-
-/// Puts the wall clock into records that carry it. Machines do not know it.
-fn stamp(changes: &mut [Change]) {
-    for change in changes {
-        match change {
-            Change::Instance(instance) if instance.created_at == 0 => instance.created_at = Clock::wall(),
-            Change::Run(run) if run.state.is_final() && run.ended_at.is_none() => run.ended_at = Some(Clock::wall()),
-            _ => {}
-        }
     }
 }
 

@@ -33,16 +33,16 @@ use std::{
 
 use orchestra_model::{
     Diagnostic, Event as Note, EventKind, InstanceId, Name, Now, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
-    desired::{OnLoss, Volume},
+    desired::{Condition, OnLoss, Volume},
     launch::{LaunchKey, ProviderEvent},
     quantity::Timespan,
     record::{Change, EnvironmentRecord, JournalEntry, JournalKind, ReleaseRecord, ResourceRecord, RunRecord},
-    route::{EndpointKey, RouteId},
+    route::{EndpointKey, EndpointState, RouteId},
 };
 
 use self::{routes::Routes, run::ActiveRun, workload::Workload};
 use crate::{
-    Batch, Effect, ProbeKey, Which,
+    Batch, Effect, ProbeKey,
     instance::{self, Instance, Phase},
     rng::Rng,
 };
@@ -126,7 +126,8 @@ pub enum Event {
         /// Why, by route; empty if the data plane does not answer.
         problems: BTreeMap<RouteId, Diagnostic>,
     },
-    /// Nothing is in flight to a leaving endpoint.
+    /// Nothing is in flight to a leaving endpoint. A driver hands over reports that arrived before an acknowledgement
+    /// of routes before that acknowledgement; one that comes early is asked for again.
     Drained(EndpointKey),
     /// What is in flight to a leaving endpoint.
     InFlight {
@@ -170,13 +171,38 @@ pub struct Environment {
     out: Batch,
 }
 
-/// A volume.
+/// A volume. One call about it goes on at a time, so an answer is never about something else.
 #[derive(Clone, Debug, Default)]
 struct VolumeState {
     want: Option<Volume>,
-    exists: bool,
-    busy: bool,
+    /// Path of the directory that is known to be there.
+    made: Option<String>,
+    /// Path of a directory that is to be deleted.
+    doomed: Option<String>,
+    busy: Option<VolumeCall>,
     problem: Option<Diagnostic>,
+}
+
+/// What is being done with a volume.
+#[derive(Clone, Debug, PartialEq)]
+enum VolumeCall {
+    Create(String),
+    Delete(String),
+}
+
+impl VolumeState {
+    fn exists(&self) -> bool {
+        self.want.as_ref().is_some_and(|want| self.made.as_ref() == Some(&want.path))
+    }
+
+    /// What must be done next.
+    fn next(&self) -> Option<VolumeCall> {
+        match (&self.doomed, &self.want) {
+            (Some(path), _) => Some(VolumeCall::Delete(path.clone())),
+            (None, Some(want)) if !self.exists() => Some(VolumeCall::Create(want.path.clone())),
+            _ => None,
+        }
+    }
 }
 
 impl Environment {
@@ -271,10 +297,7 @@ impl Environment {
             }
             Event::RoutesApplied { revision, addresses } => self.routes_applied(now, revision, &addresses),
             Event::RoutesRefused { revision, problems } => self.routes_refused(now, revision, problems),
-            Event::Drained(endpoint) => {
-                let key = self.launch_key(&endpoint.instance, endpoint.attempt);
-                self.to_attempt(now, &key, instance::Event::Drained);
-            }
+            Event::Drained(endpoint) => self.drained(now, &endpoint),
             Event::InFlight { endpoint, requests, streams } => {
                 let key = self.launch_key(&endpoint.instance, endpoint.attempt);
                 self.to_attempt(now, &key, instance::Event::InFlight { requests, streams });
@@ -287,7 +310,7 @@ impl Environment {
     /// Settles, sends routes, and hands over the batch.
     fn finish(&mut self, now: Now) -> Batch {
         self.settle(now);
-        self.send_routes(now);
+        self.send_routes();
         let mut batch = std::mem::take(&mut self.out);
         if std::mem::take(&mut self.record_changed) {
             // First, because everything else belongs to it.
@@ -315,6 +338,10 @@ impl Environment {
             self.timers.pop_first();
             self.timer_of.remove(&id);
             self.to_instance(now, &id, instance::Event::Tick);
+            // A back-off that has passed changes nothing in the instance, but it may be launched now.
+            if let Some(instance) = self.instances.get(&id) {
+                self.changed.insert(ResourceId::new(instance.record().kind, id.workload.clone()));
+            }
         }
         self.routes.tick(now);
         self.run_tick(now);
@@ -346,7 +373,7 @@ impl Environment {
         now: Now,
         id: &InstanceId,
         commands: Vec<instance::Command>,
-        endpoint_before: Option<orchestra_model::route::EndpointState>,
+        endpoint_before: Option<EndpointState>,
         ready_before: bool,
     ) {
         let Some(instance) = self.instances.get(id) else { return };
@@ -355,13 +382,18 @@ impl Environment {
         if endpoint != endpoint_before {
             self.routes.touch();
         }
+        if endpoint == Some(EndpointState::Draining) && endpoint != endpoint_before {
+            // Also if no route leads to it any more: what is in flight is reported anew with each table.
+            self.routes.send_again();
+        }
         // In-flight counts and answers that change no verdict need no reconciliation.
         if !commands.is_empty() || instance.is_ready() != ready_before {
             self.changed.insert(resource);
         }
-        let deadline = instance.deadline();
-        // A back-off that has passed is for `reconcile`, not for the timer.
-        self.set_timer(id, deadline.filter(|at| *at > now));
+        // A back-off that has passed is for `reconcile`, not for the timer; every other deadline that has passed is due.
+        let waits = matches!(instance.phase(), Phase::Pending { .. });
+        let deadline = instance.deadline().filter(|at| *at > now || !waits);
+        self.set_timer(id, deadline);
         for command in commands {
             self.carry_out(now, id, command);
         }
@@ -388,12 +420,10 @@ impl Environment {
                 self.out.effects.push(Effect::Cut(endpoint));
             }
             instance::Command::StartProbes(which) => self.start_probes(id, which),
-            instance::Command::StopProbes => {
-                for which in [Which::Ready, Which::Live] {
-                    for (leaf, _) in instance.health(which).into_iter().flat_map(crate::health::Health::leaves) {
-                        let key = ProbeKey { instance: id.clone(), attempt: key.attempt, which, leaf };
-                        self.out.effects.push(Effect::StopProbe(key));
-                    }
+            instance::Command::StopProbes(attempt, leaves) => {
+                for (which, leaf) in leaves {
+                    let key = ProbeKey { instance: id.clone(), attempt, which, leaf };
+                    self.out.effects.push(Effect::StopProbe(key));
                 }
             }
             instance::Command::Persist => {
@@ -411,28 +441,37 @@ impl Environment {
 
     fn volume_done(&mut self, id: &ResourceId, result: Result<(), Diagnostic>) {
         let Some(volume) = self.volumes.get_mut(id) else { return };
-        volume.busy = false;
+        let Some(call) = volume.busy.take() else { return };
         match result {
-            Ok(()) => volume.exists = volume.want.is_some(),
-            Err(problem) => volume.problem = Some(problem),
+            Ok(()) => match call {
+                VolumeCall::Create(path) => volume.made = Some(path),
+                VolumeCall::Delete(path) => {
+                    volume.doomed.take_if(|doomed| *doomed == path);
+                    volume.made.take_if(|made| *made == path);
+                }
+            },
+            // A failure of what nobody wants any more is none.
+            Err(problem) if volume.next().as_ref() == Some(&call) => volume.problem = Some(problem),
+            Err(_) => {}
         }
         self.changed.insert(id.clone());
     }
 
     fn reconcile_volume(&mut self, id: &ResourceId) {
         let Some(volume) = self.volumes.get_mut(id) else { return };
-        if volume.busy || volume.problem.is_some() {
+        if volume.busy.is_some() || volume.problem.is_some() {
             return;
         }
-        match &volume.want {
-            Some(want) if !volume.exists => {
-                volume.busy = true;
-                self.out.effects.push(Effect::CreateVolume { resource: id.clone(), path: want.path.clone() });
-            }
-            None if !volume.exists => {
+        let call = volume.next();
+        volume.busy.clone_from(&call);
+        let resource = id.clone();
+        match call {
+            Some(VolumeCall::Create(path)) => self.out.effects.push(Effect::CreateVolume { resource, path }),
+            Some(VolumeCall::Delete(path)) => self.out.effects.push(Effect::DeleteVolume { resource, path }),
+            None if volume.want.is_none() => {
                 self.volumes.remove(id);
             }
-            _ => {}
+            None => {}
         }
     }
 
@@ -480,46 +519,60 @@ impl Environment {
 
     /// Tells the users of a resource whether it is there for them.
     fn tell_users(&mut self, now: Now, id: &ResourceId) {
+        if id.kind != ResourceKind::Service {
+            return;
+        }
         let Some(users) = self.users.get(id).cloned() else { return };
-        let ready = self.serves(id);
+        let serves = self.serves(id);
         for user in users {
-            self.dependency_changed(now, &user, id, ready);
+            let Some(workload) = self.workloads.get(&user) else { continue };
+            let members: Vec<InstanceId> = workload.members.iter().cloned().collect();
+            if self.losses(&user) != workload.lost {
+                self.changed.insert(user);
+            }
+            for member in members {
+                self.to_instance(now, &member, instance::Event::DependencyReady(id.name.clone(), serves));
+            }
         }
     }
 
-    fn dependency_changed(&mut self, now: Now, user: &ResourceId, on: &ResourceId, serves: bool) {
-        let Some(workload) = self.workloads.get_mut(user) else { return };
-        let dependency = workload.want.as_ref().and_then(|w| w.resource.dependencies().get(on).copied());
-        let members: Vec<InstanceId> = workload.members.iter().cloned().collect();
-        if let Some(dependency) = dependency
-            && dependency.on_loss != OnLoss::Ignore
-        {
-            let changed = if serves { workload.lost.remove(on) } else { workload.begun && workload.lost.insert(on.clone()) };
-            let held = workload.lost.iter().any(|lost| {
-                workload.want.as_ref().and_then(|w| w.resource.dependencies().get(lost).copied()).is_some_and(|d| d.on_loss == OnLoss::Hold)
-            });
-            if changed {
-                let (kind, verb) = if serves {
-                    (EventKind::DependencyRestored, "is there again")
-                } else {
-                    (EventKind::DependencyLost, "was lost")
-                };
-                let then = match (dependency.on_loss, serves) {
-                    (OnLoss::Hold, false) => ": requests are held",
-                    (OnLoss::Stop, false) => ": stopping",
-                    _ => "",
-                };
-                self.note(kind, Some(user.clone()), None, None, format!("{on} {verb}{then}"));
-                self.changed.insert(user.clone());
-                for member in &members {
-                    self.to_instance(now, member, instance::Event::Held(held));
-                }
-                self.routes.touch();
-            }
+    /// Dependencies of a service that are not there and whose absence matters. What a job did and what a volume holds
+    /// cannot be lost in this sense.
+    fn losses(&self, id: &ResourceId) -> BTreeSet<ResourceId> {
+        let Some(workload) = self.workloads.get(id).filter(|workload| workload.begun) else { return BTreeSet::new() };
+        let Some(service) = workload.want.as_ref().and_then(|want| want.resource.as_service()) else { return BTreeSet::new() };
+        let matters = service.depends_on.iter().filter(|(on, dependency)| {
+            let there = match dependency.until {
+                Condition::Started => self.runs(on),
+                Condition::Ready | Condition::Completed => self.serves(on),
+            };
+            on.kind == ResourceKind::Service && dependency.on_loss != OnLoss::Ignore && !there
+        });
+        matters.map(|(on, _)| on.clone()).collect()
+    }
+
+    /// Looks at what a service depends on, and withholds requests from its instances or lets them through again.
+    fn refresh_losses(&mut self, now: Now, id: &ResourceId) {
+        let lost = self.losses(id);
+        let Some(workload) = self.workloads.get_mut(id) else { return };
+        let before = std::mem::replace(&mut workload.lost, lost.clone());
+        let edges = workload.want.as_ref().map(|want| want.resource.dependencies()).unwrap_or_default();
+        let on_loss = |on: &ResourceId| edges.get(on).map(|dependency| dependency.on_loss);
+        for on in before.symmetric_difference(&lost) {
+            let (kind, words) = match (lost.contains(on), on_loss(on)) {
+                (true, Some(OnLoss::Hold)) => (EventKind::DependencyLost, "was lost: requests are held"),
+                (true, _) => (EventKind::DependencyLost, "was lost: stopping"),
+                (false, Some(_)) => (EventKind::DependencyRestored, "is there again"),
+                // The edge itself is gone.
+                (false, None) => continue,
+            };
+            self.note(kind, Some(id.clone()), None, None, format!("{on} {words}"));
         }
-        if on.kind == ResourceKind::Service {
-            for member in &members {
-                self.to_instance(now, member, instance::Event::DependencyReady(on.name.clone(), serves));
+        let held = lost.iter().any(|on| on_loss(on) == Some(OnLoss::Hold));
+        let members: Vec<InstanceId> = self.workloads[id].members.iter().cloned().collect();
+        for member in members {
+            if self.instances.get(&member).is_some_and(|instance| instance.is_held() != held) {
+                self.to_instance(now, &member, instance::Event::Held(held));
             }
         }
     }

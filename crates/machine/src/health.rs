@@ -88,6 +88,16 @@ impl Health {
         }
     }
 
+    /// Begins anew for another start of the instance. What is known of other services stays known.
+    pub fn restart(&mut self) {
+        for leaf in self.leaves.iter_mut().filter(|leaf| !matches!(leaf.check, Check::Dependency { .. })) {
+            leaf.verdict = Verdict::Unknown;
+            leaf.streak = 0;
+            leaf.streak_passed = false;
+            leaf.detail.clear();
+        }
+    }
+
     /// Leaves that were set as facts and hold across a change of the check's timing.
     pub fn facts(&self) -> impl Iterator<Item = (Check, Verdict)> {
         self.leaves

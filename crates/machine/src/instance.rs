@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use orchestra_model::{
     Code, Diagnostic, EventKind, Name, Now,
-    desired::{Check, Drain, Job, Restart, RestartPolicy, Service, Stop},
+    desired::{Check, Drain, Job, Restart, RestartPolicy, Service, Signal, Stop},
     launch::{Exit, Observed, ProviderEvent, Termination},
     quantity::Timespan,
     record::{InstanceIntent, InstanceRecord},
@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Time that a data plane has to report an endpoint drained after its streams were cut.
-const CUT_PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const CUT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the spec says about the life of an instance. It can change while the instance runs.
 #[derive(Clone, Debug)]
@@ -65,6 +65,25 @@ impl Policy {
             drain: service.rollout.drain,
             routed: !service.ports.is_empty(),
             start_deadline: service.health.start_deadline,
+        }
+    }
+
+    /// Of an instance of which nobody knows any more what it was made from: it can only be stopped.
+    pub fn unknown() -> Self {
+        let second = Timespan::seconds(1);
+        Self {
+            completes: false,
+            restart: Restart {
+                policy: RestartPolicy::Never,
+                backoff: second,
+                max_backoff: second,
+                reset_after: second,
+                budget: Some(0),
+            },
+            stop: Stop { signal: Signal::Term, grace: Timespan::seconds(10) },
+            drain: Drain { requests: Timespan::default(), streams: Timespan::default() },
+            routed: false,
+            start_deadline: Timespan::seconds(60),
         }
     }
 
@@ -201,6 +220,8 @@ pub enum Event {
         /// Streams.
         streams: u32,
     },
+    /// The data plane has acknowledged that no new request reaches it: its drain budget begins.
+    Withdrawn,
     /// Nothing is in flight to it any more.
     Drained,
     /// Time passed.
@@ -218,8 +239,8 @@ pub enum Command {
     Cut,
     /// Begin to ask (or ask at another rate) the leaves of a check.
     StartProbes(Which),
-    /// Stop asking anything.
-    StopProbes,
+    /// Stop asking these leaves of an attempt, by check and position.
+    StopProbes(u32, Vec<(Which, usize)>),
     /// Write its record down.
     Persist,
     /// Drop the provider's record of this attempt.
@@ -245,8 +266,10 @@ pub struct Instance {
     status_text: Option<String>,
     in_flight: (u32, u32),
     brief_drain: bool,
-    /// A stop that we began and after which a restart is wanted, with the reason.
-    forced: Option<String>,
+    /// The data plane has acknowledged that no new request reaches it while it drains.
+    withdrawn: bool,
+    /// It is a job's and reached its goal.
+    completed: bool,
     /// The last thing that went wrong.
     problem: Option<Diagnostic>,
     /// Was ready at least once in its life.
@@ -270,7 +293,8 @@ impl Instance {
             status_text: None,
             in_flight: (0, 0),
             brief_drain: false,
-            forced: None,
+            withdrawn: false,
+            completed: false,
             problem: None,
             proven: false,
         }
@@ -337,6 +361,9 @@ impl Instance {
                 }
             }
             InstanceIntent::Drain => {
+                // It was routed, or it would have been stopped at once; its spec may say otherwise by now.
+                instance.policy.routed = true;
+                instance.proven = true;
                 commands.extend(instance.drain(now, "drain after recovery".to_owned(), false));
             }
             InstanceIntent::Stop => commands.extend(instance.stop(now, "stop after recovery".to_owned())),
@@ -381,12 +408,12 @@ impl Instance {
 
     /// Whether it was given up.
     pub fn is_failed(&self) -> bool {
-        matches!(self.phase, Phase::Ended { exit } if !(self.policy.completes && exit == Some(Exit::Code(0))))
+        matches!(self.phase, Phase::Ended { .. }) && !self.completed
     }
 
     /// Whether it is a job's and reached its goal.
     pub fn is_completed(&self) -> bool {
-        self.policy.completes && matches!(self.phase, Phase::Ended { exit: Some(Exit::Code(0)) })
+        matches!(self.phase, Phase::Ended { .. }) && self.completed
     }
 
     /// The last thing that went wrong since it was last ready.
@@ -426,6 +453,11 @@ impl Instance {
         }
     }
 
+    /// Whether requests are withheld from it because a dependency was lost.
+    pub fn is_held(&self) -> bool {
+        self.held
+    }
+
     /// What it waits for, in words; `None` if it waits for nothing.
     pub fn waits_for(&self) -> Option<String> {
         match &self.phase {
@@ -456,19 +488,24 @@ impl Instance {
         live: Option<Health>,
         rng: &mut Rng,
     ) -> Vec<Command> {
-        self.policy = policy;
+        // What was routed once may still have requests in flight, though no route leads to it any more.
+        let routed = self.policy.routed || policy.routed;
+        self.policy = Policy { routed, ..policy };
+        if !self.is_failed() {
+            // It gets another chance.
+            self.problem = None;
+        }
         let mut commands = Vec::new();
-        let changed = |old: &Option<Health>, new: &Option<Health>| {
-            old.as_ref().map(|h| h.probe().clone()) != new.as_ref().map(|h| h.probe().clone())
-        };
+        let changed = |old: &Option<Health>, new: &Option<Health>| old.as_ref().map(Health::probe) != new.as_ref().map(Health::probe);
         if changed(&self.ready, &ready) || changed(&self.live, &live) {
-            let facts: Vec<(Check, Verdict)> = self.ready.iter().flat_map(Health::facts).collect();
+            let stop = self.stop_probes();
+            let facts: Vec<(Check, Verdict)> = self.ready.iter().chain(&self.live).flat_map(Health::facts).collect();
             (self.ready, self.live) = (ready, live);
-            for (check, verdict) in facts {
+            for (check, verdict) in facts.into_iter().filter(|(_, verdict)| *verdict != Verdict::Unknown) {
                 self.set_fact(|c| *c == check, verdict == Verdict::Passing, "");
             }
             if self.is_started() {
-                commands.push(Command::StopProbes);
+                commands.push(stop);
                 commands.push(Command::StartProbes(Which::Ready));
                 if self.phase != Phase::Starting {
                     commands.push(Command::StartProbes(Which::Live));
@@ -477,6 +514,11 @@ impl Instance {
             }
         }
         commands
+    }
+
+    fn stop_probes(&self) -> Command {
+        let leaves = |which| self.health(which).into_iter().flat_map(move |health| health.leaves().map(move |(leaf, _)| (which, leaf)));
+        Command::StopProbes(self.record.attempt, leaves(Which::Ready).chain(leaves(Which::Live)).collect())
     }
 
     /// Advances on one event. No I/O, no clock.
@@ -509,6 +551,10 @@ impl Instance {
             Event::Stop { cause } => self.stop(now, cause),
             Event::InFlight { requests, streams } => {
                 self.in_flight = (requests, streams);
+                Vec::new()
+            }
+            Event::Withdrawn => {
+                self.withdraw(now);
                 Vec::new()
             }
             Event::Drained => match self.phase {
@@ -685,10 +731,11 @@ impl Instance {
         }
         self.note_readiness(now);
         self.problem = Some(Diagnostic::error(code, format!("instance {}: {why}", self.record.id)));
-        self.forced = Some(why.clone());
+        self.record.forced = Some(why.clone());
         self.enter(Phase::Stopping { why: why.clone() }, now);
         vec![
-            Command::StopProbes,
+            self.stop_probes(),
+            Command::Persist,
             Command::Note(EventKind::InstanceStopping, why),
             Command::Terminate(self.termination()),
         ]
@@ -719,11 +766,28 @@ impl Instance {
         self.record.intent = InstanceIntent::Drain;
         self.brief_drain = brief;
         self.in_flight = (0, 0);
-        let requests_by = now + self.policy.drain.requests.duration();
-        let streams = if brief { self.policy.drain.requests } else { self.policy.drain.streams };
-        let streams_by = (now + streams.duration()).max(requests_by);
+        self.withdrawn = false;
+        // A data plane that does not take the new routes cannot keep it for ever.
+        let (requests, streams) = self.drain_budget();
+        let (requests_by, streams_by) = (now + CUT_PATIENCE + requests, now + CUT_PATIENCE + streams);
         self.enter(Phase::Draining { requests_by, streams_by, cut: None }, now);
-        vec![Command::StopProbes, Command::Persist, Command::Note(EventKind::InstanceDraining, cause)]
+        vec![self.stop_probes(), Command::Persist, Command::Note(EventKind::InstanceDraining, cause)]
+    }
+
+    fn drain_budget(&self) -> (Duration, Duration) {
+        let requests = self.policy.drain.requests.duration();
+        let streams = if self.brief_drain { requests } else { self.policy.drain.streams.duration() };
+        (requests, streams.max(requests))
+    }
+
+    fn withdraw(&mut self, now: Now) {
+        let (requests, streams) = self.drain_budget();
+        if let Phase::Draining { requests_by, streams_by, cut: None } = &mut self.phase
+            && !self.withdrawn
+        {
+            self.withdrawn = true;
+            (*requests_by, *streams_by) = (now + requests, now + streams);
+        }
     }
 
     fn stop(&mut self, now: Now, cause: String) -> Vec<Command> {
@@ -731,10 +795,15 @@ impl Instance {
         match self.phase {
             Phase::Gone => Vec::new(),
             // Nothing runs: there is nothing to stop.
-            Phase::Pending { .. } | Phase::Ended { .. } => {
+            Phase::Pending { .. } => {
                 self.record.intent = InstanceIntent::Stop;
                 self.enter(Phase::Gone, now);
                 vec![Command::Note(EventKind::InstanceGone, cause)]
+            }
+            Phase::Ended { .. } => {
+                self.record.intent = InstanceIntent::Stop;
+                self.enter(Phase::Gone, now);
+                vec![Command::Note(EventKind::InstanceGone, cause), Command::Forget(self.record.attempt)]
             }
             Phase::Exited { .. } => {
                 self.record.intent = InstanceIntent::Stop;
@@ -749,7 +818,7 @@ impl Instance {
         self.record.intent = InstanceIntent::Stop;
         self.enter(Phase::Stopping { why: cause.clone() }, now);
         vec![
-            Command::StopProbes,
+            self.stop_probes(),
             Command::Persist,
             Command::Note(EventKind::InstanceStopping, cause),
             Command::Terminate(self.termination()),
@@ -765,7 +834,7 @@ impl Instance {
             (Some(message), _) => message.clone(),
             (None, exit) => exit.to_string(),
         };
-        if self.record.intent == InstanceIntent::Run && self.forced.is_none() && !(self.policy.completes && exit.is_success()) {
+        if self.record.intent == InstanceIntent::Run && self.record.forced.is_none() && !(self.policy.completes && exit.is_success()) {
             let code = if exit == Exit::NotStarted { Code::START_FAILED } else { Code::EXITED };
             let verb = if exit == Exit::NotStarted { "could not be started" } else { "exited by itself" };
             self.problem = Some(Diagnostic::error(code, format!("instance {} {verb}: {cause}", self.record.id)));
@@ -773,25 +842,35 @@ impl Instance {
         self.record.last_exit = Some(exit);
         self.pid = None;
         self.enter(Phase::Exited { exit }, now);
-        vec![Command::StopProbes, Command::Note(EventKind::InstanceExited, cause)]
+        vec![self.stop_probes(), Command::Note(EventKind::InstanceExited, cause)]
     }
 
     fn gone(&mut self, now: Now, rng: &mut Rng) -> Vec<Command> {
         let attempt = self.record.attempt;
+        let mut commands = Vec::new();
         let exit = match self.phase {
             Phase::Exited { exit } => exit,
             Phase::Gone | Phase::Ended { .. } | Phase::Pending { .. } => return Vec::new(),
-            // A launch that never was: nothing exited.
-            _ => Exit::Unknown,
+            // A launch that never was, or whose end nobody saw.
+            _ => {
+                commands = self.exited(now, Exit::Unknown, None, rng);
+                Exit::Unknown
+            }
         };
+        commands.extend(self.after_gone(now, exit, attempt, rng));
+        commands
+    }
+
+    fn after_gone(&mut self, now: Now, exit: Exit, attempt: u32, rng: &mut Rng) -> Vec<Command> {
         if self.record.intent != InstanceIntent::Run {
             self.enter(Phase::Gone, now);
             return vec![Command::Note(EventKind::InstanceGone, exit.to_string()), Command::Forget(attempt)];
         }
-        let forced = self.forced.take();
+        let forced = self.record.forced.take();
         if self.policy.completes && exit.is_success() && forced.is_none() {
+            self.completed = true;
             self.enter(Phase::Ended { exit: Some(exit) }, now);
-            return vec![Command::Persist, Command::Note(EventKind::InstanceGone, "completed".to_owned()), Command::Forget(attempt)];
+            return vec![Command::Persist, Command::Note(EventKind::InstanceGone, "completed".to_owned())];
         }
         // A program that cannot be executed will not learn it by trying, unless it once could.
         let hopeless = exit == Exit::NotStarted && !self.proven;
@@ -807,7 +886,7 @@ impl Instance {
                 self.record.was_ready = false;
                 self.started = None;
                 for health in [&mut self.ready, &mut self.live].into_iter().flatten() {
-                    *health = Health::new(health.probe().clone());
+                    health.restart();
                 }
                 let why = format!("restart in {} ms after {cause}", pause.as_millis());
                 self.enter(Phase::Pending { until: Some(now + pause), why: why.clone() }, now);
@@ -829,7 +908,8 @@ impl Instance {
                 let message = problem.message.clone();
                 self.problem = Some(problem);
                 self.enter(Phase::Ended { exit: Some(exit) }, now);
-                vec![Command::Persist, Command::Note(EventKind::InstanceFailed, message), Command::Forget(attempt)]
+                // The provider keeps its record until this one goes: a recovery finds there that it has ended.
+                vec![Command::Persist, Command::Note(EventKind::InstanceFailed, message)]
             }
         }
     }

@@ -16,7 +16,9 @@ pub struct Member {
     pub id: InstanceId,
     /// Launched with what the service wants now.
     pub current: bool,
-    /// Ready, and the data plane knows it.
+    /// Ready as far as its own check goes.
+    pub healthy: bool,
+    /// Healthy, and the data plane has acknowledged that it sends requests there.
     pub ready: bool,
     /// Leaving, but not gone.
     pub leaving: bool,
@@ -53,19 +55,20 @@ pub fn decide(service: &Service, members: &[Member]) -> Decision {
     // Too many of the current ones: those that are not ready leave first, then the youngest.
     if current > replicas {
         let mut surplus: Vec<&Member> = staying().filter(|m| m.current).collect();
-        surplus.sort_by(|a, b| a.ready.cmp(&b.ready).then_with(|| b.id.cmp(&a.id)));
+        surplus.sort_by(|a, b| (a.healthy, a.ready).cmp(&(b.healthy, b.ready)).then_with(|| b.id.cmp(&a.id)));
         decision.retire.extend(surplus.iter().take((current - replicas) as usize).map(|m| m.id.clone()));
     }
 
-    // Old ones that serve nobody leave at once; ready ones as far as enough others are ready.
+    // Old ones that serve nobody leave at once; ready ones as far as enough others are ready. A healthy one that the data
+    // plane has not acknowledged (after a recovery nothing is) may be serving: it counts for nobody and stays.
     let floor = replicas.saturating_sub(unavailable);
     let mut spare = ready.saturating_sub(floor);
     let mut old: Vec<&Member> = staying().filter(|m| !m.current).collect();
-    old.sort_by(|a, b| a.ready.cmp(&b.ready).then_with(|| a.id.cmp(&b.id)));
+    old.sort_by(|a, b| a.id.cmp(&b.id));
     for member in old {
-        if !member.ready {
+        if !member.healthy {
             decision.retire.push(member.id.clone());
-        } else if spare > 0 {
+        } else if member.ready && spare > 0 {
             spare -= 1;
             decision.retire.push(member.id.clone());
         }

@@ -189,6 +189,9 @@ pub struct InstanceRecord {
     pub was_ready: bool,
     /// How the last attempt ended.
     pub last_exit: Option<Exit>,
+    /// Why the current attempt was ended by us though it should run: a failed live check, a passed deadline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced: Option<String>,
     /// When this record was made.
     pub created_at: UnixMillis,
 }

@@ -77,7 +77,7 @@ pub(crate) async fn run(options: ServerOptions) -> Result<(), Vec<Diagnostic>> {
 
     let store = Store::open(&options.home, Clock::wall).map_err(|error| vec![error.diagnostic()])?;
     let provider = ProcessProvider::open(
-        orchestra_provider_process::Options::new(&options.home, &program, ["shim"]),
+        orchestra_provider_process::Options::below(&options.home, &program),
         tree.clone(),
     )
     .map_err(|error| start_failure("its launch folders cannot be used", &error))?;

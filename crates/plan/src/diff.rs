@@ -112,6 +112,3 @@ fn is_segment(value: &Value) -> bool {
                 || map.get("reference").is_some_and(|r| r.is_object() || r.is_string()))
     })
 }
-
-#[cfg(test)]
-mod tests;

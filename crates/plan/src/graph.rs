@@ -123,6 +123,3 @@ pub(crate) fn deletion_order<'a>(
     }
     order
 }
-
-#[cfg(test)]
-mod tests;

@@ -20,6 +20,6 @@ mod render;
 mod saved;
 
 pub use error::PlanError;
-pub use planner::{Current, Observation, Options, plan};
+pub use planner::{Current, Observation, Options, plan, plan_owned};
 pub use render::{Style, render};
 pub use saved::{check_saved, load, rebase, save};

@@ -55,6 +55,31 @@ pub fn plan(
     desired: Option<&Desired>,
     options: Options,
 ) -> Result<Plan, PlanError> {
+    let decided = decide(environment, current, desired, options)?;
+    Ok(Plan { desired: desired.cloned(), ..decided })
+}
+
+/// [`plan`] for callers that give `desired` away: with thousands of resources the copy costs more than the plan.
+///
+/// # Errors
+/// Those of [`plan`].
+pub fn plan_owned(
+    environment: &EnvironmentId,
+    current: &Current,
+    desired: Option<Desired>,
+    options: Options,
+) -> Result<Plan, PlanError> {
+    let decided = decide(environment, current, desired.as_ref(), options)?;
+    Ok(Plan { desired, ..decided })
+}
+
+/// The plan without its goal.
+fn decide(
+    environment: &EnvironmentId,
+    current: &Current,
+    desired: Option<&Desired>,
+    options: Options,
+) -> Result<Plan, PlanError> {
     let nothing = BTreeMap::new();
     let resources = match desired {
         Some(desired) if desired.environment != *environment => {
@@ -91,7 +116,7 @@ pub fn plan(
         format: PLAN_FORMAT,
         environment: environment.clone(),
         base: current.base,
-        desired: desired.cloned(),
+        desired: None,
         steps,
         unchanged,
         kept: kept.into_iter().map(|record| record.id.clone()).collect(),
@@ -180,7 +205,8 @@ fn transition(record: &ResourceRecord, desired: &Resource, seen: Option<&Observa
                 Some((Action::Replace, vec![reason], changes))
             }
             (Some(changes), None) => {
-                let owner = if after.managed { "from now on Orchestra owns it" } else { "Orchestra does not own it any more" };
+                let owner =
+                    if after.managed { "from now on Orchestra owns it" } else { "Orchestra does not own it any more" };
                 Some((Action::Update, vec![owner.to_owned()], changes))
             }
             (changes, Some(defect)) => Some((Action::Repair, vec![defect], changes.unwrap_or_default())),
@@ -286,7 +312,8 @@ fn deletions(
         .into_iter()
         .map(|(id, dependents)| {
             let record = doomed[id];
-            let mut reasons = vec![if down { "everything is taken down" } else { "it is not in the stack any more" }.to_owned()];
+            let mut reasons =
+                vec![if down { "everything is taken down" } else { "it is not in the stack any more" }.to_owned()];
             if let Some(new) = renamed.get(id) {
                 reasons.push(format!("it looks like it was renamed to {new}"));
             }
@@ -320,6 +347,3 @@ fn settled(kind: ResourceKind) -> Condition {
         ResourceKind::Service => Condition::Ready,
     }
 }
-
-#[cfg(test)]
-mod tests;

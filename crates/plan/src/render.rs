@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 
 use orchestra_model::{
-    Plan, ResourceId,
+    Plan, Resource, ResourceId,
     desired::Condition,
     plan::{Action, PropertyChange, Step, Wait},
 };
@@ -33,7 +33,13 @@ impl Default for Style {
 }
 
 /// Properties of new resources that are shown when not verbose.
-const HEADLINES: [&str; 4] = ["program.command", "replicas", "ports.", "path"];
+const HEADLINES: [&str; 3] = ["program.command", "replicas", "path"];
+
+/// The reason that the symbol of a creation says already.
+const NEW: &str = "it is new";
+
+/// What stands for a property that is not there.
+const UNSET: &str = "(unset)";
 
 /// Narrowest width that is honoured.
 const NARROWEST: usize = 40;
@@ -123,7 +129,8 @@ impl Canvas {
         let head = self.paint(paint, &format!("{symbol:>3} {}", step.resource));
         let words = self.paint(Paint::Dim, words);
         self.line(&format!("{head}  {words}"));
-        for reason in &step.reasons {
+        let verbose = self.style.verbose;
+        for reason in step.reasons.iter().filter(|reason| verbose || *reason != NEW) {
             let reason = escape(reason);
             match reason.split_once("warning: ") {
                 Some((before, warning)) => {
@@ -138,19 +145,20 @@ impl Canvas {
     }
 
     fn properties(&mut self, plan: &Plan, step: &Step) {
-        let new;
-        let changes = if step.base.is_none() && step.changes.is_empty() {
-            new = self.of_new(plan, &step.resource);
-            &new
+        let new = step.base.is_none() && step.changes.is_empty();
+        let of_new;
+        let changes = if new {
+            of_new = self.of_new(plan, &step.resource);
+            &of_new
         } else {
             &step.changes
         };
         // One long path must not push all values to the right.
-        let column = changes.iter().map(|change| change.path.chars().count()).max().unwrap_or(0).min(32);
+        let column = changes.iter().map(|change| change.path.chars().count()).max().unwrap_or(0).min(40);
         for change in changes {
             let path = escape(&change.path);
             let room = self.style.width.saturating_sub(6 + column.max(path.chars().count()) + 2);
-            let value = self.change(change, room);
+            let value = self.change(change, new, room);
             self.line(&format!("      {path:column$}  {value}"));
         }
     }
@@ -159,30 +167,47 @@ impl Canvas {
     fn of_new(&self, plan: &Plan, id: &ResourceId) -> Vec<PropertyChange> {
         let resource = plan.desired.as_ref().and_then(|desired| desired.resources.get(id));
         let properties = resource.map(diff::properties).unwrap_or_default();
-        let shown = |path: &str| {
-            self.style.verbose
-                || HEADLINES.iter().any(|head| path == *head || head.ends_with('.') && path.starts_with(head))
+        let verbose = self.style.verbose;
+        let shown = |path: &str, unknown: bool| verbose || unknown || HEADLINES.contains(&path);
+        let change = |path: String, value: Value| PropertyChange {
+            path,
+            before: None,
+            after: Some(value),
+            unknown: Vec::new(),
+            replaces: false,
         };
-        properties
-            .into_iter()
-            .filter(|(path, property)| shown(path) || !property.unknown.is_empty())
-            .map(|(path, property)| PropertyChange {
-                path,
-                before: None,
-                after: Some(property.value),
-                unknown: property.unknown,
-                replaces: false,
-            })
-            .collect()
+        // A published port in one line instead of three.
+        let ports = resource.and_then(Resource::as_service).filter(|_| !verbose).map(|service| &service.ports);
+        let addresses = ports.into_iter().flatten().map(|(name, port)| {
+            let address = match port.port {
+                Some(number) => port.url(number),
+                None => format!("{} on {}, port chosen once by the machine", port.protocol.scheme(), port.host),
+            };
+            change(format!("ports.{name}"), Value::String(address))
+        });
+        let mut changes: Vec<PropertyChange> = addresses.collect();
+        changes.extend(
+            properties
+                .into_iter()
+                .filter(|(path, property)| shown(path, !property.unknown.is_empty()))
+                .map(|(path, property)| change(path, property.value)),
+        );
+        changes.sort_by(|a, b| a.path.cmp(&b.path));
+        changes
     }
 
-    fn change(&self, change: &PropertyChange, room: usize) -> String {
+    /// The values of a property; of what is `new` only the one that it gets.
+    fn change(&self, change: &PropertyChange, new: bool, room: usize) -> String {
         let verbose = self.style.verbose;
+        let unset = self.paint(Paint::Dim, UNSET);
+        let beside_unset = room.saturating_sub(UNSET.len() + 4);
         match (&change.before, &change.after) {
-            (None, Some(after)) => self.paint(Paint::Green, &value(after, room, verbose)),
+            (None, Some(after)) if new => self.paint(Paint::Green, &value(after, room, verbose)),
+            (None, Some(after)) => {
+                format!("{unset} -> {}", self.paint(Paint::Green, &value(after, beside_unset, verbose)))
+            }
             (Some(before), None) => {
-                let before = self.paint(Paint::Red, &value(before, room.saturating_sub(11), verbose));
-                format!("{before} -> {}", self.paint(Paint::Dim, "(unset)"))
+                format!("{} -> {unset}", self.paint(Paint::Red, &value(before, beside_unset, verbose)))
             }
             (Some(before), Some(after)) => {
                 let room = room.saturating_sub(4);
@@ -190,7 +215,11 @@ impl Canvas {
                 // The shorter one leaves its room to the other.
                 let (b, a) = (before.chars().count(), after.chars().count());
                 let half = room / 2;
-                let (b, a) = if b + a <= room { (b, a) } else { (b.min(half.max(room.saturating_sub(a))), a.min(half.max(room.saturating_sub(b)))) };
+                let (b, a) = if b + a <= room {
+                    (b, a)
+                } else {
+                    (b.min(half.max(room.saturating_sub(a))), a.min(half.max(room.saturating_sub(b))))
+                };
                 let (before, after) = if verbose { (before, after) } else { (cut(&before, b), cut(&after, a)) };
                 format!("{} -> {}", self.paint(Paint::Red, &before), self.paint(Paint::Green, &after))
             }
@@ -332,6 +361,3 @@ fn cut(text: &str, room: usize) -> String {
     kept.push('…');
     kept
 }
-
-#[cfg(test)]
-mod tests;

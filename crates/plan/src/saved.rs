@@ -21,6 +21,12 @@ struct Saved<P> {
     plan: P,
 }
 
+/// What every format begins with.
+#[derive(Deserialize)]
+struct Head {
+    format: u32,
+}
+
 /// The form in which a plan is written to a file.
 pub fn save(plan: &Plan) -> String {
     let saved = Saved { format: PLAN_FORMAT, digest: plan.digest(), plan };
@@ -36,10 +42,6 @@ pub fn load(text: &str) -> Result<Plan, Box<Diagnostic>> {
                 .help("make it again with `orchestra plan --out FILE`"),
         )
     };
-    #[derive(Deserialize)]
-    struct Head {
-        format: u32,
-    }
     let head: Head = serde_json::from_str(text).map_err(|e| refused(e.to_string()))?;
     if head.format != PLAN_FORMAT {
         return Err(refused(format!("it has format {}; this version reads format {PLAN_FORMAT}", head.format)));
@@ -66,17 +68,19 @@ pub fn check_saved(plan: &Plan, current: &Current) -> Vec<(ResourceId, Diagnosti
     steps
         .values()
         .filter_map(|step| {
-            let how = moved(step, current).or_else(|| if step.action == Action::Delete {
-                users.get(&step.resource).map(|user| {
-                    format!("{} depends on it since release {}", user.id, user.release)
-                })
-            } else {
-                let there = |id| match steps.get(id) {
-                    Some(step) => step.action != Action::Delete,
-                    None => current.resources.contains_key(id),
-                };
-                let gone = step.after.iter().find(|(to, wait)| **wait != Wait::Gone && !there(to));
-                gone.map(|(to, _)| format!("{to}, for which it waits, was deleted since"))
+            let how = moved(step, current).or_else(|| {
+                if step.action == Action::Delete {
+                    users
+                        .get(&step.resource)
+                        .map(|user| format!("{} depends on it since release {}", user.id, user.release))
+                } else {
+                    let there = |id| match steps.get(id) {
+                        Some(step) => step.action != Action::Delete,
+                        None => current.resources.contains_key(id),
+                    };
+                    let gone = step.after.iter().find(|(to, wait)| **wait != Wait::Gone && !there(to));
+                    gone.map(|(to, _)| format!("{to}, for which it waits, was deleted since"))
+                }
             })?;
             Some((step.resource.clone(), refusal(how, step)))
         })
@@ -117,11 +121,8 @@ pub fn rebase(plan: &Plan, current: &Current) -> Result<Plan, PlanError> {
     desired.resources.retain(|id, _| steps.contains_key(id));
     let planned = desired.resources.len();
     // A volume that was kept though nothing desired it is part of the goal only if something uses it by now.
-    let (kept, others): (Vec<_>, Vec<_>) = current
-        .resources
-        .iter()
-        .filter(|(id, _)| !steps.contains_key(id))
-        .partition(|(id, _)| plan.kept.contains(id));
+    let (kept, others): (Vec<_>, Vec<_>) =
+        current.resources.iter().filter(|(id, _)| !steps.contains_key(id)).partition(|(id, _)| plan.kept.contains(id));
     desired.resources.extend(others.into_iter().map(|(id, record)| (id.clone(), record.applied.clone())));
     let used: BTreeSet<ResourceId> =
         desired.resources.values().filter_map(graph::edges).flat_map(BTreeMap::keys).cloned().collect();
@@ -133,6 +134,3 @@ pub fn rebase(plan: &Plan, current: &Current) -> Result<Plan, PlanError> {
     rebased.unchanged = u32::try_from(desired.resources.len() - planned).unwrap_or(u32::MAX);
     Ok(rebased)
 }
-
-#[cfg(test)]
-mod tests;

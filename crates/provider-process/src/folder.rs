@@ -11,7 +11,7 @@ use std::{
     io::{self, Write as _},
     os::{
         fd::OwnedFd,
-        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+        unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
 };
@@ -68,6 +68,7 @@ pub(crate) struct Stop {
 }
 
 /// What became of a launch.
+#[expect(clippy::struct_field_names, reason = "`status_text` is the text of `STATUS=`, as in `Observed`")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Status {
     pub(crate) version: u32,
@@ -189,7 +190,6 @@ impl Folder {
         }
         // Between open and flock the folder may have been removed and made again; a lock on the old file proves nothing.
         let (held, named) = (rustix::fs::fstat(&file)?, fs::metadata(self.0.join(LOCK))?);
-        use std::os::unix::fs::MetadataExt as _;
         if held.st_ino != named.ino() || held.st_dev != named.dev() {
             return Ok(None);
         }

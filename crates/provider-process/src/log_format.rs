@@ -52,8 +52,9 @@ impl Record {
 
     /// `None` for a kind that this version does not know.
     pub(crate) fn from_bytes(bytes: &[u8; RECORD]) -> Option<Self> {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, kind, ..] = *bytes;
-        let kind = match kind {
+        let (at, rest) = bytes.split_first_chunk()?;
+        let (len, rest) = rest.split_first_chunk()?;
+        let kind = match rest.first()? {
             0 => Kind::Data(LogStream::Stdout),
             1 => Kind::Data(LogStream::Stderr),
             2 => Kind::Lost(LogStream::Stdout),
@@ -61,11 +62,7 @@ impl Record {
             4 => Kind::End,
             _ => return None,
         };
-        Some(Self {
-            at: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            len: u32::from_le_bytes([i, j, k, l]),
-            kind,
-        })
+        Some(Self { at: u64::from_le_bytes(*at), len: u32::from_le_bytes(*len), kind })
     }
 }
 

@@ -557,7 +557,7 @@ fn prune_logs(options: &Options, key: &LaunchKey) -> io::Result<()> {
     }
     let mut instances = folder::entries::<InstanceId>(&environment)?;
     instances.retain(|instance| instance.workload == key.instance.workload);
-    instances.sort_unstable_by(|a, b| (b.release, b.ordinal).cmp(&(a.release, a.ordinal)));
+    instances.sort_unstable_by_key(|instance| std::cmp::Reverse((instance.release, instance.ordinal)));
     for instance in instances.into_iter().skip(options.retention.instances) {
         if !lives(&instance, None) {
             fs::remove_dir_all(environment.join(instance.to_string()))?;

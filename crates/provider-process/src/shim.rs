@@ -46,7 +46,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let Some(arguments) = Arguments::parse(args) else {
         return ExitCode::from(2);
     };
-    match run(arguments) {
+    match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         // There is nobody to tell: what could be recorded is in the status, and the provider sees the rest.
         Err(_) => ExitCode::FAILURE,
@@ -78,15 +78,14 @@ impl Arguments {
 struct Prepared {
     folder: Folder,
     file: LaunchFile,
-    /// Held until the process ends.
-    _lock: Lock,
+    lock: Lock,
     null: OwnedFd,
     signals: OwnedFd,
     connection: Option<OwnedFd>,
     pidfd: Option<OwnedFd>,
 }
 
-fn run(arguments: Arguments) -> io::Result<()> {
+fn run(arguments: &Arguments) -> io::Result<()> {
     sys::close_from(3);
     let signals = sys::prepare_signals()?;
     // Fails for a process group leader (started by hand from a shell), which then stays in its session.
@@ -113,7 +112,7 @@ fn run(arguments: Arguments) -> io::Result<()> {
     }
     let file = folder.read_launch()?;
     let status = if arguments.adopt { folder.read_status()? } else { None };
-    let prepared = Prepared { folder, file, _lock: lock, null, signals, connection: connection.take(), pidfd };
+    let prepared = Prepared { folder, file, lock, null, signals, connection: connection.take(), pidfd };
     match (arguments.adopt, status) {
         (false, _) => supervise::Shim::start(prepared)?.run(),
         (true, Some(status)) if !status.gone => supervise::Shim::adopt(prepared, status)?.run(),

@@ -289,8 +289,11 @@ unsafe fn run_child(child: &Child, fds: &ChildFds<'_>, argv: &[*const c_char], e
         if (if child.session { libc::setsid() } else { libc::setpgid(0, 0) }) < 0 {
             fail(Step::Group, 0);
         }
+        // By the system call: the C library refuses to touch the two signals that it uses itself. A zeroed structure
+        // means the default action.
+        let default = [0_u64; 4];
         for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null::<u64>(), 8);
         }
         let mut none = mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&raw mut none);
@@ -307,13 +310,12 @@ unsafe fn run_child(child: &Child, fds: &ChildFds<'_>, argv: &[*const c_char], e
                 fail(Step::Limit, u8::try_from(index).unwrap_or(u8::MAX));
             }
         }
-        if let Some(user) = &child.user {
-            if libc::setgroups(user.groups.len(), user.groups.as_ptr()) < 0
+        if let Some(user) = &child.user
+            && (libc::setgroups(user.groups.len(), user.groups.as_ptr()) < 0
                 || libc::setgid(user.gid) < 0
-                || libc::setuid(user.uid) < 0
-            {
-                fail(Step::User, 0);
-            }
+                || libc::setuid(user.uid) < 0)
+        {
+            fail(Step::User, 0);
         }
         if libc::chdir(child.directory.as_ptr()) < 0 {
             fail(Step::Directory, 0);
@@ -406,7 +408,7 @@ pub(crate) fn pidfd_info(pidfd: BorrowedFd<'_>) -> PidfdInfo {
     const CGROUP: u64 = 1 << 2;
     const EXIT: u64 = 1 << 3;
     // _IOWR(0xFF, 11, struct of 64 bytes): the first published size of the structure.
-    const PIDFD_GET_INFO: u64 = (3 << 30) | (64 << 16) | (0xFF << 8) | 11;
+    const PIDFD_GET_INFO: u64 = (3 << 30) | (64 << 16) | (0xFF << 8) | 0x0B;
     let mut info = Info { mask: CGROUP | EXIT, ..Info::default() };
     // SAFETY: the structure has the 64 bytes that are encoded in the request.
     if unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) } < 0 {
@@ -508,11 +510,12 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<D
                 }
                 (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
                     for index in 0..size / mem::size_of::<RawFd>() {
-                        drop(OwnedFd::from_raw_fd(data.cast::<RawFd>().add(index).read_unaligned()));
+                        let fd = data.add(index * mem::size_of::<RawFd>()).cast::<[u8; 4]>().read();
+                        drop(OwnedFd::from_raw_fd(RawFd::from_ne_bytes(fd)));
                     }
                 }
                 (libc::SOL_SOCKET, SCM_PIDFD) => {
-                    let fd = data.cast::<RawFd>().read_unaligned();
+                    let fd = RawFd::from_ne_bytes(data.cast::<[u8; 4]>().read());
                     datagram.pidfd = (fd >= 0).then(|| OwnedFd::from_raw_fd(fd));
                 }
                 _ => {}
@@ -531,4 +534,11 @@ pub(crate) fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
 /// Names the process for `ps`; at most 15 bytes are kept.
 pub(crate) fn name_process(name: &CStr) {
     let _ = rustix::thread::set_name(name);
+}
+
+/// Waits on a descriptor that the kernel makes readable. Must be called within a tokio runtime.
+pub(crate) fn watch_readable(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open and the same descriptor as long as it lives, and it lives in the `AsyncFd`.
+    let watched = unsafe { tokio::io::unix::AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
+    watched.map_err(Into::into)
 }

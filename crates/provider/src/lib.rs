@@ -4,8 +4,12 @@
 //! This crate never talks to a world itself; it holds the traits, their errors, a fake, and the conformance suite that
 //! every adapter must pass.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod data_plane;
 mod error;
+#[cfg(feature = "fake")]
+pub mod fake;
 mod port;
 
 pub use data_plane::{Applied, DataPlane, DataPlaneError, DataPlaneEvent};

@@ -10,10 +10,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
 use arc_swap::ArcSwap;
@@ -44,8 +41,6 @@ pub(crate) struct Proxy {
     pub(crate) table: ArcSwap<Table>,
     pub(crate) metrics: Registry,
     pub(crate) tree: TaskTree,
-    /// No new connections are taken; every connection is asked to end.
-    pub(crate) leaving: AtomicBool,
     reporter: Arc<Notify>,
     known: Mutex<Known>,
 }
@@ -79,7 +74,6 @@ impl Proxy {
             table: ArcSwap::default(),
             metrics: Registry::default(),
             tree,
-            leaving: AtomicBool::new(false),
             reporter: Arc::default(),
             known: Mutex::default(),
         }
@@ -103,7 +97,7 @@ impl Proxy {
         for endpoint in known.endpoints.values_mut() {
             endpoint.absent = true;
         }
-        let mut table = Table { version: wanted.version, routes: HashMap::new() };
+        let mut table = Table::default();
         for route in &wanted.routes {
             let mut backends = Vec::new();
             for backend in &route.backends {
@@ -238,6 +232,15 @@ impl Proxy {
         }
         drop(known);
         self.reporter.notify_one();
+    }
+
+    /// Tells the server that this proxy leaves.
+    pub(crate) async fn said_leaving(&self) {
+        let link = self.known().link.clone();
+        if let Some(link) = link {
+            // A server that is gone need not know.
+            let _ = link.send(Response::Leaving).await;
+        }
     }
 
     /// Reports drained and draining endpoints; never ends.

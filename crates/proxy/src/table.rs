@@ -35,7 +35,6 @@ pub(crate) fn keys(table: &RouteTable) -> impl Iterator<Item = EndpointKey> + '_
 /// A table in force.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    pub(crate) version: u64,
     /// By the socket on which connections arrive: looking up hashes one number.
     pub(crate) routes: HashMap<SocketId, Arc<RoutePlan>>,
 }

@@ -1,11 +1,12 @@
 //! The fake disk: applies committed changes as the store does, and refuses what must never be committed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orchestra_model::{
     EnvironmentId, Event, Generation, InstanceId, Name, ReleaseNumber, ResourceId, RunId,
     record::{
-        Change, EnvironmentRecord, EnvironmentState, InstanceRecord, JournalEntry, ReleaseRecord, ResourceRecord, RunRecord,
+        Change, EnvironmentRecord, EnvironmentState, InstanceRecord, JournalKind, ReleaseRecord, ReleaseState, ResourceRecord,
+        RunRecord, RunState,
     },
 };
 
@@ -22,8 +23,8 @@ pub struct Disk {
     pub runs: BTreeMap<RunId, RunRecord>,
     /// All releases.
     pub releases: BTreeMap<ReleaseNumber, ReleaseRecord>,
-    /// The journal.
-    pub journal: Vec<JournalEntry>,
+    /// Intents of the journal without an outcome.
+    pub intents: BTreeSet<String>,
     /// Events.
     pub events: Vec<Event>,
     /// Number of commits.
@@ -48,77 +49,130 @@ impl Disk {
             instances: BTreeMap::new(),
             runs: BTreeMap::new(),
             releases: BTreeMap::new(),
-            journal: Vec::new(),
+            intents: BTreeSet::new(),
             events: Vec::new(),
             commits: 0,
         }
     }
 
-    /// Commits changes as a whole.
+    /// Commits changes as a whole, under the same laws as the store.
     ///
     /// # Errors
     /// The law that they would break.
     pub fn commit(&mut self, changes: &[Change]) -> Result<(), String> {
         self.commits += 1;
         for change in changes {
-            match change {
-                Change::Environment(record) => {
-                    if record.generation < self.environment.generation {
-                        return Err("the generation went backwards".to_owned());
-                    }
-                    if record.last_release < self.environment.last_release {
-                        return Err("the last release number went backwards".to_owned());
-                    }
-                    self.check_ports(record)?;
-                    self.environment = record.clone();
-                }
-                Change::Release(record) => {
-                    if self.releases.insert(record.number, (**record).clone()).is_some() {
-                        return Err(format!("release {} was written twice", record.number));
-                    }
-                }
-                Change::ReleaseState(_, number, state) => {
-                    let Some(release) = self.releases.get_mut(number) else {
-                        return Err(format!("release {number} is not known"));
-                    };
-                    release.state = *state;
-                }
-                Change::Run(record) => {
-                    if let Some(old) = self.runs.get(&record.id)
-                        && old.state.is_final()
-                    {
-                        return Err(format!("{} has ended and was written again", record.id));
-                    }
-                    self.runs.insert(record.id, (**record).clone());
-                }
-                Change::Step(run, resource, state) => {
-                    let Some(record) = self.runs.get_mut(run) else { return Err(format!("{run} is not known")) };
-                    if record.state.is_final() {
-                        return Err(format!("{run} has ended, and its step {resource} moved"));
-                    }
-                    record.steps.insert(resource.clone(), *state);
-                }
-                Change::Instance(record) => {
-                    if let Some(old) = self.instances.get(&record.id)
-                        && old.attempt > record.attempt
-                    {
-                        return Err(format!("the attempt of {} went backwards", record.id));
-                    }
-                    self.instances.insert(record.id.clone(), (**record).clone());
-                }
-                Change::ForgetInstance(_, id) => {
-                    self.instances.remove(id);
-                }
-                Change::Resource(record) => {
-                    self.resources.insert(record.id.clone(), (**record).clone());
-                }
-                Change::ForgetResource(_, id) => {
-                    self.resources.remove(id);
-                }
-                Change::Journal(entry) => self.journal.push(entry.clone()),
-                Change::Event(event) => self.events.push((**event).clone()),
-            }
+            self.change(change)?;
         }
+        let stable: Vec<_> = self.releases.values().filter(|r| r.state == ReleaseState::Stable).map(|r| r.number).collect();
+        if stable.len() > 1 {
+            return Err(format!("releases {stable:?} would both be stable"));
+        }
+        if self.environment.stable != stable.first().copied() {
+            return Err(format!("{:?} is named as stable, but {stable:?} is", self.environment.stable));
+        }
+        let going: Vec<RunId> = self.runs.values().filter(|run| !run.state.is_final()).map(|run| run.id).collect();
+        if going.len() > 1 || self.environment.run != going.first().copied() {
+            return Err(format!("{going:?} go on, and the environment names {:?}", self.environment.run));
+        }
+        if self.releases.keys().next_back().is_some_and(|newest| *newest > self.environment.last_release) {
+            return Err("a release is beyond the last one".to_owned());
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, change: &Change) -> Result<(), String> {
+        match change {
+            Change::Environment(record) => {
+                if record.generation < self.environment.generation || record.last_release < self.environment.last_release {
+                    return Err("a number of the environment went backwards".to_owned());
+                }
+                self.check_ports(record)?;
+                self.environment = record.clone();
+            }
+            Change::Release(record) => {
+                if self.releases.keys().next_back().is_some_and(|newest| record.number <= *newest) {
+                    return Err(format!("release {} is not a new one", record.number));
+                }
+                self.releases.insert(record.number, (**record).clone());
+            }
+            Change::ReleaseState(_, number, to) => {
+                use ReleaseState::{Deploying, Retired, Stable};
+                let Some(release) = self.releases.get_mut(number) else { return Err(format!("release {number} is not known")) };
+                let from = release.state;
+                if from != *to && from != Deploying && (from, *to) != (Stable, Retired) && (from, *to) != (Retired, Stable) {
+                    return Err(format!("release {number} cannot go from {from:?} to {to:?}"));
+                }
+                release.state = *to;
+            }
+            Change::Run(record) => {
+                if let Some(old) = self.runs.get(&record.id) {
+                    use RunState::{Cancelled, Failed, Reverting, Running};
+                    let (from, to) = (old.state, record.state);
+                    let fine = from == to || from == Running || (from == Reverting && matches!(to, Failed | Cancelled));
+                    if old.state.is_final() || !fine {
+                        return Err(format!("{} cannot go from {from:?} to {to:?}", record.id));
+                    }
+                    if old.generation != record.generation || old.kind != record.kind {
+                        return Err(format!("what identifies {} changed", record.id));
+                    }
+                } else if self.runs.values().any(|run| run.generation >= record.generation) {
+                    return Err(format!("{} has no new generation", record.id));
+                }
+                if record.generation != self.environment.generation {
+                    return Err(format!("{} is fenced", record.id));
+                }
+                self.runs.insert(record.id, (**record).clone());
+            }
+            Change::Step(run, resource, state) => {
+                let Some(record) = self.runs.get_mut(run) else { return Err(format!("{run} is not known")) };
+                if record.state.is_final() {
+                    return Err(format!("{run} has ended, and its step {resource} moved"));
+                }
+                record.steps.insert(resource.clone(), *state);
+            }
+            Change::Instance(record) => self.instance(record)?,
+            Change::ForgetInstance(_, id) => {
+                self.instances.remove(id);
+            }
+            Change::Resource(record) => {
+                if record.digest != record.applied.digest() || record.id.kind != record.applied.kind() {
+                    return Err(format!("the record of {} contradicts itself", record.id));
+                }
+                self.resources.insert(record.id.clone(), (**record).clone());
+            }
+            Change::ForgetResource(_, id) => {
+                self.resources.remove(id);
+            }
+            Change::Journal(entry) => {
+                if let Some(run) = entry.run
+                    && !self.runs.contains_key(&run)
+                {
+                    return Err(format!("{run} is in the journal, but is not known"));
+                }
+                if entry.entry == JournalKind::Intent {
+                    self.intents.insert(entry.key.clone());
+                } else if !self.intents.remove(&entry.key) {
+                    return Err(format!("there is no open intent {} to which an outcome could belong", entry.key));
+                }
+            }
+            Change::Event(event) => self.events.push((**event).clone()),
+        }
+        Ok(())
+    }
+
+    fn instance(&mut self, record: &InstanceRecord) -> Result<(), String> {
+        match self.instances.get(&record.id) {
+            None if record.attempt > 1 || record.last_exit.is_some() => {
+                return Err(format!("{} was forgotten, and is written with a past", record.id));
+            }
+            Some(old) if old.attempt > record.attempt => return Err(format!("the attempt of {} went backwards", record.id)),
+            Some(old) if old.launch_digest != record.launch_digest || old.kind != record.kind => {
+                return Err(format!("what {} was born with changed", record.id));
+            }
+            _ => {}
+        }
+        self.instances.insert(record.id.clone(), record.clone());
         Ok(())
     }
 

@@ -31,7 +31,11 @@ use orchestra_model::{
     route::{EndpointKey, Route},
 };
 
-pub use self::{data_plane::DataPlane, probes::Prober, provider::Provider};
+pub use self::{
+    data_plane::DataPlane,
+    probes::Prober,
+    provider::{Process, Provider},
+};
 use crate::{check::Checks, disk::Disk};
 
 /// How often things go wrong, in thousandths.
@@ -138,8 +142,10 @@ pub struct World {
     pub(crate) epoch: u64,
     /// Number of crashes so far.
     pub crashes: u32,
-    /// The last time somebody killed an instance.
-    pub killed: bool,
+    /// Somebody killed an instance since this was last looked at.
+    pub(crate) killed: bool,
+    /// Somebody killed an instance.
+    pub(crate) killed_once: bool,
     queue: BTreeMap<(Now, u64), Item>,
     sequence: u64,
     tick_for: Option<Now>,
@@ -174,6 +180,7 @@ impl World {
             epoch: 1,
             crashes: 0,
             killed: false,
+            killed_once: false,
             queue: BTreeMap::new(),
             sequence: 0,
             tick_for: None,
@@ -569,7 +576,7 @@ impl World {
     fn create_volume(&mut self, epoch: u64, resource: ResourceId, path: String) {
         let fails = self.faults.volume_fails;
         let result = if self.chance(fails) {
-            Err(orchestra_model::Diagnostic::error(orchestra_model::Code::PROVIDER_FAILED, format!("cannot create {path}")))
+            Err(orchestra_model::Diagnostic::error(orchestra_model::Code::STATE_WRITE, format!("cannot create {path}")))
         } else {
             self.volumes.insert(path);
             Ok(())
@@ -581,7 +588,7 @@ impl World {
     fn delete_volume(&mut self, epoch: u64, resource: ResourceId, path: String) {
         let fails = self.faults.volume_fails;
         let result = if self.chance(fails) {
-            Err(orchestra_model::Diagnostic::error(orchestra_model::Code::PROVIDER_FAILED, format!("cannot delete {path}")))
+            Err(orchestra_model::Diagnostic::error(orchestra_model::Code::STATE_WRITE, format!("cannot delete {path}")))
         } else {
             self.volumes.remove(&path);
             Ok(())

@@ -59,6 +59,11 @@ impl<'n, 'a> Fields<'n, 'a> {
         Some(fields)
     }
 
+    /// A mapping without keys, for what was left out.
+    pub(crate) fn empty(table: &'static Table) -> Self {
+        Self { table, entries: &[], at: Span { source: 0, start: 0, end: 0 } }
+    }
+
     fn check_key(self, report: &mut Report<'_>, entry: &Entry<'_>) {
         let (table, key) = (self.table, entry.key.as_ref());
         if table.key(key).is_some() || key.starts_with("x-") {
@@ -148,7 +153,7 @@ impl<'n, 'a> Fields<'n, 'a> {
 pub(crate) fn expected(report: &mut Report<'_>, node: &Node<'_>, what: &str, remedy: &str) {
     if !matches!(node.value, Value::Scalar(Scalar::Broken, _)) {
         let message = || format!("expected {what}, found {}", found(node));
-        report.error(Code::WRONG_TYPE, head(report, node), message, help(remedy));
+        report.error(Code::WRONG_TYPE, head(node), message, help(remedy));
     }
 }
 
@@ -166,7 +171,7 @@ pub(crate) fn conflict(report: &mut Report<'_>, first: &Entry<'_>, second: &Entr
 }
 
 /// Where a value begins: the whole of a scalar, the first line of anything else.
-fn head(_: &Report<'_>, node: &Node<'_>) -> Span {
+fn head(node: &Node<'_>) -> Span {
     match node.value {
         Value::Scalar(..) => node.span,
         _ => node.span.part(0, 1),
@@ -230,7 +235,7 @@ pub(crate) fn integer(report: &mut Report<'_>, node: &Node<'_>, range: RangeIncl
     let what = format!("a whole number from {} to {}", range.start(), range.end());
     let Value::Scalar(Scalar::Integer, text) = &node.value else {
         let quoted = matches!(&node.value, Value::Scalar(Scalar::Text, text) if text.parse::<u64>().is_ok());
-        expected(report, node, &what, if quoted { "remove the quotes" } else { "" });
+        expected(report, node, &what, if quoted { "write it without quotes or tag" } else { "" });
         return None;
     };
     let number = number(text).filter(|number| range.contains(number));
@@ -264,7 +269,7 @@ pub(crate) fn choice<T: Copy>(report: &mut Report<'_>, node: &Node<'_>, words: &
         Code::INVALID_VALUE,
         node.span,
         || format!("`{}` is not one of {}", cut(text), list()),
-        |diagnostic, _| match nearest(text, words.iter().map(|(word, _)| *word)) {
+        |diagnostic, _| match nearest(text.trim_start_matches("SIG"), words.iter().map(|(word, _)| *word)) {
             Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
             None => diagnostic,
         },

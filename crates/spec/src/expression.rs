@@ -18,33 +18,37 @@ pub(crate) struct Unclosed {
     pub(crate) start: usize,
 }
 
-/// Takes a text apart. Adjacent literals are not joined.
-pub(crate) fn pieces(text: &str) -> Result<Vec<Piece<'_>>, Unclosed> {
-    let mut pieces = Vec::new();
+/// Takes a text apart, piece by piece. Adjacent literals are not joined; after an error nothing follows.
+pub(crate) fn pieces(text: &str) -> impl Iterator<Item = Result<Piece<'_>, Unclosed>> {
     let mut at = 0;
-    while let Some(found) = text[at..].find("{{") {
-        let start = at + found;
-        if start > at {
-            pieces.push(Piece::Literal(&text[at..start]));
+    std::iter::from_fn(move || {
+        let rest = text.get(at..).filter(|rest| !rest.is_empty())?;
+        let start = at;
+        let literal = rest.find("{{").unwrap_or(rest.len());
+        if literal > 0 {
+            at += literal;
+            return Some(Ok(Piece::Literal(&rest[..literal])));
         }
-        if text[start..].starts_with("{{{{") {
-            pieces.push(Piece::Literal("{{"));
-            at = start + 4;
-            continue;
+        if rest.starts_with("{{{{") {
+            at += 4;
+            return Some(Ok(Piece::Literal("{{")));
         }
-        let end = text[start + 2..].find("}}").ok_or(Unclosed { start })? + start + 4;
-        pieces.push(Piece::Path { path: text[start + 2..end - 2].trim(), start, end });
-        at = end;
-    }
-    if at < text.len() {
-        pieces.push(Piece::Literal(&text[at..]));
-    }
-    Ok(pieces)
+        let Some(length) = rest[2..].find("}}") else {
+            at = text.len();
+            return Some(Err(Unclosed { start }));
+        };
+        at += length + 4;
+        Some(Ok(Piece::Path { path: rest[2..length + 2].trim(), start, end: at }))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn pieces(text: &str) -> Result<Vec<Piece<'_>>, Unclosed> {
+        super::pieces(text).collect()
+    }
 
     #[test]
     fn texts_come_apart_into_literals_and_paths() {

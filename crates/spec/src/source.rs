@@ -52,7 +52,7 @@ impl<'a> File<'a> {
     pub(crate) fn new(source: Source<'a>) -> Result<Self, Diagnostic> {
         let Source { path, bytes } = source;
         if bytes.len() > MAX_BYTES {
-            let message = format!("`{path}` has {} bytes; at most {MAX_BYTES} (16 MiB) are read", bytes.len());
+            let message = format!("`{path}` is larger than {MAX_BYTES} bytes (16 MiB), the most that is read");
             return Err(Diagnostic::error(Code::TOO_LARGE, message)
                 .help("check that this is the stack file; data belongs into files that services read themselves"));
         }
@@ -163,11 +163,12 @@ fn raw_location(path: &str, bytes: &[u8], at: usize) -> Location {
 
 /// The name of a two- or four-byte encoding, seen by its byte order mark or by the zero bytes of its first characters.
 fn wide_encoding(bytes: &[u8]) -> Option<&'static str> {
-    match bytes {
-        [0xFF, 0xFE, 0, 0, ..] | [_, 0, 0, 0, ..] => Some("UTF-32LE"),
-        [0, 0, 0xFE, 0xFF, ..] | [0, 0, 0, 1.., ..] => Some("UTF-32BE"),
-        [0xFF, 0xFE, ..] | [1.., 0, 1.., 0, ..] => Some("UTF-16LE"),
-        [0xFE, 0xFF, ..] | [0, 1.., 0, 1.., ..] => Some("UTF-16BE"),
+    let zeros = bytes.first_chunk::<4>().map(|first| first.map(|byte| byte == 0));
+    match (bytes, zeros) {
+        ([0xFF, 0xFE, 0, 0, ..], _) | (_, Some([false, true, true, true])) => Some("UTF-32LE"),
+        ([0, 0, 0xFE, 0xFF, ..], _) | (_, Some([true, true, true, false])) => Some("UTF-32BE"),
+        ([0xFF, 0xFE, ..], _) | (_, Some([false, true, false, true])) => Some("UTF-16LE"),
+        ([0xFE, 0xFF, ..], _) | (_, Some([true, false, true, false])) => Some("UTF-16BE"),
         _ => None,
     }
 }

@@ -7,7 +7,7 @@ const MAX_WORD: usize = 64;
 /// candidate that comes first.
 pub(crate) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let letters: Vec<char> = word.to_lowercase().replace(['_', ' ', '.'], "-").chars().take(MAX_WORD + 1).collect();
-    if letters.len() > MAX_WORD || letters.is_empty() {
+    if letters.len() > MAX_WORD || letters.len() < 2 {
         return None;
     }
     let mut limit = (letters.len() / 3).clamp(1, 3) + 1;

@@ -16,7 +16,7 @@ pub(crate) static ROOT: Table = Table {
     noun: "a stack file",
     doc: "The whole file.",
     keys: &[&[
-        Key::new("version", Shape::VersionOne, "Version of the format.").required(),
+        Key::new("version", Shape::VersionOne, "Version of the format: always 1.").required(),
         Key::new("name", Shape::Name, "Name of the stack.").required(),
         Key::new("services", Shape::Maybe(&Shape::Names(&Shape::Table(&SERVICE))), "Programs that are kept running, by name."),
         Key::new("jobs", Shape::Maybe(&Shape::Names(&Shape::Table(&JOB))), "Programs that run to completion, by name."),
@@ -65,7 +65,7 @@ pub(crate) static ENVIRONMENT: Table = Table {
 /// Targets of the design that this version does not have.
 pub(crate) const LATER_TARGETS: &[&str] = &["docker", "kubernetes", "systemd"];
 
-const PROGRAM: &[Key] = &[
+static PROGRAM: &[Key] = &[
     Key::new(
         "command",
         Shape::Any(&[Shape::List(&Shape::Template), Shape::Template]),
@@ -173,6 +173,7 @@ pub(crate) static JOB: Table = Table {
         Key::new("backoff", Shape::Duration, "Pause before the first retry; doubles each time.").default("1s").from(OURS),
     ]],
     habits: &[
+        ("retry", "write `retries`"),
         ("replicas", "a job runs once; delete this key or make it a service"),
         ("ports", "only services have published ports"),
         ("health", "a job is judged by its exit code; delete this key or make it a service"),
@@ -211,7 +212,7 @@ pub(crate) static VOLUME: Table = Table {
     one_of: &[],
 };
 
-static LIMITS: Table = Table {
+pub(crate) static LIMITS: Table = Table {
     id: "limits",
     noun: "`limits`",
     doc: "Limits of the process, or `unlimited`.",
@@ -230,7 +231,7 @@ static LIMITS: Table = Table {
     one_of: &[],
 };
 
-static RESOURCES: Table = Table {
+pub(crate) static RESOURCES: Table = Table {
     id: "resources",
     noun: "`resources`",
     doc: "What a workload needs, and what it may use at most.",
@@ -244,7 +245,7 @@ static RESOURCES: Table = Table {
     one_of: &[],
 };
 
-static RESOURCE_LIMITS: Table = Table {
+pub(crate) static RESOURCE_LIMITS: Table = Table {
     id: "resource-limits",
     noun: "`resources.limits`",
     doc: "Bounds of the control group of an instance.",
@@ -257,7 +258,7 @@ static RESOURCE_LIMITS: Table = Table {
     one_of: &[],
 };
 
-static DEPENDENCY: Table = Table {
+pub(crate) static DEPENDENCY: Table = Table {
     id: "dependency",
     noun: "a dependency",
     doc: "What a workload waits for, and what happens when that is lost later.",
@@ -314,7 +315,7 @@ pub(crate) static PORT: Table = Table {
     one_of: &[],
 };
 
-static HEALTH: Table = Table {
+pub(crate) static HEALTH: Table = Table {
     id: "health",
     noun: "`health`",
     doc: "How a service is known to work. Readiness routes, liveness restarts.",
@@ -342,7 +343,7 @@ static HEALTH: Table = Table {
 pub(crate) const CHECKS: &[&str] =
     &["http", "tcp", "grpc", "exec", "log", "notify", "dependency", "all", "any", "at_least"];
 
-const CHECK: &[Key] = &[
+static CHECK: &[Key] = &[
     Key::new("http", Shape::Any(&[Shape::Template, Shape::Table(&HTTP_CHECK)]), "An HTTP request to the instance succeeds: a path, or a mapping."),
     Key::new("tcp", Shape::Any(&[Shape::True, Shape::Name]), "A TCP connection is accepted: the name of a port, or `true`."),
     Key::new("grpc", Shape::Any(&[Shape::True, Shape::Name, Shape::Table(&GRPC_CHECK)]), "The gRPC health protocol answers SERVING: the name of a port, `true`, or a mapping."),
@@ -506,7 +507,7 @@ pub(crate) static RESTART: Table = Table {
     one_of: &[],
 };
 
-static ROLLOUT: Table = Table {
+pub(crate) static ROLLOUT: Table = Table {
     id: "rollout",
     noun: "`rollout`",
     doc: "How instances are replaced.",
@@ -522,7 +523,7 @@ static ROLLOUT: Table = Table {
     one_of: &[],
 };
 
-static ROLLING: Table = Table {
+pub(crate) static ROLLING: Table = Table {
     id: "rolling",
     noun: "`rolling`",
     doc: "Bounds of a rolling update. They must not both come out as 0.",
@@ -537,7 +538,7 @@ static ROLLING: Table = Table {
     one_of: &[],
 };
 
-static DRAIN: Table = Table {
+pub(crate) static DRAIN: Table = Table {
     id: "drain",
     noun: "`drain`",
     doc: "How long an instance that leaves may go on with what it has begun.",

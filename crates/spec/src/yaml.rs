@@ -352,6 +352,9 @@ impl<'s> Builder<'s, '_, '_> {
             };
             for source in sources {
                 let Value::Mapping(merged) = &source.value else {
+                    if matches!(source.value, Value::Scalar(Scalar::Broken, _)) {
+                        continue;
+                    }
                     let message = || "`<<` merges a mapping or a list of mappings".to_owned();
                     self.report.error(Code::WRONG_TYPE, source.span, message, help("refer to an anchored mapping: `<<: *name`"));
                     continue;
@@ -412,7 +415,19 @@ impl<'s> Builder<'s, '_, '_> {
 
     fn syntax_error(&mut self, kind: &ErrorKind, span: Span) {
         let (code, message, remedy) = explain(kind);
-        self.report.error(code, span, || message, help(remedy));
+        let opened = self.stack.last().map(|frame| frame.span).filter(|_| in_brackets(kind));
+        let bracket = opened.map(|span| span.part(0, 1));
+        self.report.error(code, span, || message, |diagnostic, sources| {
+            let diagnostic = match bracket.map(|span| (span, sources.text(span))) {
+                Some((span, open @ ("[" | "{"))) => {
+                    let mut diagnostic = diagnostic;
+                    diagnostic.message = format!("`{open}` is not closed before this");
+                    diagnostic.at(sources.location(span), "opened here")
+                }
+                _ => diagnostic,
+            };
+            help(remedy)(diagnostic, sources)
+        });
     }
 }
 
@@ -474,6 +489,20 @@ pub(crate) fn cut(text: &str) -> String {
     if text.chars().nth(60).is_none() { text.to_owned() } else { format!("{}…", text.chars().take(60).collect::<String>()) }
 }
 
+/// Whether an error most likely means an open bracket further up.
+fn in_brackets(kind: &ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::InvalidColonPlacement
+            | ErrorKind::ExpectedFlowSequenceSeparator
+            | ErrorKind::ExpectedFlowMappingSeparator
+            | ErrorKind::UnexpectedEofFlowSequence
+            | ErrorKind::UnexpectedEofFlowMapping
+            | ErrorKind::UnexpectedEofImplicitFlowMapping
+            | ErrorKind::BlockEntryInFlowCollection
+    )
+}
+
 /// A syntax error in our words: code, message, what to do.
 fn explain(kind: &ErrorKind) -> (Code, String, &'static str) {
     let (message, remedy) = match kind {
@@ -500,8 +529,11 @@ fn explain(kind: &ErrorKind) -> (Code, String, &'static str) {
         }
         ErrorKind::MappingValueNotAllowed => (
             "a `:` cannot begin a value here".to_owned(),
-            "put the text into quotes if the `:` belongs to it; otherwise begin a new line for the key",
+            "put the text into quotes if the `:` belongs to it; else look whether the key above lacks its `:`",
         ),
+        kind if in_brackets(kind) => {
+            ("a list or mapping in brackets is not closed".to_owned(), "close it, or put a `,` between its parts")
+        }
         ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => {
             ("a `:` is missing after a key".to_owned(), "write `key: value`, with a space after the `:`")
         }

@@ -122,8 +122,11 @@ pub(crate) fn is_corrupt(error: &rusqlite::Error) -> bool {
     use rusqlite::{Error, ErrorCode};
     match error {
         // Our statements fit our tables, and our tables hold what we put in.
-        Error::SqlInputError { .. } | Error::InvalidColumnType(..) | Error::IntegralValueOutOfRange(..) => true,
-        Error::FromSqlConversionFailure(..) | Error::Utf8Error(..) => true,
+        Error::SqlInputError { .. }
+        | Error::InvalidColumnType(..)
+        | Error::IntegralValueOutOfRange(..)
+        | Error::FromSqlConversionFailure(..)
+        | Error::Utf8Error(..) => true,
         other => {
             matches!(other.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
         }

@@ -11,7 +11,11 @@ use crate::{
 };
 
 /// Of a release only the state moves.
-pub(crate) fn release_is_the_same(before: &ReleaseRow, after: &ReleaseRecord, desired: &Digest) -> Result<(), Violation> {
+pub(crate) fn release_is_the_same(
+    before: &ReleaseRow,
+    after: &ReleaseRecord,
+    desired: &Digest,
+) -> Result<(), Violation> {
     let field = if before.created_at != after.created_at {
         "time of creation"
     } else if before.run != after.run {

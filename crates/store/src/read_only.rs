@@ -4,8 +4,8 @@
 //!
 //! | what is there | how it is read |
 //! |---|---|
-//! | log with content, and its index | `readonly_shm`: the index is mapped read-only beside a running server; after a killed one SQLite reads the log into private memory |
-//! | no log, or an empty one | `immutable`: the file alone; the answer is thrown away and asked again if a log appeared meanwhile |
+//! | log with frames, and its index | `readonly_shm`: the index is mapped read-only beside a running server; after a killed one SQLite reads the log into private memory |
+//! | no log, or one that was only begun | `immutable`: the file alone; the answer is thrown away and asked again if a log appeared meanwhile |
 //! | log without its index (a copied folder) | a private copy of both in the folder for temporary files |
 //!
 //! `readonly_shm` is described in <https://www.sqlite.org/walformat.html> and <https://www.sqlite.org/wal.html#readonly>.
@@ -16,9 +16,10 @@ use std::{
     os::unix::{ffi::OsStrExt, fs::DirBuilderExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
+    time::SystemTime,
 };
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::{
     error::OpenError,
@@ -31,8 +32,8 @@ use crate::{
 pub(crate) enum Source {
     /// Database, log and index; SQLite's own locks guard them.
     Guarded,
-    /// The database alone, while there is no log.
-    Alone,
+    /// The database alone, while there is no log, as large and as old as this.
+    Alone(Option<(u64, SystemTime)>),
     /// A copy, of this age. Removed with the connection.
     Copy(Copied),
 }
@@ -56,12 +57,42 @@ impl Source {
     pub(crate) fn is_outdated(&self, home: &Path) -> bool {
         match self {
             Self::Guarded => false,
-            Self::Alone => schema::has_content(&home.join(WAL)),
-            Self::Copy(copied) => {
-                home.join(SHM).exists() || size(&home.join(WAL)) != copied.log_size
-            }
+            // A server that came and went has at least touched the file.
+            Self::Alone(before) => log_counts(&home.join(WAL)) || *before != stamp(&home.join(FILE)),
+            Self::Copy(copied) => size(&home.join(WAL)) != copied.log_size,
         }
     }
+}
+
+fn stamp(path: &Path) -> Option<(u64, SystemTime)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.len(), metadata.modified().ok()?))
+}
+
+/// Whether the log can hold a frame: it is longer than its header, and the header is whole. SQLite goes round in circles
+/// until it gives up when it reads another one without the right to write: it compares the header with what it took
+/// from it, and takes nothing from one that is alone or broken.
+///
+/// Form and checksum of the header: <https://www.sqlite.org/fileformat2.html#the_write_ahead_log>.
+fn log_counts(path: &Path) -> bool {
+    const HEADER: usize = 32;
+    let mut bytes = [0; HEADER + 1];
+    if fs::File::open(path).and_then(|mut file| file.read_exact(&mut bytes)).is_err() {
+        return false;
+    }
+    let word = |at: usize| [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
+    let summed = |at| match u32::from_be_bytes(word(0)) {
+        0x377f_0682 => Some(u32::from_le_bytes(word(at))),
+        0x377f_0683 => Some(u32::from_be_bytes(word(at))),
+        _ => None,
+    };
+    let (mut one, mut two) = (0_u32, 0_u32);
+    for at in (0..24).step_by(8) {
+        let (Some(first), Some(second)) = (summed(at), summed(at + 4)) else { return false };
+        one = one.wrapping_add(first).wrapping_add(two);
+        two = two.wrapping_add(second).wrapping_add(one);
+    }
+    (one, two) == (u32::from_be_bytes(word(24)), u32::from_be_bytes(word(28)))
 }
 
 fn size(path: &Path) -> u64 {
@@ -82,19 +113,19 @@ pub fn open_read_only(home: &Path) -> Result<Option<Reader>, OpenError> {
         Err(source) => return Err(OpenError::Write { operation: "look at", path: home.join(FILE), source }),
     }
     // The first connection shows whether the file is ours and readable at all.
-    connect(home)?;
-    Ok(Some(Reader::read_only(home)))
+    Ok(Some(Reader::read_only(home, connect(home)?)))
 }
 
 /// Connects in the way that fits what is there now.
 pub(crate) fn connect(home: &Path) -> Result<(Connection, Source), OpenError> {
     // A running server may make the log and its index between two looks; the second round then sees both.
     let mut rounds = 0;
+    let mut contended = false;
     loop {
         rounds += 1;
-        let (source, uri) = if !schema::has_content(&home.join(WAL)) {
-            (Source::Alone, uri(&home.join(FILE), "mode=ro&immutable=1"))
-        } else if home.join(SHM).exists() {
+        let (source, uri) = if !log_counts(&home.join(WAL)) {
+            (Source::Alone(stamp(&home.join(FILE))), uri(&home.join(FILE), "mode=ro&immutable=1"))
+        } else if home.join(SHM).exists() && !contended {
             (Source::Guarded, uri(&home.join(FILE), "mode=ro&readonly_shm=1"))
         } else {
             let copied = copy(home)?;
@@ -103,6 +134,11 @@ pub(crate) fn connect(home: &Path) -> Result<(Connection, Source), OpenError> {
         };
         match try_connect(home, &uri) {
             Ok(connection) if !source.is_outdated(home) => return Ok((connection, source)),
+            Err(OpenError::Database { source, .. })
+                if source.sqlite_error_code() == Some(ErrorCode::FileLockingProtocolFailed) && !contended =>
+            {
+                contended = true;
+            }
             Err(error) if rounds >= 20 || matches!(error, OpenError::Format { .. }) => return Err(error),
             Err(error @ OpenError::Damaged { .. }) if !source.is_outdated(home) => return Err(error),
             Ok(_) | Err(_) => std::thread::yield_now(),
@@ -139,7 +175,7 @@ fn uri(path: &Path, query: &str) -> String {
     uri + "?" + query
 }
 
-/// Copies database and log. Nobody writes them: whoever does makes the index first.
+/// Copies database and log. Nobody writes them: whoever does makes the index first, and SQLite gets along with that.
 fn copy(home: &Path) -> Result<Copied, OpenError> {
     static COPIES: AtomicU64 = AtomicU64::new(0);
     let number = COPIES.fetch_add(1, Ordering::Relaxed);

@@ -22,9 +22,9 @@ use serde::de::DeserializeOwned;
 use crate::{
     error::{Damage, ReadError},
     read_only::Source,
-    row::{self, decode},
+    row::{self, Table, decode},
     schema,
-    write::{self, Failure, key},
+    write::{self, Failure},
 };
 
 /// Idle connections that are kept.
@@ -161,22 +161,21 @@ impl From<Failure> for ReadError {
 
 impl Reader {
     pub(crate) fn beside_writer(home: &Path) -> Self {
-        Self::new(home, Access::BesideWriter)
+        Self::new(home, Access::BesideWriter, Vec::new())
     }
 
-    pub(crate) fn read_only(home: &Path) -> Self {
-        Self::new(home, Access::ReadOnly)
+    pub(crate) fn read_only(home: &Path, first: (Connection, Source)) -> Self {
+        Self::new(home, Access::ReadOnly, vec![first])
     }
 
-    fn new(home: &Path, access: Access) -> Self {
-        Self { shared: Arc::new(Shared { home: home.to_owned(), access, idle: Mutex::default() }) }
+    fn new(home: &Path, access: Access, idle: Vec<(Connection, Source)>) -> Self {
+        Self { shared: Arc::new(Shared { home: home.to_owned(), access, idle: Mutex::new(idle) }) }
     }
 
     /// Every environment, by id.
     pub fn environments(&self) -> Result<Vec<EnvironmentRecord>, ReadError> {
         self.ask(|connection| {
-            let mut records: Vec<EnvironmentRecord> =
-                rows(connection, "environments", "SELECT id, json, sum FROM environments ORDER BY id", [])?;
+            let mut records: Vec<EnvironmentRecord> = row::ENVIRONMENTS.all(connection, "ORDER BY id", [])?;
             for record in &mut records {
                 fill_ordinals(connection, record)?;
             }
@@ -189,8 +188,8 @@ impl Reader {
         self.ask(|connection| {
             let Some(mut environment) = write::environment(connection, id)? else { return Ok(None) };
             fill_ordinals(connection, &mut environment)?;
-            let resources = members::<ResourceRecord>(connection, "resources", id)?;
-            let instances = members::<InstanceRecord>(connection, "instances", id)?;
+            let resources = members::<ResourceRecord>(connection, &row::RESOURCES, id)?;
+            let instances = members::<InstanceRecord>(connection, &row::INSTANCES, id)?;
             let going: Option<i64> = connection
                 .prepare_cached("SELECT id FROM runs WHERE environment = ?1 AND state IN ('running', 'reverting')")?
                 .query_row([id.to_string()], |row| row.get(0))
@@ -219,7 +218,7 @@ impl Reader {
     /// What was last applied in one environment, by resource: all that planning needs, without the rest.
     pub fn resources(&self, id: &EnvironmentId) -> Result<BTreeMap<ResourceId, ResourceRecord>, ReadError> {
         self.ask(|connection| {
-            let resources = members::<ResourceRecord>(connection, "resources", id)?;
+            let resources = members::<ResourceRecord>(connection, &row::RESOURCES, id)?;
             Ok(resources.into_iter().map(|r| (r.id.clone(), r)).collect())
         })
     }
@@ -227,31 +226,28 @@ impl Reader {
     /// The newest releases of an environment, newest first.
     pub fn releases(&self, environment: &EnvironmentId, limit: usize) -> Result<Vec<ReleaseSummary>, ReadError> {
         self.ask(|connection| {
-            let rows: Vec<(i64, Option<String>, String, i64)> = connection
+            let numbers: Vec<(i64, bool)> = connection
                 .prepare_cached(
-                    "SELECT number, desired, json, sum FROM releases WHERE environment = ?1
+                    "SELECT number, desired IS NOT NULL FROM releases WHERE environment = ?1
                      ORDER BY number DESC LIMIT ?2",
                 )?
-                .query_map(params![environment.to_string(), bound(limit)], |row| {
-                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-                })?
+                .query_map(params![environment.to_string(), bound(limit)], |row| Ok((row.get(0)?, row.get(1)?)))?
                 .collect::<Result<_, _>>()?;
-            rows.into_iter()
-                .map(|(number, desired, json, sum)| {
-                    let number = ReleaseNumber(number.cast_unsigned());
-                    let row: write::ReleaseRow = decode("releases", &key(environment, number), &json, sum)?;
-                    Ok(ReleaseSummary {
-                        environment: environment.clone(),
-                        number,
-                        created_at: row.created_at,
-                        run: row.run,
-                        reason: row.reason,
-                        state: row.state,
-                        desired: row.desired,
-                        kept: desired.is_some(),
-                    })
-                })
-                .collect()
+            let mut releases = Vec::with_capacity(numbers.len());
+            for (number, kept) in numbers {
+                let number = ReleaseNumber(number.cast_unsigned());
+                releases.extend(write::release(connection, environment, number)?.map(|row| ReleaseSummary {
+                    environment: environment.clone(),
+                    number,
+                    created_at: row.created_at,
+                    run: row.run,
+                    reason: row.reason,
+                    state: row.state,
+                    desired: row.desired,
+                    kept,
+                }));
+            }
+            Ok(releases)
         })
     }
 
@@ -293,7 +289,7 @@ impl Reader {
 
     /// Events that fit, in the order of their sequence numbers.
     pub fn events(&self, filter: &EventFilter) -> Result<Vec<Event>, ReadError> {
-        let mut sql = String::from("SELECT CAST(sequence AS TEXT), json, sum FROM events WHERE sequence > ?");
+        let mut sql = String::from("WHERE sequence > ?");
         let mut values = vec![Value::Integer(filter.after_sequence.cast_signed())];
         if let Some(environment) = &filter.environment {
             sql.push_str(" AND environment = ?");
@@ -314,7 +310,7 @@ impl Reader {
         sql.push_str(if filter.tail { " ORDER BY sequence DESC LIMIT ?" } else { " ORDER BY sequence LIMIT ?" });
         values.push(Value::Integer(bound(filter.limit)));
         self.ask(|connection| {
-            let mut events = rows(connection, "events", &sql, rusqlite::params_from_iter(&values))?;
+            let mut events = row::EVENTS.all(connection, &sql, rusqlite::params_from_iter(&values))?;
             if filter.tail {
                 events.reverse();
             }
@@ -334,20 +330,22 @@ impl Reader {
     /// Intents without an outcome, oldest first: what recovery must adopt, finish or retry.
     pub fn open_intents(&self) -> Result<Vec<Journaled>, ReadError> {
         self.ask(|connection| {
-            journaled(
-                connection,
-                "SELECT j.sequence, j.at, j.json, j.sum FROM open_intents o JOIN journal j USING (sequence)
-                 ORDER BY j.sequence",
-                [],
-            )
+            row::OPEN_INTENTS.check(connection)?;
+            let lines =
+                journaled(connection, "WHERE sequence IN (SELECT sequence FROM open_intents) ORDER BY sequence", [])?;
+            let intents: i64 = connection.query_row("SELECT count(*) FROM open_intents", [], |row| row.get(0))?;
+            if bound(lines.len()) != intents {
+                let what = "an open intent is not in the journal".to_owned();
+                return Err(Damage { table: row::OPEN_INTENTS.name, key: "?".to_owned(), what }.into());
+            }
+            Ok(lines)
         })
     }
 
     /// The last lines of the journal, oldest first.
     pub fn journal_tail(&self, limit: usize) -> Result<Vec<Journaled>, ReadError> {
         self.ask(|connection| {
-            let sql = "SELECT sequence, at, json, sum FROM journal ORDER BY sequence DESC LIMIT ?1";
-            let mut lines = journaled(connection, sql, [bound(limit)])?;
+            let mut lines = journaled(connection, "ORDER BY sequence DESC LIMIT ?1", [bound(limit)])?;
             lines.reverse();
             Ok(lines)
         })
@@ -358,18 +356,31 @@ impl Reader {
         self.ask(|connection| Ok(row::setting(connection, key)?))
     }
 
-    /// Reads every row of every table, and so checks every checksum. Takes as long as that takes.
+    /// Checks every row of every table against its checksum, and that it can be read. Takes as long as that takes.
     pub fn verify(&self) -> Result<(), ReadError> {
+        self.ask(|connection| {
+            let answer: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+            if answer != "ok" {
+                return Err(Damage { table: "sqlite_schema", key: "?".to_owned(), what: answer }.into());
+            }
+            Ok(row::TABLES.iter().try_for_each(|table| table.check(connection))?)
+        })?;
         for environment in self.environments()? {
             self.state(&environment.id)?;
             for release in self.releases(&environment.id, usize::MAX)? {
-                self.release(&environment.id, release.number)?;
+                let there = self.release(&environment.id, release.number)?.is_some();
+                if there != release.kept {
+                    let key = format!("{} {}", environment.id, release.number);
+                    let what = "its desired state is missing".to_owned();
+                    return Err(Damage { table: row::RELEASES.name, key, what }.into());
+                }
             }
         }
         for run in self.runs(None, usize::MAX)? {
             self.run(run.id)?;
         }
         self.events(&EventFilter { limit: usize::MAX, ..EventFilter::default() })?;
+        self.open_intents()?;
         self.journal_tail(usize::MAX)?;
         Ok(())
     }
@@ -378,14 +389,11 @@ impl Reader {
     fn ask<T>(&self, question: impl Fn(&Connection) -> Result<T, ReadError>) -> Result<T, ReadError> {
         loop {
             let (connection, source) = self.connection()?;
-            let answer = connection
-                .unchecked_transaction()
-                .map_err(ReadError::from)
-                .and_then(|transaction| {
-                    let answer = question(&transaction)?;
-                    transaction.finish()?;
-                    Ok(answer)
-                });
+            let answer = connection.unchecked_transaction().map_err(ReadError::from).and_then(|transaction| {
+                let answer = question(&transaction)?;
+                transaction.finish()?;
+                Ok(answer)
+            });
             // What was read from a file that nobody guarded counts only if nobody has begun to write meanwhile.
             if source.is_outdated(&self.shared.home) {
                 continue;
@@ -428,61 +436,29 @@ fn bound(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-/// Rows of the form (key, json, sum).
-fn rows<T: DeserializeOwned>(
-    connection: &Connection,
-    table: &'static str,
-    sql: &str,
-    params: impl rusqlite::Params,
-) -> Result<Vec<T>, ReadError> {
-    let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query(params)?;
-    let mut values = Vec::new();
-    while let Some(row) = rows.next()? {
-        let (key, json) = (text(row, 0)?, text(row, 1)?);
-        values.push(decode(table, key, json, row.get(2)?)?);
-    }
-    Ok(values)
-}
-
-/// A text column without a copy.
-fn text<'a>(row: &'a rusqlite::Row<'_>, column: usize) -> Result<&'a str, ReadError> {
-    row.get_ref(column)?.as_str().map_err(|error| {
-        let damage = Damage { table: "?", key: "?".to_owned(), what: error.to_string() };
-        ReadError::Damaged(damage)
-    })
-}
-
 fn members<T: DeserializeOwned>(
     connection: &Connection,
-    table: &'static str,
+    table: &Table,
     environment: &EnvironmentId,
-) -> Result<Vec<T>, ReadError> {
-    let sql = format!("SELECT environment || ' ' || id, json, sum FROM {table} WHERE environment = ?1");
-    rows(connection, table, &sql, [environment.to_string()])
+) -> Result<Vec<T>, Failure> {
+    table.all(connection, "WHERE environment = ?1", [environment.to_string()])
 }
 
 fn fill_ordinals(connection: &Connection, record: &mut EnvironmentRecord) -> Result<(), ReadError> {
     let id = record.id.to_string();
     for ((workload, release), last) in write::ordinals(connection, &id)? {
-        let workload: Name = workload
-            .parse()
-            .map_err(|error: orchestra_model::id::ParseIdError| Damage {
-                table: "ordinals",
-                key: id.clone(),
-                what: error.to_string(),
-            })?;
+        let workload: Name = workload.parse().map_err(|error: orchestra_model::id::ParseIdError| Damage {
+            table: "ordinals",
+            key: id.clone(),
+            what: error.to_string(),
+        })?;
         record.ordinals.entry(workload).or_default().insert(ReleaseNumber(release), last);
     }
     Ok(())
 }
 
 fn read_desired(connection: &Connection, digest: &str) -> Result<Option<Desired>, Failure> {
-    let row: Option<(String, i64)> = connection
-        .prepare_cached("SELECT json, sum FROM desired WHERE digest = ?1")?
-        .query_row([digest], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    Ok(row.map(|(json, sum)| decode("desired", digest, &json, sum)).transpose()?)
+    row::DESIRED.one(connection, "WHERE digest = ?1", [digest])
 }
 
 fn read_release(
@@ -505,13 +481,11 @@ fn read_release(
 
 fn read_run(connection: &Connection, id: RunId) -> Result<Option<RunRecord>, Failure> {
     let Some(row) = write::run(connection, id)? else { return Ok(None) };
-    let stored: Option<(Option<String>, String, i64)> = connection
-        .prepare_cached("SELECT desired, json, sum FROM plans WHERE run = ?1")?
-        .query_row([id.0.cast_signed()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-        .optional()?;
-    let plan = match stored {
-        Some((desired, json, sum)) => {
-            let plan: Plan = decode("plans", &id.to_string(), &json, sum)?;
+    let plan = match row::PLANS.one::<Plan>(connection, "WHERE run = ?1", [id.0.cast_signed()])? {
+        Some(plan) => {
+            let desired: Option<String> = connection
+                .prepare_cached("SELECT desired FROM plans WHERE run = ?1")?
+                .query_row([id.0.cast_signed()], |row| row.get(0))?;
             let desired = match desired {
                 Some(digest) => Some(read_desired(connection, &digest)?.ok_or_else(|| Damage {
                     table: "desired",
@@ -568,18 +542,18 @@ fn summary(id: RunId, row: write::RunRow) -> RunSummary {
 
 fn journaled(
     connection: &Connection,
-    sql: &str,
+    condition: &str,
     params: impl rusqlite::Params,
 ) -> Result<Vec<Journaled>, ReadError> {
-    let rows: Vec<(i64, i64, String, i64)> = connection
-        .prepare_cached(sql)?
-        .query_map(params, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
-        .collect::<Result<_, _>>()?;
-    rows.into_iter()
-        .map(|(sequence, at, json, sum)| {
-            let sequence = sequence.cast_unsigned();
-            let entry = decode("journal", &sequence.to_string(), &json, sum)?;
-            Ok(Journaled { sequence, at: at.cast_unsigned(), entry })
-        })
-        .collect()
+    let mut statement =
+        connection.prepare_cached(&format!("SELECT sequence, at, json, sum FROM journal {condition}"))?;
+    let mut rows = statement.query(params)?;
+    let mut lines = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (sequence, at) = (row.get::<_, i64>(0)?.cast_unsigned(), row.get::<_, i64>(1)?.cast_unsigned());
+        let json: String = row.get(2)?;
+        let entry = decode(row::JOURNAL.name, &format!("{sequence} {at}"), &json, row.get(3)?)?;
+        lines.push(Journaled { sequence, at, entry });
+    }
+    Ok(lines)
 }

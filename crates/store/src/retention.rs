@@ -96,9 +96,9 @@ impl Retention {
 
 fn cut_environment(connection: &Connection, environment: &str) -> rusqlite::Result<()> {
     // The number of the newest row that is old: the one after the newest `keep`.
-    let bounds = |table, column| format!(
-        "(SELECT {column} FROM {table} WHERE environment = ?1 ORDER BY {column} DESC LIMIT 1 OFFSET ?2)"
-    );
+    let bounds = |table, column| {
+        format!("(SELECT {column} FROM {table} WHERE environment = ?1 ORDER BY {column} DESC LIMIT 1 OFFSET ?2)")
+    };
     let old_release = bounds("releases", "number");
     let old_run = bounds("runs", "id");
     let settled = "state IN ('retired', 'failed')";

@@ -14,7 +14,11 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags};
 
-use crate::error::{OpenError, is_corrupt};
+use crate::{
+    error::{OpenError, is_corrupt},
+    row,
+    write::Failure,
+};
 
 /// Name of the database within the state directory.
 pub(crate) const FILE: &str = "state.db";
@@ -40,6 +44,7 @@ const V1: &str = "
     -- Last ordinal that was given out; raised by the store itself when an instance is written.
     CREATE TABLE ordinals (
         environment TEXT NOT NULL, workload TEXT NOT NULL, release INTEGER NOT NULL, last INTEGER NOT NULL,
+        sum INTEGER NOT NULL,
         PRIMARY KEY (environment, workload, release)
     ) STRICT, WITHOUT ROWID;
 
@@ -64,7 +69,8 @@ const V1: &str = "
     ) STRICT;
     CREATE INDEX plans_by_desired ON plans (desired) WHERE desired IS NOT NULL;
     CREATE TABLE run_steps (
-        run INTEGER NOT NULL, resource TEXT NOT NULL, state TEXT NOT NULL, PRIMARY KEY (run, resource)
+        run INTEGER NOT NULL, resource TEXT NOT NULL, state TEXT NOT NULL, sum INTEGER NOT NULL,
+        PRIMARY KEY (run, resource)
     ) STRICT, WITHOUT ROWID;
 
     CREATE TABLE resources (
@@ -79,7 +85,9 @@ const V1: &str = "
     CREATE TABLE journal (
         sequence INTEGER PRIMARY KEY, at INTEGER NOT NULL, json TEXT NOT NULL, sum INTEGER NOT NULL
     ) STRICT;
-    CREATE TABLE open_intents (key TEXT PRIMARY KEY, sequence INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE open_intents (
+        key TEXT PRIMARY KEY, sequence INTEGER NOT NULL, sum INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
 
     CREATE TABLE events (
         sequence INTEGER PRIMARY KEY, environment TEXT NOT NULL, run INTEGER, resource TEXT, instance TEXT,
@@ -104,7 +112,8 @@ pub(crate) fn private_directory(home: &Path) -> Result<(), OpenError> {
     DirBuilder::new().recursive(true).mode(0o700).create(home).map_err(|e| failed("make", e))?;
     let mode = fs::metadata(home).map_err(|e| failed("look at", e))?.mode();
     if mode & 0o077 != 0 {
-        fs::set_permissions(home, Permissions::from_mode(0o700)).map_err(|e| failed("restrict the permissions of", e))?;
+        fs::set_permissions(home, Permissions::from_mode(0o700))
+            .map_err(|e| failed("restrict the permissions of", e))?;
     }
     Ok(())
 }
@@ -141,7 +150,8 @@ fn prepare_writer(home: &Path, connection: &Connection, migrations: &[&str]) -> 
     configure(connection).map_err(refused)?;
     // A fault is found before the first write, and reported instead of written over.
     let found = identify(home, connection, version(migrations))?;
-    quick_check(home, connection)?;
+    check_tables(home, connection, &migrations[..usize::try_from(found).unwrap_or(0)])?;
+    check_structure(home, connection)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(refused)?;
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(refused)?;
     if mode != "wal" {
@@ -152,7 +162,7 @@ fn prepare_writer(home: &Path, connection: &Connection, migrations: &[&str]) -> 
     if found < version(migrations) {
         migrate(connection, found, migrations).map_err(refused)?;
     }
-    check_tables(home, connection, migrations)
+    check_content(home, connection)
 }
 
 /// Compares the tables with those that the migrations make: a flipped letter in a definition would change answers.
@@ -196,11 +206,27 @@ pub(crate) fn identify(home: &Path, connection: &Connection, supported: i64) -> 
     Ok(found)
 }
 
-/// Structure of all pages; the content of rows has checksums of its own.
-fn quick_check(home: &Path, connection: &Connection) -> Result<(), OpenError> {
+/// Structure of all pages, and whether indexes fit their tables.
+fn check_structure(home: &Path, connection: &Connection) -> Result<(), OpenError> {
     let answer: String =
-        connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(|e| refused(home, e))?;
+        connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(|e| refused(home, e))?;
     if answer == "ok" { Ok(()) } else { Err(damaged(home, answer)) }
+}
+
+/// The checksums of all rows but the long history, which has them checked when it is read.
+fn check_content(home: &Path, connection: &Connection) -> Result<(), OpenError> {
+    let history = [row::EVENTS.name, row::JOURNAL.name];
+    let mut tables = row::TABLES.iter().filter(|table| !history.contains(&table.name));
+    tables.try_for_each(|table| table.check(connection)).map_err(|failure| failed(home, failure))
+}
+
+/// A failure of a query during the opening.
+pub(crate) fn failed(home: &Path, failure: Failure) -> OpenError {
+    match failure {
+        Failure::Database(error) => refused(home, error),
+        Failure::Damaged(damage) => damaged(home, damage.to_string()),
+        Failure::Violation(violation) => damaged(home, violation.to_string()),
+    }
 }
 
 /// Keeps the write-ahead log when the last connection closes. Readers without the right to write rely on it: a log that

@@ -9,7 +9,9 @@ use std::{
 };
 
 use orchestra_model::{
-    Desired, Digest, EnvironmentId, Event, Generation, InstanceId, Plan, ReleaseNumber, ResourceId, ResourceKind, RunId,
+    Desired, Digest, EnvironmentId, Event, Generation, InstanceId, Plan, ReleaseNumber, ResourceId, ResourceKind,
+    RunId,
+    id::ParseIdError,
     record::{
         Change, EnvironmentRecord, InstanceRecord, JournalEntry, JournalKind, ReleaseRecord, ReleaseState,
         ResourceRecord, RunRecord, RunState, StepState,
@@ -17,12 +19,12 @@ use orchestra_model::{
     time::UnixMillis,
 };
 use rusqlite::{Connection, OptionalExtension, params};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Damage, Violation},
     invariant,
-    row::{self, decode, encode},
+    row::{self, encode},
 };
 
 /// Why a commit came to nothing.
@@ -95,26 +97,12 @@ struct PlanRow<'a> {
     kept: &'a [ResourceId],
 }
 
-/// Textual primary key of a row whose key has two parts.
-pub(crate) fn key(environment: &EnvironmentId, id: impl std::fmt::Display) -> String {
-    format!("{environment} {id}")
-}
-
 /// The word that a unit variant has in JSON.
 pub(crate) fn word<T: Serialize>(value: T) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,
         _ => unreachable!("only enums without data are stored as words"),
     }
-}
-
-/// The variant with this word.
-pub(crate) fn unword<T: DeserializeOwned>(table: &'static str, key: &str, word: String) -> Result<T, Damage> {
-    serde_json::from_value(serde_json::Value::String(word)).map_err(|error| Damage {
-        table,
-        key: key.to_owned(),
-        what: error.to_string(),
-    })
 }
 
 /// A commit that is being written.
@@ -197,7 +185,7 @@ impl<'a> Write<'a> {
             chosen_ports: record.chosen_ports.clone(),
             ordinals: BTreeMap::new(),
         };
-        let row = encode(&id, &stripped);
+        let row = encode(&format!("{id} {}", record.generation.0), &stripped);
         self.prepare("INSERT OR REPLACE INTO environments (id, generation, json, sum) VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![id, record.generation.0.cast_signed(), row.json, row.sum])?;
         self.ordinals(&id, record)?;
@@ -227,26 +215,21 @@ impl<'a> Write<'a> {
             .filter_map(|id| id.parse::<InstanceId>().ok())
             .map(|id| (id.workload.to_string(), id.release.0))
             .collect();
-        let mut delete = self
-            .prepare("DELETE FROM ordinals WHERE environment = ?1 AND workload = ?2 AND release = ?3")?;
+        let mut delete =
+            self.prepare("DELETE FROM ordinals WHERE environment = ?1 AND workload = ?2 AND release = ?3")?;
         for (workload, release) in stored.into_keys().filter(|pair| !living.contains(pair)) {
             delete.execute(params![environment, workload, release.cast_signed()])?;
         }
         Ok(())
     }
 
-    fn put_ordinal(
-        &self,
-        environment: &str,
-        workload: &str,
-        release: ReleaseNumber,
-        last: u32,
-    ) -> Result<(), Failure> {
+    fn put_ordinal(&self, environment: &str, workload: &str, release: ReleaseNumber, last: u32) -> Result<(), Failure> {
+        let sum = row::checksum(&format!("{environment} {workload} {release}"), &last.to_string());
         self.prepare(
-            "INSERT INTO ordinals (environment, workload, release, last) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT DO UPDATE SET last = excluded.last WHERE excluded.last > last",
+            "INSERT INTO ordinals (environment, workload, release, last, sum) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT DO UPDATE SET last = excluded.last, sum = excluded.sum WHERE excluded.last > last",
         )?
-        .execute(params![environment, workload, release.0.cast_signed(), last])?;
+        .execute(params![environment, workload, release.0.cast_signed(), last, sum])?;
         Ok(())
     }
 
@@ -300,9 +283,9 @@ impl<'a> Write<'a> {
         release: &ReleaseRow,
         new: bool,
     ) -> Result<(), Failure> {
-        let row = encode(&key(environment, number), release);
-        let (environment, number) = (environment.to_string(), number.0.cast_signed());
         let state = word(release.state);
+        let row = encode(&format!("{environment} {number} {state}"), release);
+        let (environment, number) = (environment.to_string(), number.0.cast_signed());
         if new {
             self.prepare(
                 "INSERT INTO releases (environment, number, state, desired, json, sum) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -328,8 +311,11 @@ impl<'a> Write<'a> {
         let there = self.prepare("SELECT 1 FROM desired WHERE digest = ?1")?.exists([digest.as_str()])?;
         if !there {
             let row = encode(digest.as_str(), desired);
-            self.prepare("INSERT INTO desired (digest, json, sum) VALUES (?1, ?2, ?3)")?
-                .execute(params![digest.as_str(), row.json, row.sum])?;
+            self.prepare("INSERT INTO desired (digest, json, sum) VALUES (?1, ?2, ?3)")?.execute(params![
+                digest.as_str(),
+                row.json,
+                row.sum
+            ])?;
         }
         Ok(())
     }
@@ -378,16 +364,18 @@ impl<'a> Write<'a> {
             reverted: record.reverted.clone(),
             culprits: record.culprits.clone(),
         };
-        let encoded = encode(&record.id.to_string(), &row);
+        let (id, environment, generation) = (record.id.0, &record.environment, record.generation.0);
+        let state = word(record.state);
+        let encoded = encode(&format!("{id} {environment} {generation} {state}"), &row);
         self.prepare(
             "INSERT OR REPLACE INTO runs (id, environment, generation, state, json, sum)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?
         .execute(params![
-            record.id.0.cast_signed(),
-            record.environment.to_string(),
-            record.generation.0.cast_signed(),
-            word(record.state),
+            id.cast_signed(),
+            environment.to_string(),
+            generation.cast_signed(),
+            state,
             encoded.json,
             encoded.sum
         ])?;
@@ -400,8 +388,9 @@ impl<'a> Write<'a> {
         if let (Some(digest), Some(desired)) = (&desired, &plan.desired) {
             self.put_desired(digest, desired)?;
         }
+        let digest = desired.as_ref().map(Digest::as_str);
         let row = encode(
-            &run.to_string(),
+            &format!("{} {}", run.0, digest.unwrap_or_default()),
             &PlanRow {
                 format: plan.format,
                 environment: &plan.environment,
@@ -411,13 +400,12 @@ impl<'a> Write<'a> {
                 kept: &plan.kept,
             },
         );
-        let desired = desired.as_ref().map(Digest::as_str);
         let same = self
             .prepare("SELECT 1 FROM plans WHERE run = ?1 AND desired IS ?2 AND sum = ?3 AND json = ?4")?
-            .exists(params![run.0.cast_signed(), desired, row.sum, row.json])?;
+            .exists(params![run.0.cast_signed(), digest, row.sum, row.json])?;
         if !same {
             self.prepare("INSERT OR REPLACE INTO plans (run, desired, json, sum) VALUES (?1, ?2, ?3, ?4)")?
-                .execute(params![run.0.cast_signed(), desired, row.json, row.sum])?;
+                .execute(params![run.0.cast_signed(), digest, row.json, row.sum])?;
         }
         Ok(())
     }
@@ -437,8 +425,10 @@ impl<'a> Write<'a> {
     }
 
     fn put_step(&self, run: RunId, resource: &ResourceId, state: StepState) -> Result<(), Failure> {
-        self.prepare("INSERT OR REPLACE INTO run_steps (run, resource, state) VALUES (?1, ?2, ?3)")?
-            .execute(params![run.0.cast_signed(), resource.to_string(), word(state)])?;
+        let word = word(state);
+        let sum = row::checksum(&format!("{} {resource}", run.0), &word);
+        self.prepare("INSERT OR REPLACE INTO run_steps (run, resource, state, sum) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![run.0.cast_signed(), resource.to_string(), word, sum])?;
         Ok(())
     }
 
@@ -461,15 +451,10 @@ impl<'a> Write<'a> {
             return Err(inconsistent(&record.id, "a volume has no instances"));
         }
         let (environment, id) = (record.environment.to_string(), record.id.to_string());
-        let key = key(&record.environment, &record.id);
-        let before: Option<InstanceRecord> = self
-            .prepare("SELECT json, sum FROM instances WHERE environment = ?1 AND id = ?2")?
-            .query_row([&environment, &id], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))
-            .optional()?
-            .map(|(json, sum)| decode("instances", &key, &json, sum))
-            .transpose()?;
+        let before: Option<InstanceRecord> =
+            row::INSTANCES.one(self.connection, "WHERE environment = ?1 AND id = ?2", [&environment, &id])?;
         invariant::instance_moves_on(before.as_ref(), record)?;
-        let row = encode(&key, record);
+        let row = encode(&format!("{environment} {id}"), record);
         if before.is_some() {
             self.prepare("UPDATE instances SET json = ?3, sum = ?4 WHERE environment = ?1 AND id = ?2")?
                 .execute(params![environment, id, row.json, row.sum])?;
@@ -490,7 +475,7 @@ impl<'a> Write<'a> {
         if record.digest != record.applied.digest() {
             return Err(inconsistent(&record.id, "its digest is not that of what was applied"));
         }
-        let row = encode(&key(&record.environment, &record.id), record);
+        let row = encode(&format!("{} {}", record.environment, record.id), record);
         self.prepare(
             "INSERT INTO resources (environment, id, json, sum) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT DO UPDATE SET json = excluded.json, sum = excluded.sum",
@@ -521,15 +506,16 @@ impl<'a> Write<'a> {
                 fence(&row.environment, id, row.generation, current)?;
             }
             // After a crash an intent may be written again before it is tried again.
-            self.prepare("INSERT OR REPLACE INTO open_intents (key, sequence) VALUES (?1, ?2)")?
-                .execute(params![entry.key, sequence.cast_signed()])?;
+            let sum = row::checksum(&entry.key, &sequence.to_string());
+            self.prepare("INSERT OR REPLACE INTO open_intents (key, sequence, sum) VALUES (?1, ?2, ?3)")?
+                .execute(params![entry.key, sequence.cast_signed(), sum])?;
         } else {
             let closed = self.prepare("DELETE FROM open_intents WHERE key = ?1")?.execute([&entry.key])?;
             if closed == 0 {
                 return Err(Violation::NoIntent { key: entry.key.clone() }.into());
             }
         }
-        let row = encode(&sequence.to_string(), entry);
+        let row = encode(&format!("{sequence} {}", self.at), entry);
         self.prepare("INSERT INTO journal (sequence, at, json, sum) VALUES (?1, ?2, ?3, ?4)")?.execute(params![
             sequence.cast_signed(),
             self.at.cast_signed(),
@@ -542,7 +528,18 @@ impl<'a> Write<'a> {
     fn event(&mut self, event: &Event) -> Result<(), Failure> {
         self.counters.event += 1;
         let event = Event { sequence: self.counters.event, at: self.at, ..event.clone() };
-        let row = encode(&event.sequence.to_string(), &event);
+        let run = event.run.map(|run| run.0.cast_signed());
+        let resource = event.resource.as_ref().map(ToString::to_string);
+        let instance = event.instance.as_ref().map(ToString::to_string);
+        let key = format!(
+            "{} {} {} {} {}",
+            event.sequence,
+            event.environment,
+            run.map(|run| run.to_string()).unwrap_or_default(),
+            resource.as_deref().unwrap_or_default(),
+            instance.as_deref().unwrap_or_default()
+        );
+        let row = encode(&key, &event);
         self.prepare(
             "INSERT INTO events (sequence, environment, run, resource, instance, json, sum)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
@@ -550,9 +547,9 @@ impl<'a> Write<'a> {
         .execute(params![
             event.sequence.cast_signed(),
             event.environment.to_string(),
-            event.run.map(|run| run.0.cast_signed()),
-            event.resource.as_ref().map(ToString::to_string),
-            event.instance.as_ref().map(ToString::to_string),
+            run,
+            resource,
+            instance,
             row.json,
             row.sum
         ])?;
@@ -658,12 +655,7 @@ fn inconsistent(subject: impl std::fmt::Display, what: &'static str) -> Failure 
 
 /// The record of an environment, without its ordinals.
 pub(crate) fn environment(connection: &Connection, id: &EnvironmentId) -> Result<Option<EnvironmentRecord>, Failure> {
-    let id = id.to_string();
-    let row: Option<(String, i64)> = connection
-        .prepare_cached("SELECT json, sum FROM environments WHERE id = ?1")?
-        .query_row([&id], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    Ok(row.map(|(json, sum)| decode("environments", &id, &json, sum)).transpose()?)
+    row::ENVIRONMENTS.one(connection, "WHERE id = ?1", [id.to_string()])
 }
 
 /// The fencing number of an environment, without the rest of its record, which can be large.
@@ -676,13 +668,17 @@ fn environment_generation(connection: &Connection, id: &EnvironmentId) -> Result
 }
 
 /// Last ordinals by workload and release.
-pub(crate) fn ordinals(connection: &Connection, environment: &str) -> rusqlite::Result<BTreeMap<(String, u64), u32>> {
-    connection
-        .prepare_cached("SELECT workload, release, last FROM ordinals WHERE environment = ?1")?
-        .query_map([environment], |row| {
-            Ok(((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned()), row.get(2)?))
-        })?
-        .collect()
+pub(crate) fn ordinals(connection: &Connection, environment: &str) -> Result<BTreeMap<(String, u64), u32>, Failure> {
+    let mut statement =
+        connection.prepare_cached("SELECT workload, release, last, sum FROM ordinals WHERE environment = ?1")?;
+    let mut rows = statement.query([environment])?;
+    let mut ordinals = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        let (workload, release, last): (String, i64, u32) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        row::ORDINALS.fits(&format!("{environment} {workload} {release}"), &last.to_string(), row.get(3)?)?;
+        ordinals.insert((workload, release.cast_unsigned()), last);
+    }
+    Ok(ordinals)
 }
 
 /// A release without its desired state.
@@ -691,41 +687,28 @@ pub(crate) fn release(
     environment: &EnvironmentId,
     number: ReleaseNumber,
 ) -> Result<Option<ReleaseRow>, Failure> {
-    let row: Option<(String, i64)> = connection
-        .prepare_cached("SELECT json, sum FROM releases WHERE environment = ?1 AND number = ?2")?
-        .query_row(params![environment.to_string(), number.0.cast_signed()], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    Ok(row.map(|(json, sum)| decode("releases", &key(environment, number), &json, sum)).transpose()?)
+    let key = params![environment.to_string(), number.0.cast_signed()];
+    row::RELEASES.one(connection, "WHERE environment = ?1 AND number = ?2", key)
 }
 
 /// A run without its plan and steps.
 pub(crate) fn run(connection: &Connection, id: RunId) -> Result<Option<RunRow>, Failure> {
-    let row: Option<(String, i64)> = connection
-        .prepare_cached("SELECT json, sum FROM runs WHERE id = ?1")?
-        .query_row([id.0.cast_signed()], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    Ok(row.map(|(json, sum)| decode("runs", &id.to_string(), &json, sum)).transpose()?)
+    row::RUNS.one(connection, "WHERE id = ?1", [id.0.cast_signed()])
 }
 
 /// Where the steps of a run stand.
 pub(crate) fn run_steps(connection: &Connection, id: RunId) -> Result<BTreeMap<ResourceId, StepState>, Failure> {
-    let rows: Vec<(String, String)> = connection
-        .prepare_cached("SELECT resource, state FROM run_steps WHERE run = ?1")?
-        .query_map([id.0.cast_signed()], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<Result<_, _>>()?;
+    let mut statement = connection.prepare_cached("SELECT resource, state, sum FROM run_steps WHERE run = ?1")?;
+    let mut rows = statement.query([id.0.cast_signed()])?;
     let mut steps = BTreeMap::new();
-    for (resource, state) in rows {
-        let state = unword("run_steps", &key_of_step(id, &resource), state)?;
-        let resource = resource.parse().map_err(|error: orchestra_model::id::ParseIdError| Damage {
-            table: "run_steps",
-            key: key_of_step(id, &resource),
-            what: error.to_string(),
-        })?;
+    while let Some(row) = rows.next()? {
+        let (resource, state): (String, String) = (row.get(0)?, row.get(1)?);
+        let key = format!("{} {resource}", id.0);
+        row::RUN_STEPS.fits(&key, &state, row.get(2)?)?;
+        let unreadable = |what: String| Damage { table: row::RUN_STEPS.name, key: key.clone(), what };
+        let resource = resource.parse().map_err(|e: ParseIdError| unreadable(e.to_string()))?;
+        let state = serde_json::from_value(serde_json::Value::String(state)).map_err(|e| unreadable(e.to_string()))?;
         steps.insert(resource, state);
     }
     Ok(steps)
-}
-
-fn key_of_step(run: RunId, resource: &str) -> String {
-    format!("{run} {resource}")
 }

@@ -7,6 +7,7 @@
 use std::{
     path::Path,
     sync::{Arc, mpsc},
+    time::Duration,
 };
 
 use orchestra_model::{Event, record::Change, time::UnixMillis};
@@ -76,11 +77,7 @@ impl Writer {
             journal: last("journal", "sequence").map_err(refused)?,
         };
         let next_run = last("runs", "id").map_err(refused)? + 1;
-        let opened = count_opening(&connection).map_err(|failure| match failure {
-            Failure::Database(e) => refused(e),
-            Failure::Damaged(damage) => schema::damaged(home, damage.to_string()),
-            Failure::Violation(violation) => schema::damaged(home, violation.to_string()),
-        })?;
+        let opened = count_opening(&connection).map_err(|failure| schema::failed(home, failure))?;
         let start = Start { next_run, next_route_version: (opened << 32) + 1 };
         let retention = Retention::new(&counters);
         Ok((Self { connection, clock, events, counters, retention, stopped: None, _lock: lock }, start))
@@ -93,6 +90,12 @@ impl Writer {
             batch.extend(queue.try_iter().take(BATCH - 1));
             self.write(batch);
             self.retention.keep_up(&self.connection, &self.counters);
+        }
+        // Not needed, but the next look at the state is faster without a log to go through. Readers that are at work
+        // may be in the way, which is fine.
+        if self.stopped.is_none() {
+            let _ = self.connection.busy_timeout(Duration::ZERO);
+            let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         }
     }
 
@@ -141,11 +144,7 @@ impl Writer {
         }
     }
 
-    fn write_all(
-        &mut self,
-        works: &[Work],
-        at: UnixMillis,
-    ) -> rusqlite::Result<Vec<Result<Committed, CommitError>>> {
+    fn write_all(&mut self, works: &[Work], at: UnixMillis) -> rusqlite::Result<Vec<Result<Committed, CommitError>>> {
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let mut outcomes = Vec::with_capacity(works.len());
         for work in works {

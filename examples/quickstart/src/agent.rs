@@ -76,12 +76,16 @@ pub fn decide(history: &[Message], message: &str) -> Step {
 pub fn answer(style: Style, history: &[Message], step: &Step, result: Option<&Value>) -> Vec<String> {
     let turn = history.iter().filter(|m| m.role == "user").count() + 1;
     let text = match step {
-        Step::Count(number) => return (1..=*number).map(|n| if n == 1 { "1".into() } else { format!(" {n}") }).collect(),
+        Step::Count(number) => {
+            return (1..=*number).map(|n| if n == 1 { "1".into() } else { format!(" {n}") }).collect();
+        }
         Step::Call { tool, .. } => {
             let said = result.map_or_else(|| no_answer(style, tool), |result| said(style, tool, result));
             match style {
                 Style::Calm if turn == 1 => {
-                    format!("Thank you for writing. {said} Ask me to count, to calculate, or what we spoke about so far.")
+                    format!(
+                        "Thank you for writing. {said} Ask me to count, to calculate, or what we spoke about so far."
+                    )
                 }
                 Style::Calm => format!("{said} This is turn {turn} of our conversation, and I have kept all of it."),
                 Style::Brisk => format!("{said} Turn {turn}. Next?"),
@@ -109,21 +113,30 @@ fn said(style: Style, tool: &str, result: &Value) -> String {
             Style::Brisk => format!("{tool}: {error}."),
         };
     }
+    // As people write numbers: 42 and not 42.0.
+    let value = result["value"].as_f64().unwrap_or_default();
     match (tool, style) {
         ("calculate", Style::Calm) => {
-            format!("The calculate tool says that {} is {}.", result["expression"].as_str().unwrap_or("it"), result["value"])
+            format!("The calculate tool says that {} is {value}.", result["expression"].as_str().unwrap_or("it"))
         }
-        ("calculate", Style::Brisk) => format!("= {}.", result["value"]),
+        ("calculate", Style::Brisk) => format!("= {value}."),
         ("recall", Style::Calm) => format!(
-            "So far you have sent {} messages of {} words, mostly about {}.",
-            result["messages"],
-            result["words"],
+            "So far you have sent {} of {}, mostly about {}.",
+            count(&result["messages"], "message"),
+            count(&result["words"], "word"),
             list(&result["keywords"])
         ),
-        ("recall", Style::Brisk) => format!("{} messages. Topics: {}.", result["messages"], list(&result["keywords"])),
+        ("recall", Style::Brisk) => {
+            format!("{}. Topics: {}.", count(&result["messages"], "message"), list(&result["keywords"]))
+        }
         (_, Style::Calm) => format!("I understand that this is about {}.", list(&result["keywords"])),
         (_, Style::Brisk) => format!("Topic: {}.", list(&result["keywords"])),
     }
+}
+
+fn count(number: &Value, noun: &str) -> String {
+    let number = number.as_u64().unwrap_or_default();
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]
@@ -147,9 +160,12 @@ mod tests {
             release: String::new(),
             created_at: 0,
         });
-        assert!(talk(Style::Calm, &[], "What is 6*7?").contains("6*7 is 42.0."));
-        assert_eq!(talk(Style::Brisk, &history, "What is 6*7?"), "= 42.0. Turn 3. Next?");
-        assert!(talk(Style::Calm, &history, "What did we say so far?").contains("2 messages of 7 words, mostly about order"));
+        assert!(talk(Style::Calm, &[], "What is 6*7?").contains("6*7 is 42."));
+        assert_eq!(talk(Style::Brisk, &history, "What is 6*7?"), "= 42. Turn 3. Next?");
+        assert!(
+            talk(Style::Calm, &history, "What did we say so far?")
+                .contains("2 messages of 7 words, mostly about order")
+        );
         assert_eq!(talk(Style::Brisk, &[], "count to 3"), "1 2 3");
         assert_eq!(answer(Style::Brisk, &[], &decide(&[], "hi"), None).concat(), "keywords: no worker. Turn 1. Next?");
     }

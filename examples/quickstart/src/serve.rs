@@ -81,8 +81,7 @@ pub fn termination() -> Result<impl Future<Output = ()>, Error> {
 /// Serves on `$PORT` until `end` completes and the gate is empty.
 pub async fn serve(router: Router, gate: Gate, end: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
     let address = settings::address()?;
-    let listener =
-        TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    let listener = TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))?;
     log(format_args!("listening on http://{}", listener.local_addr()?));
     let drained = async move {
         end.await;

@@ -62,7 +62,7 @@ pub struct Message {
     /// Release that wrote it.
     pub release: String,
     /// Unix time in milliseconds.
-    pub created_at: u64,
+    pub created_at: i64,
 }
 
 /// A conversation in a list.
@@ -73,7 +73,7 @@ pub struct Session {
     /// Its first message.
     pub title: String,
     /// How many messages it has.
-    pub messages: u64,
+    pub messages: i64,
 }
 
 /// A task that a worker holds.
@@ -105,8 +105,7 @@ pub enum TaskState {
 impl Store {
     /// Opens the file; its folder must exist. The schema is not looked at, see [`Self::check`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let connection =
-            Connection::open(path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
+        let connection = Connection::open(path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
         connection.busy_timeout(Duration::from_secs(5))?;
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "full")?;
@@ -199,11 +198,10 @@ impl Store {
 
     /// What became of a task.
     pub fn task_state(&self, id: i64) -> Result<TaskState, Error> {
-        let (state, result): (String, Option<String>) = self.connection().query_row(
-            "SELECT state, result FROM tasks WHERE id = ?1",
-            [id],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )?;
+        let (state, result): (String, Option<String>) =
+            self.connection().query_row("SELECT state, result FROM tasks WHERE id = ?1", [id], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })?;
         Ok(match (state.as_str(), result) {
             ("done", Some(result)) => TaskState::Done(serde_json::from_str(&result)?),
             ("failed", _) => TaskState::Failed,
@@ -255,7 +253,8 @@ impl Store {
 }
 
 fn version(connection: &Connection) -> Result<usize, Error> {
-    Ok(connection.pragma_query_value(None, "user_version", |row| row.get(0))?)
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    Ok(usize::try_from(version)?)
 }
 
 fn messages(connection: &Connection, session: &str) -> Result<Vec<Message>, Error> {
@@ -304,9 +303,9 @@ mod tests {
         assert_eq!(store.lease("a", Duration::ZERO).unwrap(), None);
         let id = store.queue("keywords", &json!({"text": "x"})).unwrap();
         assert_eq!(store.lease("a", Duration::ZERO).unwrap().unwrap().attempt, 1);
-        let again = store.lease("b", Duration::from_secs(60)).unwrap().expect("the lease of a ran out");
+        let again = store.lease("b", Duration::from_mins(1)).unwrap().expect("the lease of a ran out");
         assert_eq!((again.id, again.attempt, again.input), (id, 2, json!({"text": "x"})));
-        assert_eq!(store.lease("c", Duration::from_secs(60)).unwrap(), None, "b holds it");
+        assert_eq!(store.lease("c", Duration::from_mins(1)).unwrap(), None, "b holds it");
         assert!(!store.complete(id, "a", &json!("late")).unwrap(), "a lost it");
         assert_eq!(store.task_state(id).unwrap(), TaskState::Open);
         assert!(store.complete(id, "b", &json!("result")).unwrap());

@@ -34,9 +34,9 @@ pub fn expression(message: &str) -> Option<&str> {
 
 const COMMON: [&str; 44] = [
     "about", "after", "again", "also", "because", "been", "before", "could", "does", "from", "have", "hello", "help",
-    "here", "into", "just", "know", "like", "make", "more", "need", "please", "should", "some", "tell", "than", "thank",
-    "that", "their", "them", "then", "there", "they", "thing", "this", "what", "when", "where", "which", "will", "with",
-    "would", "your", "you",
+    "here", "into", "just", "know", "like", "make", "more", "need", "please", "should", "some", "tell", "than",
+    "thank", "that", "their", "them", "then", "there", "they", "thing", "this", "what", "when", "where", "which",
+    "will", "with", "would", "your", "you",
 ];
 
 /// The words that matter most: long ones that come often; ties go to the one that came first.

@@ -1,1 +1,3 @@
-//! The client against a scripted server.
+//! The client against a scripted server over a real socket.
+
+mod client;

@@ -1,5 +1,7 @@
 //! `orchestra doctor`: with a server or without, and without starting one.
 
+use std::fmt::Write as _;
+
 use orchestra_api::{CheckOutcome, DoctorCheck, DoctorReport};
 
 use crate::{
@@ -80,7 +82,7 @@ fn render(report: &DoctorReport, output: &Output) -> String {
         text.push_str(line.trim_end());
         text.push('\n');
         if let Some(help) = check.help.as_deref().filter(|help| !help.is_empty()) {
-            text.push_str(&format!("{}help: {}\n", " ".repeat(column + 11), printable(help)));
+            let _ = writeln!(text, "{}help: {}", " ".repeat(column + 11), printable(help));
         }
     }
     text

@@ -1,5 +1,7 @@
 //! `orchestra explain`: pages of error codes, and the reference of the stack file out of its schema.
 
+use std::fmt::Write as _;
+
 use orchestra_model::{Code, Diagnostic};
 use serde_json::Value;
 
@@ -125,12 +127,12 @@ fn describe(root: &Value, path: &str, schema: &Value, palette: Palette) -> Strin
     let mut text = format!("{}\n", palette.strong(path));
     let own = description(schema);
     if !own.is_empty() {
-        text.push_str(&format!("\n{own}\n"));
+        let _ = write!(text, "\n{own}\n");
     }
     for (label, key) in [("default", "default"), ("one of", "enum"), ("form", "pattern"), ("examples", "examples")] {
         let value = schema.get(key).or_else(|| parts.iter().find_map(|part| part.get(key)));
         if let Some(value) = value {
-            text.push_str(&format!("\n{label}: {value}\n"));
+            let _ = write!(text, "\n{label}: {value}\n");
         }
     }
     let mut table = Table::new(["KEY", "MEANING"]);
@@ -141,7 +143,7 @@ fn describe(root: &Value, path: &str, schema: &Value, palette: Palette) -> Strin
         }
     }
     if !table.is_empty() {
-        text.push_str(&format!("\n{}", table.render(palette, None)));
+        let _ = write!(text, "\n{}", table.render(palette, None));
     }
     text
 }

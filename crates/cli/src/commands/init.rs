@@ -78,10 +78,40 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_template_is_valid() {
+        let text = TEMPLATE.replace("{name}", "shop").replace("{schema}", SCHEMA);
+        let context = orchestra_spec::Context { directory: "/w".into(), volumes: "/v".into(), environment: None };
+        let load =
+            |text: &str| orchestra_spec::load(orchestra_spec::Source { path: STACK, bytes: text.as_bytes() }, &context);
+        let loaded = load(&text).unwrap_or_else(|errors| panic!("{}", orchestra_spec::render_text(&errors, false)));
+        assert_eq!((loaded.desired.resources.len(), loaded.warnings.len()), (1, 0));
+        // What is commented out is an offer, and must be right as well.
+        let offers: String = text
+            .lines()
+            .skip_while(|line| !line.starts_with("version"))
+            .map(|line| {
+                let rest = line.trim_start();
+                let indent = &line[..line.len() - rest.len()];
+                let offer = rest.strip_prefix("# ").filter(|rest| rest.contains(": ") || rest.ends_with(':'));
+                let prose = rest.starts_with("# One with") || rest.starts_with("# instance");
+                let line = offer.filter(|_| !prose).map_or(line.to_owned(), |offer| format!("{indent}{offer}"));
+                line + "\n"
+            })
+            .collect();
+        let loaded =
+            load(&offers).unwrap_or_else(|errors| panic!("{}\n{offers}", orchestra_spec::render_text(&errors, false)));
+        assert_eq!(loaded.desired.resources.len(), 4);
+    }
+
+    #[test]
     fn folders_name_stacks() {
-        for (folder, name) in
-            [("/x/Support Agents", "support-agents"), ("/x/2024_demo", "demo"), ("/", "my-stack"), ("/x/été", "t"), ("/x/a--", "a")]
-        {
+        for (folder, name) in [
+            ("/x/Support Agents", "support-agents"),
+            ("/x/2024_demo", "demo"),
+            ("/", "my-stack"),
+            ("/x/été", "t"),
+            ("/x/a--", "a"),
+        ] {
             assert_eq!(name_of(Path::new(folder)).as_str(), name);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use orchestra_api::{Apply, Client, ClientError, Down, Restart, RunEvent, Rollback, Scale, StartRun, Up};
+use orchestra_api::{Apply, Client, ClientError, Down, Restart, Rollback, RunEvent, Scale, StartRun, Up};
 use orchestra_model::{
     Code, Diagnostic,
     record::{RunKind, RunRecord, RunState},
@@ -141,7 +141,9 @@ fn accepted<T>(result: Result<T, ClientError>) -> Result<T> {
             let mut diagnostics = error.into_diagnostics();
             for diagnostic in &mut diagnostics {
                 diagnostic.notes.push("the run may have been started".to_owned());
-                diagnostic.help = Some("see with `orchestra status`, or ask again: a run that is done changes nothing more".to_owned());
+                diagnostic.help = Some(
+                    "see with `orchestra status`, or ask again: a run that is done changes nothing more".to_owned(),
+                );
             }
             Err(diagnostics.into())
         }
@@ -162,10 +164,7 @@ async fn conclude(run: &RunRecord, client: &Client, output: &mut Output) -> Resu
     if exit != Exit::Success {
         output.diagnostics(&run.problems);
         let how = if exit == Exit::Cancelled { "was cancelled" } else { "failed" };
-        let left = run.reverted.as_deref().map_or_else(
-            || "nothing had been changed".to_owned(),
-            |reverted| printable(reverted),
-        );
+        let left = run.reverted.as_deref().map_or_else(|| "nothing had been changed".to_owned(), printable);
         let palette = output.error_palette;
         let text = format!("{} {how}: {left}", palette.bad(&run.id.to_string()));
         // Not a remark: this is the answer, so that even `--quiet` prints it.
@@ -200,6 +199,6 @@ async fn conclude(run: &RunRecord, client: &Client, output: &mut Output) -> Resu
             output.text(&table)?;
         }
     }
-    
+
     Ok(exit)
 }

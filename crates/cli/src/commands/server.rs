@@ -40,7 +40,8 @@ fn options(args: &ListenArgs, session: &Session) -> Result<ServerOptions> {
     }
     let token = session.token.clone().filter(|_| args.listen.is_some());
     if args.listen.is_some() && token.as_ref().is_none_or(|token| token.len() < 16) {
-        let message = "--listen needs a token of at least 16 characters: whoever reaches the address could run programs here";
+        let message =
+            "--listen needs a token of at least 16 characters: whoever reaches the address could run programs here";
         return Err(Diagnostic::error(Code::MISSING_KEY, message)
             .help("make one, such as `head -c 24 /dev/urandom | base64 > token`, and add `--token-file token`")
             .into());
@@ -70,30 +71,26 @@ async fn start(args: &ListenArgs, session: &Session, output: &mut Output) -> Res
 }
 
 async fn status(session: &Session, output: &mut Output) -> Result<Exit> {
-    match session.running().await? {
-        Some((_, version)) => {
-            if output.json {
-                output.json(&version)?;
-            } else {
-                output.line(&format!(
-                    "running for {} (pid {}, version {}, state in {})",
-                    age((session.now)().saturating_sub(version.started_at)),
-                    version.pid,
-                    version.version,
-                    version.home
-                ))?;
-            }
-            Ok(Exit::Success)
+    let Some((_, version)) = session.running().await? else {
+        if output.json {
+            output.line("null")?;
+        } else {
+            output.line(&format!("not running: nothing listens at {}", session.endpoint()))?;
         }
-        None => {
-            if output.json {
-                output.line("null")?;
-            } else {
-                output.line(&format!("not running: nothing listens at {}", session.endpoint()))?;
-            }
-            Ok(Exit::NoServer)
-        }
+        return Ok(Exit::NoServer);
+    };
+    if output.json {
+        output.json(&version)?;
+    } else {
+        output.line(&format!(
+            "running for {} (pid {}, version {}, state in {})",
+            age((session.now)().saturating_sub(version.started_at)),
+            version.pid,
+            version.version,
+            version.home
+        ))?;
     }
+    Ok(Exit::Success)
 }
 
 async fn stop(session: &Session, output: &mut Output) -> Result<Exit> {
@@ -123,12 +120,7 @@ async fn stop(session: &Session, output: &mut Output) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-async fn run(
-    args: &ListenArgs,
-    session: &Session,
-    output: &mut Output,
-    interrupts: &mut Interrupts,
-) -> Result<Exit> {
+async fn run(args: &ListenArgs, session: &Session, output: &mut Output, interrupts: &mut Interrupts) -> Result<Exit> {
     let options = options(args, session)?;
     output.note(&format!("state in {}; Ctrl-C stops the server, instances and proxy go on", options.home.display()));
     let mut server = session.control.run(options);

@@ -62,12 +62,7 @@ fn nothing(output: &mut Output) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-async fn watch(
-    client: &Client,
-    environment: &EnvironmentId,
-    session: &Session,
-    output: &mut Output,
-) -> Result<Exit> {
+async fn watch(client: &Client, environment: &EnvironmentId, session: &Session, output: &mut Output) -> Result<Exit> {
     let query = EventsQuery { tail: Some(0), follow: true, ..EventsQuery::default() };
     let mut events = client.follow_events(environment, &query);
     let mut in_place = InPlace::default();
@@ -147,13 +142,12 @@ pub(crate) fn render(status: &EnvironmentStatus, now: UnixMillis, palette: Palet
         palette.dim(&source)
     );
     if let Some(run) = &status.run {
-        let doing = if run.state == RunState::Reverting { "puts back what it changed" } else { "goes on" };
-        let line = format!(
-            "{} ({}) {doing} since {}",
-            run.id,
-            verb(&run.kind),
-            age(now.saturating_sub(run.started_at))
-        );
+        let doing = if run.state == RunState::Reverting {
+            "has been putting back what it changed"
+        } else {
+            "has been going on"
+        };
+        let line = format!("{} ({}) {doing} for {}", run.id, verb(&run.kind), age(now.saturating_sub(run.started_at)));
         text.push_str(&palette.busy(&line));
         text.push('\n');
     }
@@ -281,7 +275,7 @@ fn note(instance: &InstanceStatus) -> String {
         }
     }
     if let Some(in_flight) = instance.in_flight {
-        parts.push(format!("{} requests and {} streams in flight", in_flight.requests, in_flight.streams));
+        parts.push(format!("in flight: requests {}, streams {}", in_flight.requests, in_flight.streams));
     }
     if let (Some(exit), true) = (instance.last_exit, instance.restarts > 0 || instance.phase != InstancePhase::Ready) {
         parts.push(format!("last exit: {exit}"));

@@ -1,11 +1,14 @@
 //! From what is on disk and what the provider sees to a machine that goes on where the last one died.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use orchestra_model::{
     InstanceId, Now, Resource, ResourceId, ResourceKind,
     launch::Observed,
-    record::{EnvironmentState, InstanceIntent, RunState, StepState},
+    record::{EnvironmentState, RunRecord, RunState, StepState},
 };
 
 use super::{
@@ -13,7 +16,10 @@ use super::{
     run::ActiveRun,
     workload::{Want, Workload},
 };
-use crate::{Batch, Effect, instance::Instance};
+use crate::{
+    Batch,
+    instance::{Instance, Policy},
+};
 
 impl Environment {
     /// Recovers. `observed` says for each instance what the provider found under its last attempt; a missing entry or
@@ -36,7 +42,7 @@ impl Environment {
             this.index_dependencies(&id, Some(&resource));
             match (id.kind, resource) {
                 (ResourceKind::Volume, Resource::Volume(volume)) => {
-                    this.volumes.insert(id, VolumeState { want: Some(volume), exists: true, busy: false, problem: None });
+                    this.volumes.insert(id, VolumeState { made: Some(volume.path.clone()), want: Some(volume), ..VolumeState::default() });
                 }
                 (ResourceKind::Service, resource) => {
                     let want = Want::new(resource, release);
@@ -48,45 +54,22 @@ impl Environment {
             }
         }
 
-        let mut orphaned = Vec::new();
         for (id, record) in state.instances {
             let resource = ResourceId::new(record.kind, id.workload.clone());
-            let spec = this.spec_of(&resource, &record.launch_digest, running.as_ref());
-            let Some(want) = spec else {
-                orphaned.push(id.clone());
-                // Nobody knows what it was made from any more: it can only be stopped.
-                this.out.effects.push(Effect::Terminate {
-                    key: this.launch_key(&id, record.attempt),
-                    how: orchestra_model::launch::Termination {
-                        signal: orchestra_model::desired::Signal::Term,
-                        grace: orchestra_model::quantity::Timespan::seconds(10),
-                    },
-                });
-                continue;
-            };
-            let mut record = record;
+            let want = this.spec_of(&resource, &record.launch_digest, running.as_ref());
             let seen = observed.get(&id).and_then(Option::as_ref);
-            if seen.is_none() && record.intent == InstanceIntent::Run && record.last_exit.is_some() {
-                // Its last attempt ended and was forgotten before the next was written down.
-                record.attempt += 1;
-                record.was_ready = false;
-            }
-            let (ready, live) = want.health();
-            let (instance, commands) = Instance::recover(record, want.policy(), ready, live, seen, now, &mut this.rng);
-            let (endpoint, was_ready) = (None, false);
+            let (policy, (ready, live)) = want.as_ref().map_or_else(|| (Policy::unknown(), (None, None)), |w| (w.policy(), w.health()));
+            let (instance, commands) = Instance::recover(record, policy, ready, live, seen, now, &mut this.rng);
             this.instances.insert(id.clone(), instance);
             let workload = this.workloads.entry(resource.clone()).or_default();
             workload.members.insert(id.clone());
             workload.begun = true;
             if workload.want.is_none() && workload.last.is_none() {
-                workload.last = Some(want.resource.clone());
+                workload.last = want.map(|want| want.resource);
             }
             this.persist(&id);
-            this.after_instance(now, &id, commands, endpoint, was_ready);
+            this.after_instance(now, &id, commands, None, false);
             this.changed.insert(resource);
-        }
-        for id in orphaned {
-            this.out.changes.push(orchestra_model::record::Change::ForgetInstance(this.record.id.clone(), id));
         }
 
         this.routes.touch();
@@ -111,7 +94,7 @@ impl Environment {
         &self,
         id: &ResourceId,
         launch_digest: &orchestra_model::Digest,
-        run: Option<&orchestra_model::record::RunRecord>,
+        run: Option<&RunRecord>,
     ) -> Option<Want> {
         let current = self.workloads.get(id).and_then(|w| w.want.clone());
         let planned = run.and_then(|run| {
@@ -126,23 +109,21 @@ impl Environment {
         exact.or(candidates.first()).cloned()
     }
 
-    fn resume_run(&mut self, now: Now, record: orchestra_model::record::RunRecord) {
-        let state = record.state;
+    fn resume_run(&mut self, now: Now, record: RunRecord) {
         let steps = record.plan.steps.clone();
-        let begun: Vec<(ResourceId, StepState)> = record.steps.iter().map(|(id, s)| (id.clone(), *s)).collect();
+        let reverting = record.state == RunState::Reverting;
+        let running: BTreeSet<ResourceId> =
+            record.steps.iter().filter(|(_, state)| **state == StepState::Running).map(|(id, _)| id.clone()).collect();
         self.run = Some(ActiveRun::resumed(record));
-        for (id, step_state) in begun {
-            // Steps that were running (or, on the way back, not yet put back) are begun again: it is idempotent.
-            if step_state == StepState::Running || (state == RunState::Reverting && step_state == StepState::Failed) {
-                if let Some(step) = steps.iter().find(|s| s.resource == id) {
-                    self.begin_step(now, step);
-                }
-            }
-        }
-        if state == RunState::Reverting {
+        if reverting {
+            // What a step had begun without end is not wanted any more; what was completed stays until its turn comes.
             self.revert_ready_steps(now);
-            self.conclude(now);
+            self.conclude();
         } else {
+            // Beginning a step again changes nothing that is there.
+            for step in steps.iter().filter(|step| running.contains(&step.resource)) {
+                self.begin_step(now, step);
+            }
             self.continue_run(now);
         }
     }

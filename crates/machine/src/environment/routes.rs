@@ -10,38 +10,56 @@ use std::{
 };
 
 use orchestra_model::{
-    Diagnostic, InstanceId, Name, Now, ReleaseNumber, ResourceId,
+    Diagnostic, InstanceId, Name, Now, ReleaseNumber, ResourceId, ResourceKind,
     quantity::Timespan,
-    route::{Backend, Endpoint, EndpointState, Route, RouteId},
+    desired::Port,
+    route::{Backend, Endpoint, EndpointKey, EndpointState, Route, RouteId},
 };
 
-use super::Environment;
+use super::{Environment, workload::Workload};
 use crate::Effect;
 
 /// Pause before a refused revision is offered again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// A start of an instance, as the data plane knows it.
+type Start = (InstanceId, u32);
+
 /// What the data plane knows.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Routes {
     dirty: bool,
+    /// Send though nothing changed: the data plane reports what is in flight once per table.
+    again: bool,
     revision: u64,
     in_flight: Option<Sent>,
-    /// Instances that are active endpoints of the revision in force.
-    admitted: BTreeSet<(InstanceId, u32)>,
-    /// Services whose addresses are being listened on.
-    bound: BTreeSet<Name>,
-    /// Why the last revision was refused, by route.
+    /// The revision in force, as far as it was acknowledged, by service.
+    in_force: BTreeMap<Name, Vec<Route>>,
+    /// Active endpoints of the revision in force.
+    admitted: BTreeSet<Start>,
+    /// Instances that were draining when the revision in force was made: no new request reaches them.
+    leaving: BTreeSet<Start>,
+    /// Instances that were reported drained before such a revision was acknowledged. The report may be about an older
+    /// one, so it is asked for again.
+    early: BTreeSet<Start>,
+    /// Why routes were refused. They keep what they had until they are offered again.
     pub(super) problems: BTreeMap<RouteId, Diagnostic>,
-    retry_at: Option<Now>,
-    sent: Vec<Route>,
+    /// Leave out of the next revision what was refused, so that it does not keep everything else from changing.
+    avoid: bool,
+    /// When what was refused is offered again.
+    whole_at: Option<Now>,
+    /// The data plane did not answer: nothing is offered before.
+    pause_until: Option<Now>,
+    sent: Option<Vec<Route>>,
 }
 
 #[derive(Clone, Debug)]
 struct Sent {
     revision: u64,
-    active: BTreeSet<(InstanceId, u32)>,
-    services: BTreeSet<Name>,
+    routes: Vec<Route>,
+    leaving: BTreeSet<Start>,
+    /// Nothing that was refused was left out of it.
+    whole: bool,
 }
 
 impl Routes {
@@ -49,128 +67,212 @@ impl Routes {
         self.dirty = true;
     }
 
+    /// Sends a revision even if it equals the one before.
+    pub(super) fn send_again(&mut self) {
+        self.dirty = true;
+        self.again = true;
+    }
+
+    /// What is wanted of a service's routes is another thing now: offers them at once, whatever was refused before.
+    pub(super) fn retry(&mut self, service: &Name) {
+        self.dirty = true;
+        let before = self.problems.len();
+        self.problems.retain(|route, _| route.service != *service);
+        if self.problems.len() != before && self.problems.is_empty() {
+            self.whole_at = None;
+            self.avoid = false;
+        }
+    }
+
     /// Whether the data plane sends requests to this start of an instance.
     pub(super) fn admitted(&self, instance: &InstanceId, attempt: u32) -> bool {
         self.admitted.contains(&(instance.clone(), attempt))
     }
 
+    /// Whether the data plane listens for a service.
     pub(super) fn bound(&self, service: &Name) -> bool {
-        self.bound.contains(service)
-    }
-
-    /// Whether the data plane has everything that is wanted of it.
-    pub(super) fn is_settled(&self) -> bool {
-        !self.dirty && self.in_flight.is_none()
+        self.in_force.contains_key(service)
     }
 
     pub(super) fn retry_at(&self) -> Option<Now> {
-        self.retry_at
+        self.whole_at.into_iter().chain(self.pause_until).min()
     }
 
     pub(super) fn tick(&mut self, now: Now) {
-        if self.retry_at.is_some_and(|at| at <= now) {
-            self.retry_at = None;
-            self.dirty = true;
+        if self.pause_until.take_if(|at| *at <= now).is_some() {
+            self.send_again();
+        }
+        if self.whole_at.take_if(|at| *at <= now).is_some() {
+            self.avoid = false;
+            self.send_again();
         }
     }
 }
 
 impl Environment {
     /// Sends the next revision if there is something new and none is in flight.
-    pub(super) fn send_routes(&mut self, _now: Now) {
-        if !self.routes.dirty || self.routes.in_flight.is_some() || self.routes.retry_at.is_some() {
+    pub(super) fn send_routes(&mut self) {
+        if !self.routes.dirty || self.routes.in_flight.is_some() || self.routes.pause_until.is_some() {
             return;
         }
         self.routes.dirty = false;
         let routes = self.current_routes();
-        if routes == self.routes.sent && self.routes.problems.is_empty() && self.routes.revision > 0 {
+        let again = std::mem::take(&mut self.routes.again);
+        if !again && self.routes.sent.as_ref() == Some(&routes) {
             return;
         }
         self.routes.revision += 1;
-        let active = routes
+        let revision = self.routes.revision;
+        let draining = self.instances.values().filter(|i| i.endpoint() == Some(EndpointState::Draining));
+        let leaving = draining.map(|i| (i.record().id.clone(), i.record().attempt)).collect();
+        let whole = !self.routes.avoid || self.routes.problems.is_empty();
+        self.routes.in_flight = Some(Sent { revision, routes: routes.clone(), leaving, whole });
+        self.routes.sent = Some(routes.clone());
+        self.out.effects.push(Effect::SetRoutes { revision, routes });
+    }
+
+    pub(super) fn routes_applied(&mut self, now: Now, revision: u64, addresses: &BTreeMap<RouteId, SocketAddr>) {
+        let Some(sent) = self.routes.in_flight.take_if(|sent| sent.revision == revision) else { return };
+        if sent.whole {
+            self.routes.problems.clear();
+            self.routes.avoid = false;
+            self.routes.whole_at = None;
+        }
+        let mut routes = sent.routes;
+        for route in &mut routes {
+            if let Some(address) = addresses.get(&route.id) {
+                route.listen.set_port(address.port());
+                self.keep_port(&route.id, address.port());
+            }
+        }
+        let active: BTreeSet<Start> = routes
             .iter()
             .flat_map(|route| &route.backends)
             .flat_map(|backend| &backend.endpoints)
             .filter(|endpoint| endpoint.state == EndpointState::Active)
             .map(|endpoint| (endpoint.instance.clone(), endpoint.attempt))
             .collect();
-        let services = routes.iter().map(|route| route.id.service.clone()).collect();
-        let revision = self.routes.revision;
-        self.routes.in_flight = Some(Sent { revision, active, services });
-        self.routes.sent.clone_from(&routes);
-        self.out.effects.push(Effect::SetRoutes { revision, routes });
-    }
-
-    pub(super) fn routes_applied(&mut self, _now: Now, revision: u64, addresses: &BTreeMap<RouteId, SocketAddr>) {
-        let Some(sent) = self.routes.in_flight.take_if(|sent| sent.revision == revision) else { return };
-        self.routes.problems.clear();
-        let newly_bound: Vec<Name> = sent.services.difference(&self.routes.bound).cloned().collect();
         let newly_admitted: Vec<InstanceId> =
-            sent.active.difference(&self.routes.admitted).map(|(instance, _)| instance.clone()).collect();
-        self.routes.admitted = sent.active;
-        self.routes.bound = sent.services;
-        for (route, address) in addresses {
-            let ports = self.record.chosen_ports.entry(route.service.clone()).or_default();
-            if ports.insert(route.port.clone(), address.port()) != Some(address.port()) {
-                self.record_changed = true;
-            }
+            active.difference(&self.routes.admitted).map(|(instance, _)| instance.clone()).collect();
+        self.routes.admitted = active;
+        let before = std::mem::take(&mut self.routes.in_force);
+        self.routes.sent = Some(routes.clone());
+        for route in routes {
+            self.routes.in_force.entry(route.id.service.clone()).or_default().push(route);
         }
-        self.changed.extend(newly_bound.iter().map(super::service_id));
+        self.routes.leaving = sent.leaving;
+        for (instance, attempt) in self.routes.leaving.clone() {
+            let key = self.launch_key(&instance, attempt);
+            self.to_attempt(now, &key, crate::instance::Event::Withdrawn);
+        }
+        let early = std::mem::take(&mut self.routes.early);
+        if early.iter().any(|start| self.routes.leaving.contains(start)) {
+            self.routes.send_again();
+        }
+        let bound = self.routes.in_force.keys().filter(|service| !before.contains_key(*service));
+        self.changed.extend(bound.map(super::service_id));
         self.changed.extend(newly_admitted.iter().map(|instance| super::service_id(&instance.workload)));
         self.wake_for_addresses();
-        self.routes_settled();
+        self.wake_run();
     }
 
-    /// Everybody whose step waits for the data plane, or whose texts wait for an address, looks again.
-    fn routes_settled(&mut self) {
+    /// Remembers the port that the machine chose for a route. A number from the spec is no choice: going back from it
+    /// leads to the port that was chosen before.
+    fn keep_port(&mut self, route: &RouteId, port: u16) {
+        let Some(workload) = self.workloads.get(&super::service_id(&route.service)) else { return };
+        let spec = workload.want.as_ref().map(|want| &want.resource).or(workload.last.as_ref());
+        let published = spec.and_then(|spec| spec.as_service()).and_then(|service| service.ports.get(&route.port));
+        if published.is_some_and(|published| published.port.is_none()) {
+            let ports = self.record.chosen_ports.entry(route.service.clone()).or_default();
+            self.record_changed |= ports.insert(route.port.clone(), port) != Some(port);
+        }
+    }
+
+    /// Everybody whose step may wait for the data plane looks again.
+    fn wake_run(&mut self) {
         if let Some(run) = &self.run {
             self.changed.extend(run.unfinished());
         }
     }
 
     fn wake_for_addresses(&mut self) {
-        let waiting = self.instances.values().filter(|i| matches!(i.phase(), crate::instance::Phase::Pending { until: None, .. }));
+        let waiting = self.instances.values().filter(|i| matches!(i.phase(), crate::instance::Phase::Pending { .. }));
         self.changed.extend(waiting.map(|i| ResourceId::new(i.record().kind, i.record().id.workload.clone())));
     }
 
     pub(super) fn routes_refused(&mut self, now: Now, revision: u64, problems: BTreeMap<RouteId, Diagnostic>) {
-        if self.routes.in_flight.take_if(|sent| sent.revision == revision).is_none() {
+        let Some(sent) = self.routes.in_flight.take_if(|sent| sent.revision == revision) else { return };
+        self.routes.sent = None;
+        let known = |route: &RouteId| !sent.whole && self.routes.problems.contains_key(route);
+        if problems.keys().all(known) {
+            // It does not answer, or refuses even what was in force.
+            self.routes.pause_until = Some(now + RETRY);
             return;
         }
-        self.routes.sent.clear();
         self.changed.extend(problems.keys().map(|route| super::service_id(&route.service)));
-        self.routes.problems = problems;
-        self.routes.retry_at = Some(now + RETRY);
+        self.routes.problems.extend(problems);
+        // At once without what was refused; with it after a pause.
+        self.routes.avoid = true;
+        self.routes.whole_at = Some(now + RETRY);
+        self.routes.send_again();
+    }
+
+    /// Nothing is in flight to an endpoint. That counts once a table is acknowledged in which no request reaches it.
+    pub(super) fn drained(&mut self, now: Now, endpoint: &EndpointKey) {
+        let start = (endpoint.instance.clone(), endpoint.attempt);
+        if self.routes.leaving.contains(&start) {
+            let key = self.launch_key(&endpoint.instance, endpoint.attempt);
+            self.to_attempt(now, &key, crate::instance::Event::Drained);
+        } else if self.instances.get(&endpoint.instance).is_some_and(|i| i.endpoint() == Some(EndpointState::Draining)) {
+            self.routes.early.insert(start);
+        }
+    }
+
+    /// Whether what is wanted of a service's routes is in force.
+    pub(super) fn routes_in_force(&self, id: &ResourceId) -> bool {
+        if id.kind != ResourceKind::Service {
+            return true;
+        }
+        let wanted = self.workloads.get(id).map(|workload| self.routes_of(id, workload)).unwrap_or_default();
+        self.routes.in_force.get(&id.name).map_or(wanted.is_empty(), |routes| *routes == wanted)
     }
 
     fn current_routes(&self) -> Vec<Route> {
-        let mut routes = Vec::new();
-        for (id, workload) in &self.workloads {
-            // While a service leaves, its last instances still finish what they have.
-            let spec = workload.want.as_ref().map(|want| want.resource.clone());
-            let leaving = spec.is_none();
-            let Some(spec) = spec.or_else(|| workload.last.clone()) else { continue };
-            let Some(service) = spec.as_service() else { continue };
-            for (port, published) in &service.ports {
-                let chosen = self.record.chosen_ports.get(&id.name).and_then(|ports| ports.get(port)).copied();
-                let number = published.port.or(chosen).unwrap_or(0);
-                routes.push(Route {
-                    id: RouteId { environment: self.record.id.clone(), service: id.name.clone(), port: port.clone() },
-                    listen: SocketAddr::new(published.host, number),
-                    protocol: published.protocol,
-                    hold: if leaving { Timespan::default() } else { self.settings.hold },
-                    hold_limit: self.settings.hold_limit,
-                    drain: service.rollout.drain,
-                    backends: self.backends(id, port),
-                });
+        let routes = self.workloads.iter().flat_map(|(id, workload)| self.routes_of(id, workload));
+        let kept = |route: Route| {
+            if !self.routes.avoid || !self.routes.problems.contains_key(&route.id) {
+                return Some(route);
             }
-        }
-        routes
+            let old = self.routes.in_force.get(&route.id.service)?.iter().find(|old| old.id == route.id)?;
+            Some(Route { listen: old.listen, protocol: old.protocol, ..route })
+        };
+        routes.filter_map(kept).collect()
     }
 
-    fn backends(&self, id: &ResourceId, port: &Name) -> Vec<Backend> {
+    fn routes_of(&self, id: &ResourceId, workload: &Workload) -> Vec<Route> {
+        // While a service leaves, its last instances still finish what they have.
+        let spec = workload.want.as_ref().map(|want| want.resource.clone());
+        let leaving = spec.is_none();
+        let Some(spec) = spec.or_else(|| workload.last.clone()) else { return Vec::new() };
+        let Some(service) = spec.as_service() else { return Vec::new() };
+        let route = |(port, published): (&Name, &Port)| {
+            let chosen = self.record.chosen_ports.get(&id.name).and_then(|ports| ports.get(port)).copied();
+            Route {
+                id: RouteId { environment: self.record.id.clone(), service: id.name.clone(), port: port.clone() },
+                listen: SocketAddr::new(published.host, published.port.or(chosen).unwrap_or(0)),
+                protocol: published.protocol,
+                hold: if leaving { Timespan::default() } else { self.settings.hold },
+                hold_limit: self.settings.hold_limit,
+                drain: service.rollout.drain,
+                backends: self.backends(workload, port),
+            }
+        };
+        service.ports.iter().map(route).collect()
+    }
+
+    fn backends(&self, workload: &Workload, port: &Name) -> Vec<Backend> {
         let mut by_release: BTreeMap<ReleaseNumber, Vec<Endpoint>> = BTreeMap::new();
-        for member in &self.workloads[id].members {
+        for member in &workload.members {
             let Some(instance) = self.instances.get(member) else { continue };
             let (Some(state), Some(number)) = (instance.endpoint(), instance.record().ports.get(port)) else { continue };
             by_release.entry(member.release).or_default().push(Endpoint {

@@ -18,7 +18,8 @@ use std::{
 };
 
 use orchestra_model::{
-    Code, Diagnostic, EventKind, InstanceId, Now, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
+    Code, Diagnostic, EventKind, InstanceId, Name, Now, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
+    desired::{Service, Strategy},
     plan::{Action, Step, Wait},
     record::{
         Change, JournalKind, ReleaseRecord, ReleaseState, ResourceRecord, RunKind, RunRecord, RunState, StepState,
@@ -28,7 +29,7 @@ use orchestra_model::{
 use super::{Environment, workload::Want};
 use crate::{
     Effect,
-    instance::{Event, Instance},
+    instance::{CUT_PATIENCE, Event, Instance},
 };
 
 /// Time for a volume to be made or deleted.
@@ -138,7 +139,7 @@ impl Environment {
             self.try_begin(now, id);
         }
         self.changed.extend(steps);
-        self.conclude(now);
+        self.conclude();
     }
 
     pub(super) fn cancel_requested(&mut self, now: Now, id: RunId) {
@@ -164,7 +165,7 @@ impl Environment {
             RunState::Reverting => self.check_revert(now, id),
             RunState::Succeeded | RunState::Failed | RunState::Cancelled => {}
         }
-        self.conclude(now);
+        self.conclude();
     }
 
     fn wake_waiters(&mut self, now: Now, id: &ResourceId) {
@@ -185,10 +186,21 @@ impl Environment {
         let Some(run) = &self.run else { return };
         let due: Vec<ResourceId> = run.deadlines.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
         for id in due {
+            // An earlier one may have turned the run back, and with it every deadline.
+            if self.run.as_ref().is_none_or(|run| run.deadlines.get(&id).is_none_or(|at| *at > now)) {
+                continue;
+            }
             let waits = self.step_waits_for(&id).unwrap_or_else(|| "nothing that is known".to_owned());
             let Some(run) = &mut self.run else { return };
             run.deadlines.remove(&id);
             match run.record.state {
+                RunState::Running if run.state(&id).is_none() => {
+                    let message = format!("{id} could not begin: it waited for {waits}");
+                    let problem = Diagnostic::error(Code::DEPENDENCY_FAILED, message.clone());
+                    run.record.problems.push(problem);
+                    self.note(EventKind::StepFailed, Some(id.clone()), None, None, message.clone());
+                    self.begin_revert(now, message);
+                }
                 RunState::Running => {
                     let problem = Diagnostic::error(Code::RUN_TIMED_OUT, format!("{id} did not finish in time"))
                         .note(format!("it waited for {waits}"));
@@ -201,7 +213,7 @@ impl Environment {
                 _ => {}
             }
         }
-        self.conclude(now);
+        self.conclude();
     }
 
     // === forward ===
@@ -240,14 +252,14 @@ impl Environment {
     /// What a workload or volume waits for, in words.
     pub(super) fn workload_waits_for(&self, id: &ResourceId) -> Option<String> {
         let Some(workload) = self.workloads.get(id) else {
-            return self.volumes.get(id).filter(|v| v.busy).map(|_| "its directory".to_owned());
+            return self.volumes.get(id).filter(|v| v.busy.is_some()).map(|_| "its directory".to_owned());
         };
         let instances = || workload.members.iter().filter_map(|m| self.instances.get(m));
         let own = |i: &&Instance| workload.want.as_ref().is_none_or(|w| i.record().launch_digest == w.launch_digest);
         let current = instances().filter(own).find_map(|i| i.waits_for().map(|w| format!("{}: {w}", i.record().id)));
         current
             .or_else(|| instances().find_map(|i| i.waits_for().map(|w| format!("{}: {w}", i.record().id))))
-            .or_else(|| (!self.routes.is_settled()).then(|| "the proxy to take the new routes".to_owned()))
+            .or_else(|| (!self.routes_in_force(id)).then(|| "the proxy to take the new routes".to_owned()))
     }
 
     fn try_begin(&mut self, now: Now, id: &ResourceId) {
@@ -257,13 +269,32 @@ impl Environment {
             return;
         }
         let Some(step) = run.step(id).cloned() else { return };
-        if self.step_obstacle(&step).is_none() {
+        if self.step_obstacle(&step).is_some() {
+            self.limit_wait(now, &step);
+        } else {
             self.set_step(id, StepState::Running);
             let reason = step.reasons.first().cloned().unwrap_or_else(|| "planned".to_owned());
             self.note(EventKind::StepStarted, Some(id.clone()), None, None, reason);
             self.journal_step(id, JournalKind::Intent);
             self.begin_step(now, &step);
         }
+    }
+
+    /// A step that waits for others' steps needs no deadline: they have theirs. Once these are done, what it still waits
+    /// for may never come.
+    fn limit_wait(&mut self, now: Now, step: &Step) {
+        let Some(run) = &self.run else { return };
+        let done = |on: &ResourceId| run.step(on).is_none() || run.state(on) == Some(StepState::Succeeded);
+        if run.deadlines.contains_key(&step.resource) || !step.after.keys().all(done) {
+            return;
+        }
+        let wait = |on: &ResourceId| {
+            let wanted = self.workloads.get(on).and_then(|workload| workload.want.as_ref()).map(|want| &*want.resource);
+            self.step_deadline(on, wanted.or_else(|| self.resources.get(on).map(|record| &record.applied)))
+        };
+        let longest = step.after.keys().map(wait).max().unwrap_or(VOLUME_DEADLINE);
+        let run = self.run.as_mut().expect("checked above");
+        run.deadlines.insert(step.resource.clone(), now + longest);
     }
 
     /// Begins a step, or begins it again after a recovery.
@@ -275,10 +306,19 @@ impl Environment {
         let target = if step.action == Action::Delete { None } else { desired.zip(release) };
         let deadline = now + self.step_deadline(&id, target.as_ref().map(|(resource, _)| resource));
         self.run.as_mut().expect("checked above").deadlines.insert(id.clone(), deadline);
+        if is_note_only(step) {
+            self.changed.insert(id);
+        } else {
+            self.set_target(now, &id, target);
+        }
+    }
+
+    /// Makes `target` what is wanted of a resource.
+    fn set_target(&mut self, now: Now, id: &ResourceId, target: Option<(Resource, ReleaseNumber)>) {
         // What was given up gets another chance.
         let failed: Vec<InstanceId> = self
             .workloads
-            .get(&id)
+            .get(id)
             .into_iter()
             .flat_map(|w| w.members.iter())
             .filter(|m| self.instances.get(*m).is_some_and(Instance::is_failed))
@@ -287,34 +327,17 @@ impl Environment {
         for instance in failed {
             self.to_instance(now, &instance, Event::Stop { cause: "it is replaced".to_owned() });
         }
-        self.set_target(now, &id, target);
-    }
-
-    /// Makes `target` what is wanted of a resource.
-    fn set_target(&mut self, now: Now, id: &ResourceId, target: Option<(Resource, ReleaseNumber)>) {
         match id.kind {
             ResourceKind::Service => self.want_service(now, id, target),
             ResourceKind::Volume => {
                 let volume = self.volumes.entry(id.clone()).or_default();
                 volume.problem = None;
+                // Making a directory that is there is a success, so it is not asked first.
+                volume.made = None;
+                volume.doomed = None;
                 match target {
-                    Some((Resource::Volume(want), _)) => {
-                        // Making a directory that is there is a success, so it is not asked first.
-                        volume.exists = false;
-                        volume.want = Some(want);
-                    }
-                    _ => {
-                        if let Some(want) = volume.want.take()
-                            && want.managed
-                        {
-                            volume.busy = true;
-                            volume.exists = true;
-                            let effect = Effect::DeleteVolume { resource: id.clone(), path: want.path };
-                            self.out.effects.push(effect);
-                        } else {
-                            volume.exists = false;
-                        }
-                    }
+                    Some((Resource::Volume(want), _)) => volume.want = Some(want),
+                    _ => volume.doomed = volume.want.take().filter(|want| want.managed).map(|want| want.path),
                 }
                 self.changed.insert(id.clone());
             }
@@ -348,7 +371,7 @@ impl Environment {
             Resource::Volume(_) => VOLUME_DEADLINE,
         };
         match target {
-            Some(Resource::Service(service)) => service.rollout.deadline.duration(),
+            Some(Resource::Service(service)) => service.rollout.deadline.duration() + drain_time(service),
             Some(Resource::Job(job)) => {
                 let tries = job.retries.saturating_add(1);
                 let pauses = (0..job.retries.min(20)).map(|n| job.backoff.duration().saturating_mul(1 << n.min(16)));
@@ -364,7 +387,8 @@ impl Environment {
         let Some(run) = &self.run else { return };
         let Some(step) = run.step(id) else { return };
         let delete = step.action == Action::Delete;
-        match self.target_state(id, delete) {
+        let state = if is_note_only(step) { TargetState::Reached } else { self.target_state(id, delete) };
+        match state {
             TargetState::Moving => {}
             TargetState::Reached => self.finish_step(now, id, delete),
             TargetState::Failed(problem, culprit) => {
@@ -386,12 +410,12 @@ impl Environment {
                 Some(volume) if volume.problem.is_some() => {
                     TargetState::Failed(volume.problem.clone().expect("checked"), None)
                 }
-                Some(volume) if volume.busy || (volume.want.is_some() != volume.exists) => TargetState::Moving,
+                Some(volume) if volume.busy.is_some() || volume.next().is_some() => TargetState::Moving,
                 _ => TargetState::Reached,
             },
             ResourceKind::Job | ResourceKind::Service if delete => {
                 let gone = self.workloads.get(id).is_none_or(|w| w.members.is_empty());
-                if gone && self.routes.is_settled() { TargetState::Reached } else { TargetState::Moving }
+                if gone && self.routes_in_force(id) { TargetState::Reached } else { TargetState::Moving }
             }
             ResourceKind::Job => {
                 let Some(workload) = self.workloads.get(id) else { return TargetState::Moving };
@@ -424,7 +448,7 @@ impl Environment {
         let enough = ready.count() == service.replicas as usize;
         let no_old = instances().all(|i| current(&i));
         let exact = instances().count() == service.replicas as usize;
-        if enough && no_old && exact && self.routes.is_settled() { TargetState::Reached } else { TargetState::Moving }
+        if enough && no_old && exact && self.routes_in_force(id) { TargetState::Reached } else { TargetState::Moving }
     }
 
     fn finish_step(&mut self, now: Now, id: &ResourceId, delete: bool) {
@@ -444,9 +468,17 @@ impl Environment {
         self.wake_waiters(now, id);
     }
 
+    /// Wants nothing of a volume any more, without touching its data.
+    fn release_volume(&mut self, id: &ResourceId) {
+        if let Some(volume) = self.volumes.get_mut(id) {
+            (volume.want, volume.doomed, volume.problem) = (None, None, None);
+            self.changed.insert(id.clone());
+        }
+    }
+
     fn forget_resource(&mut self, id: &ResourceId) {
         self.index_dependencies(id, None);
-        self.volumes.remove(id);
+        self.release_volume(id);
         if self.resources.remove(id).is_some() {
             self.out.changes.push(Change::ForgetResource(self.record.id.clone(), id.clone()));
         }
@@ -503,7 +535,7 @@ impl Environment {
         self.out.changes.push(Change::Run(Box::new(run.record.clone())));
         self.note(EventKind::RunReverting, None, None, None, cause);
         self.revert_ready_steps(now);
-        self.conclude(now);
+        self.conclude();
     }
 
     /// Begins to put back every touched step whose dependents have been put back.
@@ -543,17 +575,15 @@ impl Environment {
             // What a job did cannot be undone; a job that still runs is ended.
             (ResourceKind::Job, previous) => {
                 if let Some((resource, release)) = previous {
-                    let completed = self.resources.get(id).is_some_and(|r| r.completed && r.digest == resource.digest());
-                    self.write_resource(id, resource, release, completed);
+                    // It is of the stable release, so it completed in its time.
+                    self.write_resource(id, resource, release, true);
                 } else {
                     self.forget_resource(id);
                 }
                 self.clear_job(now, id);
             }
             // A volume keeps its data: it is only forgotten, and found again by the next `up`.
-            (ResourceKind::Volume, None) => {
-                self.volumes.remove(id);
-            }
+            (ResourceKind::Volume, None) => self.release_volume(id),
             (_, previous) => self.set_target(now, id, previous),
         }
         self.changed.insert(id.clone());
@@ -597,7 +627,7 @@ impl Environment {
     // === end ===
 
     /// Ends the run if it has reached its end.
-    pub(super) fn conclude(&mut self, _now: Now) {
+    pub(super) fn conclude(&mut self) {
         let Some(run) = &self.run else { return };
         let total = run.record.plan.steps.len();
         match run.record.state {
@@ -652,8 +682,13 @@ impl Environment {
         let stable = self.record.stable;
         self.releases.retain(|number, _| Some(*number) == stable);
         // Ordinals of releases that can never get another instance need not be remembered.
-        for releases in self.record.ordinals.values_mut() {
-            releases.retain(|number, _| Some(*number) == stable);
+        let mut needed: BTreeSet<(&Name, ReleaseNumber)> =
+            self.instances.keys().map(|instance| (&instance.workload, instance.release)).collect();
+        for (id, workload) in &self.workloads {
+            needed.extend(workload.want.iter().map(|want| (&id.name, want.release)));
+        }
+        for (name, releases) in &mut self.record.ordinals {
+            releases.retain(|number, _| Some(*number) == stable || needed.contains(&(name, *number)));
         }
         self.record.ordinals.retain(|_, releases| !releases.is_empty());
         self.out.changes.push(Change::Run(Box::new(run.record.clone())));
@@ -678,6 +713,23 @@ impl Environment {
             self.journal(key, kind);
         }
     }
+}
+
+/// Whether a step only changes what is recorded: a job that has completed and is not run again.
+fn is_note_only(step: &Step) -> bool {
+    step.resource.kind == ResourceKind::Job && step.action == Action::Update
+}
+
+/// Time that drains add to a rollout: without surge, an old one must be gone before a new one starts.
+fn drain_time(service: &Service) -> Duration {
+    let Strategy::Rolling { max_surge, max_unavailable } = service.rollout.strategy;
+    let at_once = max_unavailable.rounded_down(service.replicas);
+    if max_surge.rounded_up(service.replicas) > 0 || at_once == 0 {
+        return Duration::ZERO;
+    }
+    let drain = service.rollout.drain.requests.duration().max(service.rollout.drain.streams.duration());
+    let one = drain + CUT_PATIENCE + service.stop.grace.duration();
+    one.saturating_mul(service.replicas.div_ceil(at_once))
 }
 
 enum TargetState {

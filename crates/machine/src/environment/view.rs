@@ -32,7 +32,7 @@ impl Environment {
             ResourceKind::Volume => {
                 status.state = match self.volumes.get(&status.id) {
                     Some(volume) if volume.problem.is_some() => "failed",
-                    Some(volume) if volume.exists && volume.want.is_some() => "present",
+                    Some(volume) if volume.exists() => "present",
                     Some(_) => "waiting",
                     None if step == Some(StepState::Succeeded) => "gone",
                     None => "waiting",

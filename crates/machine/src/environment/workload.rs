@@ -8,7 +8,7 @@ use orchestra_model::{
     record::{Change, InstanceIntent, InstanceRecord},
 };
 
-use super::{Environment, is_leaving};
+use super::{Environment, VolumeState, is_leaving};
 use crate::{
     health::Health,
     instance::{Event, Instance, Phase, Policy},
@@ -70,7 +70,6 @@ impl Environment {
         if let Some(want) = &workload.want {
             workload.last = Some(want.resource.clone());
         }
-        workload.lost.clear();
         let want = workload.want.clone();
         let members: Vec<InstanceId> = workload.members.iter().cloned().collect();
         for member in members {
@@ -85,16 +84,17 @@ impl Environment {
                 let (endpoint, was_ready) = (instance.endpoint(), instance.is_ready());
                 let commands = instance.update(now, want.policy(), ready, live, &mut self.rng);
                 self.after_instance(now, &member, commands, endpoint, was_ready);
-                self.to_instance(now, &member, Event::Held(false));
+                self.tell_dependencies(now, &member);
             }
         }
-        self.routes.touch();
+        self.routes.retry(&id.name);
         self.changed.insert(id.clone());
     }
 
     /// Takes the next steps towards what is wanted of a workload.
     pub(super) fn reconcile(&mut self, now: Now, id: &ResourceId) {
         self.bury(id);
+        self.refresh_losses(now, id);
         let Some(workload) = self.workloads.get(id) else { return };
         match id.kind {
             ResourceKind::Service => {
@@ -125,10 +125,11 @@ impl Environment {
             ResourceKind::Volume => {}
         }
         self.bury(id);
+        self.refresh_losses(now, id);
         self.launch_pending(now, id);
         if self.workloads.get(id).is_some_and(|w| w.want.is_none() && w.members.is_empty()) {
             self.workloads.remove(id);
-            self.routes.touch();
+            self.routes.retry(&id.name);
         }
     }
 
@@ -156,6 +157,7 @@ impl Environment {
         ids.map(|instance| Member {
             id: instance.record().id.clone(),
             current: instance.record().launch_digest == want.launch_digest,
+            healthy: instance.is_ready(),
             ready: instance.is_ready() && (service.ports.is_empty() || self.routes.admitted(&instance.record().id, instance.record().attempt)),
             leaving: is_leaving(instance),
             failed: instance.is_failed(),
@@ -189,23 +191,30 @@ impl Environment {
             intent: InstanceIntent::Run,
             was_ready: false,
             last_exit: None,
+            forced: None,
             created_at: 0,
         };
         let (ready, live) = want.health();
         let instance = Instance::new(record, want.policy(), ready, live, now);
-        let dependencies: Vec<_> = [crate::Which::Ready, crate::Which::Live]
+        self.instances.insert(instance_id.clone(), instance);
+        self.tell_dependencies(now, &instance_id);
+        let workload = self.workloads.get_mut(id).expect("an instance is added to an existing workload");
+        workload.members.insert(instance_id);
+        workload.begun = true;
+    }
+
+    /// Tells an instance about the services that its checks depend on.
+    fn tell_dependencies(&mut self, now: Now, id: &InstanceId) {
+        let Some(instance) = self.instances.get(id) else { return };
+        let dependencies: BTreeSet<_> = [crate::Which::Ready, crate::Which::Live]
             .into_iter()
             .filter_map(|which| instance.health(which))
             .flat_map(|health| health.dependencies().cloned().collect::<Vec<_>>())
             .collect();
-        self.instances.insert(instance_id.clone(), instance);
         for service in dependencies {
             let serves = self.serves(&super::service_id(&service));
-            self.to_instance(now, &instance_id, Event::DependencyReady(service, serves));
+            self.to_instance(now, id, Event::DependencyReady(service, serves));
         }
-        let workload = self.workloads.get_mut(id).expect("an instance is added to an existing workload");
-        workload.members.insert(instance_id);
-        workload.begun = true;
     }
 
     /// Launches what waits and may.
@@ -260,7 +269,7 @@ impl Environment {
     /// Whether somebody who depends on the resource would call it there: a service with a ready instance.
     pub(super) fn serves(&self, id: &ResourceId) -> bool {
         match id.kind {
-            ResourceKind::Volume => self.volumes.get(id).is_some_and(|v| v.exists),
+            ResourceKind::Volume => self.volumes.get(id).is_some_and(VolumeState::exists),
             ResourceKind::Job => self.holds(id, Condition::Completed),
             ResourceKind::Service => self.workloads.get(id).is_some_and(|workload| {
                 let wanted_none = workload.want.as_ref().and_then(|w| w.resource.as_service()).is_some_and(|s| s.replicas == 0);
@@ -269,10 +278,18 @@ impl Environment {
         }
     }
 
+    /// Whether a process of a service runs, or none is wanted.
+    pub(super) fn runs(&self, id: &ResourceId) -> bool {
+        self.workloads.get(id).is_some_and(|workload| {
+            let wanted_none = workload.want.as_ref().and_then(|w| w.resource.as_service()).is_some_and(|s| s.replicas == 0);
+            wanted_none || workload.members.iter().any(|m| self.instances.get(m).is_some_and(Instance::is_started))
+        })
+    }
+
     /// Whether a condition on a resource holds.
     pub(super) fn holds(&self, id: &ResourceId, condition: Condition) -> bool {
         match id.kind {
-            ResourceKind::Volume => self.volumes.get(id).is_some_and(|v| v.exists),
+            ResourceKind::Volume => self.volumes.get(id).is_some_and(VolumeState::exists),
             ResourceKind::Job => match condition {
                 Condition::Completed | Condition::Ready => self.resources.get(id).is_some_and(|r| r.completed),
                 Condition::Started => {

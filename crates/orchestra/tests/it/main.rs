@@ -1,1 +1,21 @@
-//! The binary as users run it.
+//! The binary as users run it: real servers, proxies, shims and programs, in a hermetic home per test.
+//!
+//! | module | what it proves |
+//! |---|---|
+//! | [`tour`] | every command does what it says, with its exit codes and JSON |
+//! | [`order`] | dependencies, checks, and what a lost dependency means |
+//! | [`load`] | no request and no stream is lost while releases roll and parts are killed |
+//! | [`kill`] | any part killed at random moments: the next command converges |
+//! | [`boundary`] | the server killed at every single journal boundary of an `up` |
+//! | [`hostile`] | two of everything, full disks, garbage, replaced binaries, huge and escaping output |
+//! | [`torture`] | programs that do not want to die, and every byte they write |
+
+mod boundary;
+mod environment;
+mod hostile;
+mod kill;
+mod load;
+mod order;
+mod processes;
+mod torture;
+mod tour;

@@ -41,6 +41,13 @@ pub(super) enum Look {
     Busy,
 }
 
+/// What a shim is spawned for.
+enum Role {
+    Start,
+    /// To take over from a killed one; perhaps with a pidfd of the main process.
+    Adopt(Option<OwnedFd>),
+}
+
 impl Inner {
     /// Writes a launch down and spawns its shim, unless somebody did before.
     pub(super) fn begin(&self, launch: Launch) -> io::Result<Begun> {
@@ -65,7 +72,7 @@ impl Inner {
             launch,
         };
         folder.write_launch(&file, &lock)?;
-        match self.spawn_shim(&folder, lock, None) {
+        match self.spawn_shim(&folder, lock, Role::Start) {
             Ok(connection) => Ok(Begun::Spawned(connection)),
             Err(error) => {
                 // Nothing runs; leave no trace of it, so that it can be tried again.
@@ -119,11 +126,11 @@ impl Inner {
             return Ok(Look::Ended(Box::new(status)));
         }
         tracing::info!(folder = %folder.path().display(), "the shim was killed; another one takes over");
-        self.spawn_shim(folder, lock, Some(pidfd)).map(Look::Connected)
+        self.spawn_shim(folder, lock, Role::Adopt(pidfd)).map(Look::Connected)
     }
 
-    /// Spawns a shim with the lock, and with a connection. `adopt` makes it take over.
-    fn spawn_shim(&self, folder: &Folder, lock: Lock, adopt: Option<Option<OwnedFd>>) -> io::Result<OwnedFd> {
+    /// Spawns a shim with the lock, and with a connection.
+    fn spawn_shim(&self, folder: &Folder, lock: Lock, role: Role) -> io::Result<OwnedFd> {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         rustix::io::ioctl_fionbio(&ours, true)?;
@@ -132,12 +139,15 @@ impl Inner {
         command
             .args(&self.options.shim_args)
             .arg("--inherit")
-            .args(adopt.is_some().then_some("--adopt"))
+            .args(matches!(role, Role::Adopt(_)).then_some("--adopt"))
             .arg(folder.path())
             .env_clear()
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::from(lock.0))
-            .stderr(adopt.flatten().map_or_else(Stdio::null, Stdio::from));
+            .stderr(match role {
+                Role::Adopt(Some(pidfd)) => Stdio::from(pidfd),
+                Role::Adopt(None) | Role::Start => Stdio::null(),
+            });
         // Dropping the child neither kills nor reaps it: the supervisor reaps by a descriptor of its own.
         drop(command.spawn()?);
         Ok(ours)

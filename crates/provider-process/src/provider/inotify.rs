@@ -9,7 +9,9 @@ use std::{
 };
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::unix::AsyncFd;
+
+use crate::sys;
 
 /// Something changed in a watched folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +29,7 @@ pub(super) struct Inotify(AsyncFd<OwnedFd>);
 impl Inotify {
     pub(super) fn new() -> io::Result<Self> {
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        Ok(Self(AsyncFd::with_interest(fd, Interest::READABLE)?))
+        Ok(Self(sys::watch_readable(fd)?))
     }
 
     /// Watches for entries that are made, moved or written in a folder.

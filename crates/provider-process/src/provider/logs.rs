@@ -51,22 +51,19 @@ pub(super) fn read(logs: &Path, query: LogQuery, tree: &TaskTree) -> Result<mpsc
     };
     let (lines, receiver) = mpsc::channel(WAITING);
     tree.start(TaskKind::Connection, "read logs", async move {
-        let result = match inotify {
-            Some((inotify, watch)) => {
-                let mut follower = Follower { query, root, inotify, root_watch: watch, watches: BTreeMap::new() };
-                // Dropping the receiver is how a reader ends following.
-                tokio::select! {
-                    () = lines.closed() => Ok(()),
-                    result = follower.run(&lines) => result,
-                }
+        let result = if let Some((inotify, root_watch)) = inotify {
+            let mut follower = Follower { query, root, inotify, root_watch, watches: BTreeMap::new() };
+            // Dropping the receiver is how a reader ends following; nothing is lost but what nobody reads.
+            tokio::select! {
+                () = lines.closed() => Ok(()),
+                result = follower.run(&lines) => result,
             }
-            None => {
-                let result = blocking(move || {
-                    let mut readers = find(&root, &query)?;
-                    history(&mut readers, &query, true, &mut |line| lines.blocking_send(line).is_ok())
-                });
-                result.await
-            }
+        } else {
+            let result = blocking(move || {
+                let mut readers = find(&root, &query)?;
+                history(&mut readers, &query, true, &mut |line| lines.blocking_send(line).is_ok())
+            });
+            result.await
         };
         if let Err(error) = result {
             tracing::warn!(%error, "reading logs broke off");
@@ -148,7 +145,7 @@ struct Follower {
 
 #[derive(Clone)]
 enum Watched {
-    Instance(InstanceId),
+    Instance,
     Launch(Key),
 }
 
@@ -170,7 +167,7 @@ impl Follower {
                 let watched = change.watch.and_then(|watch| self.watches.get(&watch).cloned());
                 match watched {
                     Some(Watched::Launch(key)) => _ = touched.insert(key),
-                    Some(Watched::Instance(_)) if change.folder.is_none() => {}
+                    Some(Watched::Instance) if change.folder.is_none() => {}
                     _ if change.watch == Some(self.root_watch) && change.folder.is_none() => {}
                     // A new folder, or missed changes.
                     _ => {
@@ -211,7 +208,7 @@ impl Follower {
                 continue;
             }
             let path = self.root.join(instance.to_string());
-            self.watch(&path, Watched::Instance(instance.clone()))?;
+            self.watch(&path, Watched::Instance)?;
             for attempt in folder::entries::<u32>(&path)? {
                 let key = (instance.clone(), attempt);
                 if !readers.contains_key(&key) {
@@ -303,7 +300,7 @@ impl Reader {
             self.segment = segment;
             for stream in STREAMS.into_iter().filter(|stream| self.only.is_none_or(|only| only == *stream)) {
                 match fs::read(log_format::data_path(&self.folder, segment, stream)) {
-                    Ok(bytes) => found += bytes.iter().filter(|byte| **byte == b'\n').count(),
+                    Ok(bytes) => found += bytes.split(|byte| *byte == b'\n').count() - 1,
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Err(error),
                 }

@@ -289,9 +289,7 @@ impl Supervisor {
 
     /// Takes hold of the launch's processes. What cannot be held is done without.
     fn hold(&mut self, status: &Status) {
-        self.held.shim = sys::pidfd_open(status.shim)
-            .and_then(|pidfd| AsyncFd::with_interest(pidfd, Interest::READABLE))
-            .ok();
+        self.held.shim = sys::pidfd_open(status.shim).and_then(sys::watch_readable).ok();
         if status.exit.is_some() {
             self.held.main = None;
         } else if self.held.main.is_none() {

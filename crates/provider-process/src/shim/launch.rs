@@ -93,27 +93,28 @@ fn candidates(program: &str, launch: &Launch) -> Vec<String> {
 pub(crate) fn read_failure(pipe: OwnedFd, child: &Child, launch: &Launch) -> Option<String> {
     let mut report = [0; 6];
     File::from(pipe).read_exact(&mut report).ok()?;
-    let [step, argument, a, b, c, d] = report;
-    let number = i32::from_le_bytes([a, b, c, d]);
+    let [step, argument, number @ ..] = report;
+    let number = i32::from_le_bytes(number);
     let error = std::io::Error::from_raw_os_error(number);
     let program = child.args.first().map_or_else(String::new, |arg| arg.to_string_lossy().into_owned());
-    Some(match step {
-        s if s == Step::Limit as u8 => {
-            let limit = child.limits.get(usize::from(argument));
-            limit.map_or_else(
-                || format!("a limit cannot be set: {error}"),
-                |(limit, value)| format!("limit `{limit:?}` cannot be set to {value}: {error}").to_lowercase(),
-            )
-        }
-        s if s == Step::User as u8 => {
-            let name = launch.user.as_deref().unwrap_or_default();
-            format!("cannot become user `{name}`: {error}; only a server that runs as root can start other users' programs")
-        }
-        s if s == Step::Directory as u8 => {
-            format!("working directory `{}` cannot be entered: {error}", launch.directory)
-        }
-        s if s == Step::Exec as u8 => exec_failure(&program, number, &error, launch),
-        _ => format!("`{program}` cannot be prepared: {error}"),
+    let is = |wanted: Step| step == wanted as u8;
+    Some(if is(Step::Limit) {
+        child.limits.get(usize::from(argument)).map_or_else(
+            || format!("a limit cannot be set: {error}"),
+            |(limit, value)| {
+                let name = format!("{limit:?}").to_lowercase();
+                format!("limit `{name}` cannot be set to {value}: {error}")
+            },
+        )
+    } else if is(Step::User) {
+        let name = launch.user.as_deref().unwrap_or_default();
+        format!("cannot become user `{name}`: {error}; only a server that runs as root can start other users' programs")
+    } else if is(Step::Directory) {
+        format!("working directory `{}` cannot be entered: {error}", launch.directory)
+    } else if is(Step::Exec) {
+        exec_failure(&program, number, &error, launch)
+    } else {
+        format!("`{program}` cannot be prepared: {error}")
     })
 }
 
@@ -131,7 +132,7 @@ fn exec_failure(program: &str, number: i32, error: &std::io::Error, launch: &Lau
             _ => format!("`{program}` cannot be executed: {error}; PATH that was searched: {}", search_path(launch)),
         };
     }
-    let path = std::path::Path::new(&launch.directory).join(program);
+    let path = std::path::Path::new(&launch.directory).join(program.strip_prefix("./").unwrap_or(program));
     let shown = path.display();
     match number {
         libc::ENOENT if path.exists() => {

@@ -21,6 +21,7 @@ use std::{
 use orchestra_provider::LogStream;
 use regex_lite::Regex;
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     pipe::{SpliceFlags, splice},
 };
@@ -64,6 +65,8 @@ pub(crate) struct LogWriter {
     matched: bool,
     lost: u64,
     loss: Option<String>,
+    /// The pipes were opened after their writers, so that their end shows only by reading.
+    resumed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -92,12 +95,14 @@ impl LogWriter {
             matched: false,
             lost: 0,
             loss: None,
+            resumed: false,
         }
     }
 
     /// Goes on where a killed writer left off: what it had written but not yet indexed is indexed now, and what it may
     /// not have looked at is looked at again.
     pub(crate) fn resume(&mut self) -> io::Result<()> {
+        self.resumed = true;
         let Some(segment) = log_format::segments(&self.folder)?.pop() else { return Ok(()) };
         self.segment = segment;
         let index = match fs::read(log_format::index_path(&self.folder, segment)) {
@@ -186,6 +191,13 @@ impl LogWriter {
         if self.streams[slot].len >= self.max {
             self.rotate();
         }
+        // A stream that says nothing gets no file.
+        if self.streams[slot].file.is_none() && !self.resumed {
+            match self.peek(slot) {
+                Pumped::Some => {}
+                nothing => return nothing,
+            }
+        }
         if let Err(error) = self.open(stream) {
             return self.discard(stream, &error);
         }
@@ -225,6 +237,27 @@ impl LogWriter {
         }
         if self.index_len > 0 || !self.unwritten.is_empty() {
             self.record(Kind::End, 0);
+        }
+        // On a full disk, somebody who deletes logs must get the space at once.
+        for stream in &mut self.streams {
+            stream.file = None;
+        }
+        self.index = None;
+    }
+
+    /// What there is in a pipe, without taking it out.
+    fn peek(&mut self, slot: usize) -> Pumped {
+        let Some(fifo) = &self.streams[slot].fifo else { return Pumped::Eof };
+        let mut wanted = [PollFd::new(fifo, PollFlags::IN)];
+        let ready = poll(&mut wanted, Some(&Timespec::default())).unwrap_or(0) > 0;
+        let flags = wanted[0].revents();
+        match (ready, flags.contains(PollFlags::IN), flags.contains(PollFlags::HUP)) {
+            (true, false, true) => {
+                self.streams[slot].fifo = None;
+                Pumped::Eof
+            }
+            (true, true, _) => Pumped::Some,
+            _ => Pumped::Empty,
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
 };
 
 use orchestra_model::launch::{Exit, ProviderEvent};
@@ -65,7 +65,9 @@ pub(crate) struct Shim {
     childless: bool,
     null: OwnedFd,
     signals: OwnedFd,
-    _lock: Lock,
+    /// Held until the process ends.
+    #[expect(dead_code, reason = "it is there to be dropped last")]
+    lock: Lock,
 }
 
 /// The main process, while it runs.
@@ -109,7 +111,7 @@ pub(crate) fn exit_of(wait_status: i32) -> Exit {
 impl Shim {
     /// Starts the launch's program.
     pub(crate) fn start(prepared: Prepared) -> io::Result<Self> {
-        let Prepared { folder, file, _lock, null, signals, connection, .. } = prepared;
+        let Prepared { folder, file, lock, null, signals, connection, .. } = prepared;
         let mut status = Status::new(file.boot.clone(), std::process::id());
         status.message.clone_from(&file.shortfall);
         let owner = match &file.launch.user {
@@ -219,7 +221,7 @@ impl Shim {
             kills: 0,
             null,
             signals,
-            _lock,
+            lock,
         };
         shim.greet(connection);
         // Off the way of the program; until it is there, a second server tries again.
@@ -229,7 +231,7 @@ impl Shim {
 
     /// Takes over a launch from a shim that was killed.
     pub(crate) fn adopt(prepared: Prepared, mut status: Status) -> io::Result<Self> {
-        let Prepared { folder, file, _lock, null, signals, connection, pidfd } = prepared;
+        let Prepared { folder, file, lock, null, signals, connection, pidfd } = prepared;
         status.shim = std::process::id();
         status.executed |= status.exit.is_none();
         let fifos = open_fifos(false)?;
@@ -278,7 +280,7 @@ impl Shim {
             childless: true,
             null,
             signals,
-            _lock,
+            lock,
         };
         shim.drain();
         if ended {
@@ -305,7 +307,8 @@ impl Shim {
         loop {
             self.save();
             if self.status.exit.is_some() && self.is_over() {
-                return self.finish();
+                self.finish();
+                return Ok(());
             }
             for (token, flags) in self.wait()? {
                 self.handle(token, flags);
@@ -407,6 +410,8 @@ impl Shim {
         for _ in 0..64 {
             let Some(notices) = self.notify.as_ref().and_then(|notify| notify.receive(&self.tree)) else { return };
             for notice in notices {
+                // Whoever speaks has been executed, even if the pipe that tells so was not looked at yet.
+                self.executed();
                 self.notice(notice);
             }
         }
@@ -455,6 +460,7 @@ impl Shim {
 
     fn after_output(&mut self) {
         if self.logs.take_match() {
+            self.executed();
             self.status.line_matched = true;
             self.dirty = true;
             self.event(ProviderEvent::LineMatched);
@@ -711,7 +717,7 @@ impl Shim {
     }
 
     /// The tree is proven empty and the logs are complete.
-    fn finish(mut self) -> io::Result<()> {
+    fn finish(mut self) {
         self.logs.finish();
         for _ in 0..50 {
             if self.tree.remove_group() {
@@ -719,6 +725,9 @@ impl Shim {
             }
             // The last process has left the group's list but not yet the group; there is no event for that.
             rest(RETRY_MILLIS);
+        }
+        for name in FIFOS {
+            let _ = fs::remove_file(name);
         }
         self.status.gone = true;
         self.dirty = true;
@@ -731,9 +740,7 @@ impl Shim {
             rest(SLOW_RETRY_MILLIS);
         }
         self.event(ProviderEvent::Gone);
-        for name in FIFOS.iter().chain([&CONTROL]) {
-            let _ = fs::remove_file(name);
-        }
+        let _ = fs::remove_file(CONTROL);
         for _ in 0..50 {
             if self.control.is_flushed() {
                 break;
@@ -744,7 +751,6 @@ impl Shim {
                 self.control.flush(id);
             }
         }
-        Ok(())
     }
 }
 

@@ -91,11 +91,11 @@ impl Tree {
             // Stopped processes cannot fork: stop until nobody new turns up, then kill.
             let mut stopped: Vec<u32> = Vec::new();
             for _ in 0..64 {
-                let found: Vec<u32> = self.find().into_iter().filter(|pid| !stopped.contains(pid)).collect();
-                if found.is_empty() {
+                let new: Vec<u32> = self.find().into_iter().filter(|pid| !stopped.contains(pid)).collect();
+                if new.is_empty() {
                     break;
                 }
-                for pid in found {
+                for pid in new {
                     sys::kill(pid, libc::SIGSTOP);
                     stopped.push(pid);
                 }
@@ -113,7 +113,10 @@ impl Tree {
             return;
         }
         let mark = format!("{EXEC_MARKER}={id}");
-        self.kill_where(|pid, process| process.session == leader || (self.marked(pid) && has_variable(pid, &mark)));
+        kill_where(
+            |environ| environ.has(&self.marker) && environ.has(&mark),
+            |process| process.marked || process.session == leader,
+        );
     }
 
     /// Kills all commands that a killed shim left beside the program; nobody waits for them any more.
@@ -127,25 +130,7 @@ impl Tree {
             return;
         }
         let mark = format!("{EXEC_MARKER}=");
-        self.kill_where(|pid, _| self.marked(pid) && has_prefix(pid, &mark));
-    }
-
-    fn kill_where(&self, belongs: impl Fn(u32, &Process) -> bool) {
-        let own = std::process::id();
-        for _ in 0..64 {
-            let processes = processes();
-            let found: Vec<u32> = processes
-                .iter()
-                .filter(|(pid, process)| **pid != own && process.lives && belongs(**pid, process))
-                .map(|(pid, _)| *pid)
-                .collect();
-            if found.is_empty() {
-                return;
-            }
-            for pid in with_descendants(&processes, found, own) {
-                sys::kill(pid, libc::SIGKILL);
-            }
-        }
+        kill_where(|environ| environ.has(&self.marker) && environ.has_prefix(&mark), |process| process.marked);
     }
 
     /// Whether the sender of a message belongs to the tree. A sender that is gone is known only where the kernel
@@ -160,29 +145,21 @@ impl Tree {
             }
             return pidfd.is_some_and(|pidfd| sys::pidfd_info(pidfd).cgroup == Some(group.inode));
         }
-        self.marked(pid) || self.find().contains(&pid)
-    }
-
-    fn marked(&self, pid: u32) -> bool {
-        has_variable(pid, &self.marker)
+        environ(pid).is_some_and(|environ| environ.has(&self.marker)) || self.find().contains(&pid)
     }
 
     /// Every living process of the tree that can be found without the group.
     fn find(&self) -> Vec<u32> {
-        let own = std::process::id();
-        let processes = processes();
-        let mut roots = vec![own];
+        let scan = Scan::new(|environ| self.adopted && environ.has(&self.marker));
+        let mut roots = vec![scan.own];
         if self.adopted {
-            let marked: Vec<u32> = processes.keys().copied().filter(|pid| *pid != own && self.marked(*pid)).collect();
+            let in_session = |process: &Process| process.session == self.session;
             // The session's number is still the one that we know as long as one who bears our mark is in it.
-            if marked.iter().any(|pid| processes[pid].session == self.session) {
-                roots.extend(processes.iter().filter(|(_, p)| p.session == self.session).map(|(pid, _)| *pid));
-            }
-            roots.extend(marked);
+            let known = scan.others().any(|(_, process)| process.marked && in_session(process));
+            let ours = scan.others().filter(|(_, process)| process.marked || (known && in_session(process)));
+            roots.extend(ours.map(|(pid, _)| pid));
         }
-        let mut found = with_descendants(&processes, roots, own);
-        found.retain(|pid| *pid != own && processes.get(pid).is_some_and(|process| process.lives));
-        found
+        scan.with_descendants(roots)
     }
 }
 
@@ -210,10 +187,98 @@ pub(crate) fn open_group(path: &PathBuf) -> std::io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
+/// Kills processes, and what descends from them, until none is left.
+fn kill_where(marked: impl Fn(&Environ) -> bool, belongs: impl Fn(&Process) -> bool) {
+    for _ in 0..64 {
+        let scan = Scan::new(&marked);
+        let found: Vec<u32> = scan.others().filter(|(_, process)| belongs(process)).map(|(pid, _)| pid).collect();
+        if found.is_empty() {
+            return;
+        }
+        for pid in scan.with_descendants(found) {
+            sys::kill(pid, libc::SIGKILL);
+        }
+    }
+}
+
+/// A look at all processes that misses none: it goes on until a listing shows nobody whom it has not looked at. A
+/// process that forks and ends while it is looked at leaves a child, which is somebody new.
+struct Scan {
+    own: u32,
+    processes: BTreeMap<u32, Process>,
+}
+
 struct Process {
     parent: u32,
     session: u32,
     lives: bool,
+    marked: bool,
+}
+
+impl Scan {
+    fn new(marked: impl Fn(&Environ) -> bool) -> Self {
+        let mut processes = BTreeMap::new();
+        loop {
+            let mut anybody_new = false;
+            for pid in crate::folder::entries::<u32>(std::path::Path::new("/proc")).unwrap_or_default() {
+                processes.entry(pid).or_insert_with(|| {
+                    anybody_new = true;
+                    // One that is gone already is kept as dead, so that it is not taken for somebody new again.
+                    stat(pid).map_or(Process { parent: 0, session: 0, lives: false, marked: false }, |stat| Process {
+                        parent: stat.parent,
+                        session: stat.session,
+                        lives: !matches!(stat.state, 'Z' | 'X'),
+                        marked: environ(pid).is_some_and(|environ| marked(&environ)),
+                    })
+                });
+            }
+            if !anybody_new {
+                return Self { own: std::process::id(), processes };
+            }
+        }
+    }
+
+    /// Living processes apart from the caller.
+    fn others(&self) -> impl Iterator<Item = (u32, &Process)> {
+        self.processes.iter().map(|(pid, process)| (*pid, process)).filter(|(pid, p)| *pid != self.own && p.lives)
+    }
+
+    /// Adds the living descendants of some processes, and takes out the caller and those that ended.
+    fn with_descendants(&self, roots: Vec<u32>) -> Vec<u32> {
+        let mut found = roots;
+        let mut next = 0;
+        found.sort_unstable();
+        found.dedup();
+        while next < found.len() {
+            let parent = found[next];
+            next += 1;
+            for (pid, process) in &self.processes {
+                if process.parent == parent && *pid != self.own && !found.contains(pid) {
+                    found.push(*pid);
+                }
+            }
+        }
+        found.retain(|pid| *pid != self.own && self.processes.get(pid).is_some_and(|process| process.lives));
+        found
+    }
+}
+
+/// The environment that a process was started with.
+struct Environ(Vec<u8>);
+
+/// `None` for kernel threads, for processes that ended, and for those that we may not look into.
+fn environ(pid: u32) -> Option<Environ> {
+    fs::read(format!("/proc/{pid}/environ")).ok().filter(|environ| !environ.is_empty()).map(Environ)
+}
+
+impl Environ {
+    fn has(&self, variable: &str) -> bool {
+        self.0.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+    }
+
+    fn has_prefix(&self, prefix: &str) -> bool {
+        self.0.split(|byte| *byte == 0).any(|entry| entry.starts_with(prefix.as_bytes()))
+    }
 }
 
 /// What `/proc/PID/stat` says.
@@ -240,43 +305,4 @@ pub(crate) fn stat(pid: u32) -> Option<Stat> {
         start_time: fields.get(19)?.parse().ok()?,
         wait_status: fields.get(49).and_then(|field| field.parse().ok()).unwrap_or(0),
     })
-}
-
-fn processes() -> BTreeMap<u32, Process> {
-    crate::folder::entries::<u32>(std::path::Path::new("/proc"))
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(|pid| {
-            let stat = stat(pid)?;
-            let lives = !matches!(stat.state, 'Z' | 'X');
-            Some((pid, Process { parent: stat.parent, session: stat.session, lives }))
-        })
-        .collect()
-}
-
-fn with_descendants(processes: &BTreeMap<u32, Process>, roots: Vec<u32>, own: u32) -> Vec<u32> {
-    let mut found = roots;
-    let mut next = 0;
-    found.sort_unstable();
-    found.dedup();
-    while next < found.len() {
-        let parent = found[next];
-        next += 1;
-        for (pid, process) in processes {
-            if process.parent == parent && *pid != own && !found.contains(pid) {
-                found.push(*pid);
-            }
-        }
-    }
-    found
-}
-
-fn has_variable(pid: u32, variable: &str) -> bool {
-    fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes()))
-}
-
-fn has_prefix(pid: u32, prefix: &str) -> bool {
-    fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|entry| entry.starts_with(prefix.as_bytes())))
 }

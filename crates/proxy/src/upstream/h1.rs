@@ -92,14 +92,13 @@ impl Pool {
     fn take(&self, safe: bool) -> Option<Connection> {
         let limit = if safe { IDLE } else { IDLE_UNSAFE };
         loop {
-            let Idle { connection, since } = {
+            let connection = {
                 let mut idle = self.idle();
                 if idle.last()?.since.elapsed() >= limit {
                     return None;
                 }
-                idle.pop()?
+                idle.pop()?.connection
             };
-            drop(since);
             if connection.sender.is_ready() && connection.socket.is_quiet() {
                 return Some(connection);
             }

@@ -42,6 +42,9 @@ pub(crate) struct VolumeOutline {
     pub(crate) span: Span,
 }
 
+/// What to do about a section that is not a mapping.
+const NAMED: &str = "give each one a name as its key: `NAME: {…}`";
+
 /// A published number.
 struct Published {
     number: u16,
@@ -68,17 +71,17 @@ impl<'n, 'a> Scope<'n, 'a> {
             jobs: BTreeMap::new(),
             volumes: BTreeMap::new(),
         };
-        for entry in volumes.map_or(&[][..], |node| named(report, node, true, "")) {
+        for entry in volumes.map_or(&[][..], |node| named(report, node, true, NAMED)) {
             scope.volume(report, entry);
         }
         let mut published = Vec::new();
-        for entry in services.map_or(&[][..], |node| named(report, node, true, "")) {
+        for entry in services.map_or(&[][..], |node| named(report, node, true, NAMED)) {
             if let Some(name) = name(report, &entry.key, entry.key_span, "a service") {
                 let outline = service(report, entry, &name, &mut published);
                 scope.services.insert(name, outline);
             }
         }
-        for entry in jobs.map_or(&[][..], |node| named(report, node, true, "")) {
+        for entry in jobs.map_or(&[][..], |node| named(report, node, true, NAMED)) {
             let Some(name) = name(report, &entry.key, entry.key_span, "a job") else { continue };
             if let Some(service) = scope.services.get(&name) {
                 let other = service.entry.key_span;
@@ -102,7 +105,7 @@ impl<'n, 'a> Scope<'n, 'a> {
             .then(|| Fields::read(report, node, &tables::VOLUME, entry.key_span))
             .flatten()
             .and_then(|fields| fields.get("path"))
-            .map(|path| template::stack_path(report, self, &path.value));
+            .map(|path| template::stack_path(report, self, &path.value).unwrap_or_default());
         let volume = match path {
             Some(path) => Volume { path, managed: false },
             None => {

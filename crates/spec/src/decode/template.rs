@@ -62,21 +62,21 @@ const OF_SERVICE: [&str; 6] = ["url", "host", "port", "replicas", "ports", "urls
 const OF_INSTANCE: [&str; 3] = ["id", "ordinal", "ports"];
 
 impl Decoder<'_, '_, '_> {
-    /// A text whose holes may be filled at launch.
-    pub(super) fn template(&mut self, node: &Node<'_>, what: &str) -> Text {
-        let Some(source) = text(self.report, node, what) else { return Text::default() };
+    /// A text whose holes may be filled at launch. `None` after an error.
+    pub(super) fn template(&mut self, node: &Node<'_>, what: &str) -> Option<Text> {
+        let source = text(self.report, node, what)?;
         if !without_nul(self.report, node, source) {
-            return Text::default();
+            return None;
         }
         if !source.contains("{{") {
-            return Text::literal(source);
+            return Some(Text::literal(source));
         }
         self.expand(node, source)
     }
 
-    /// A text that must be known before apply.
-    pub(super) fn known(&mut self, node: &Node<'_>, what: &str) -> String {
-        let template = self.template(node, what);
+    /// A text that must be known before apply. `None` after an error.
+    pub(super) fn known(&mut self, node: &Node<'_>, what: &str) -> Option<String> {
+        let template = self.template(node, what)?;
         if let Some(reference) = template.references().next() {
             let message = || format!("`{reference}` is known only after apply, and this text must be known before");
             let remedy = match reference {
@@ -85,23 +85,21 @@ impl Decoder<'_, '_, '_> {
             };
             self.report.error(Code::INTERPOLATION, node.span, message, help(remedy));
         }
-        template.known().unwrap_or_default()
+        template.known()
     }
 
-    fn expand(&mut self, node: &Node<'_>, source: &str) -> Text {
-        let pieces = match pieces(source) {
-            Ok(pieces) => pieces,
-            Err(Unclosed { .. }) => {
-                unclosed(self.report, node);
-                return Text::default();
-            }
-        };
-        let mut segments: Vec<Segment> = Vec::with_capacity(pieces.len());
+    fn expand(&mut self, node: &Node<'_>, source: &str) -> Option<Text> {
+        let mut complete = true;
+        let mut segments: Vec<Segment> = Vec::new();
         let mut places = Places { written: self.report.sources.text(node.span), at: 0 };
-        for piece in pieces {
+        for piece in pieces(source) {
             let literal = match piece {
-                Piece::Literal(literal) => literal.to_owned(),
-                Piece::Path { path, start, end } => {
+                Err(Unclosed { .. }) => {
+                    unclosed(self.report, node);
+                    return None;
+                }
+                Ok(Piece::Literal(literal)) => literal.to_owned(),
+                Ok(Piece::Path { path, start, end }) => {
                     let span = places.find(node.span, &source[start..end]);
                     match self.evaluate(path) {
                         Ok(Found::Known(value)) => value,
@@ -109,8 +107,12 @@ impl Decoder<'_, '_, '_> {
                             segments.push(Segment::Reference(reference));
                             continue;
                         }
-                        Ok(Found::Broken) => continue,
+                        Ok(Found::Broken) => {
+                            complete = false;
+                            continue;
+                        }
                         Err(trouble) => {
+                            complete = false;
                             trouble_at(self.report, span, trouble);
                             continue;
                         }
@@ -120,7 +122,7 @@ impl Decoder<'_, '_, '_> {
             *self.expanded = self.expanded.saturating_add(literal.len());
             if *self.expanded > MAX_EXPANSION {
                 too_long(self.report, node.span);
-                return Text::default();
+                return None;
             }
             if let Some(Segment::Literal(last)) = segments.last_mut() {
                 last.push_str(&literal);
@@ -128,7 +130,7 @@ impl Decoder<'_, '_, '_> {
                 segments.push(Segment::Literal(literal));
             }
         }
-        Text(segments)
+        complete.then_some(Text(segments))
     }
 
     fn evaluate(&mut self, path: &str) -> Result<Found, Trouble> {
@@ -178,7 +180,7 @@ impl Decoder<'_, '_, '_> {
                         port,
                         service.ports.keys().map(Name::as_str),
                     )),
-                    None => Err(Trouble::expression("a job has no ports")),
+                    None => Err(Trouble::expression("a job has no ports").help("only services have ports")),
                 }
             }
             ["instance", other, ..] => Err(Trouble::unknown(
@@ -299,21 +301,21 @@ pub(super) fn main_port<'p, P>(ports: &'p std::collections::BTreeMap<Name, P>, p
 }
 
 /// A path in which only values of the stack itself may stand, so that no two paths can depend on each other.
-pub(super) fn stack_path(report: &mut Report<'_>, scope: &Scope<'_, '_>, node: &Node<'_>) -> String {
-    let Some(source) = text(report, node, "a path") else { return String::new() };
+pub(super) fn stack_path(report: &mut Report<'_>, scope: &Scope<'_, '_>, node: &Node<'_>) -> Option<String> {
+    let source = text(report, node, "a path")?;
     if !without_nul(report, node, source) {
-        return String::new();
+        return None;
     }
-    let Ok(pieces) = pieces(source) else {
-        unclosed(report, node);
-        return String::new();
-    };
     let mut places = Places { written: report.sources.text(node.span), at: 0 };
     let mut path = String::new();
-    for piece in pieces {
+    for piece in pieces(source) {
         match piece {
-            Piece::Literal(literal) => path.push_str(literal),
-            Piece::Path { path: expression, start, end } => {
+            Err(Unclosed { .. }) => {
+                unclosed(report, node);
+                return None;
+            }
+            Ok(Piece::Literal(literal)) => path.push_str(literal),
+            Ok(Piece::Path { path: expression, start, end }) => {
                 let span = places.find(node.span, &source[start..end]);
                 let value = parts(expression).and_then(|parts| match parts[0] {
                     "services" | "volumes" | "instance" | "self" => Err(Trouble::expression(format!(
@@ -325,8 +327,11 @@ pub(super) fn stack_path(report: &mut Report<'_>, scope: &Scope<'_, '_>, node: &
                 });
                 match value {
                     Ok(Found::Known(value)) => path.push_str(&value),
-                    Ok(Found::Later(_) | Found::Broken) => {}
-                    Err(trouble) => trouble_at(report, span, trouble),
+                    Ok(Found::Later(_) | Found::Broken) => return None,
+                    Err(trouble) => {
+                        trouble_at(report, span, trouble);
+                        return None;
+                    }
                 }
             }
         }
@@ -334,7 +339,7 @@ pub(super) fn stack_path(report: &mut Report<'_>, scope: &Scope<'_, '_>, node: &
             break;
         }
     }
-    absolute(report, &scope.context.directory, &path, node.span)
+    Some(absolute(report, &scope.context.directory, &path, node.span))
 }
 
 /// A path against the folder of the stack file. `..` stays, because behind a symbolic link it means something else.
@@ -365,7 +370,11 @@ struct Places<'t> {
 
 impl Places<'_> {
     fn find(&mut self, whole: Span, expression: &str) -> Span {
-        let Some(found) = self.written[self.at..].find(expression) else { return whole };
+        let Some(found) = self.written[self.at..].find(expression) else {
+            // Escapes or folded lines: searching on for each expression would take quadratic time.
+            self.at = self.written.len();
+            return whole;
+        };
         let start = self.at + found;
         self.at = start + expression.len();
         whole.part(start, expression.len())

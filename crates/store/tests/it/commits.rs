@@ -27,10 +27,8 @@ async fn everything_reads_back_as_it_was_written_also_after_reopening() {
         .unwrap();
     let check = |store: &Store| {
         let state = store.reader().state(&id()).unwrap().unwrap();
-        let expected = RunRecord {
-            steps: [("volume.v0".parse().unwrap(), StepState::Running)].into(),
-            ..run(1, 1, Some(1))
-        };
+        let expected =
+            RunRecord { steps: [("volume.v0".parse().unwrap(), StepState::Running)].into(), ..run(1, 1, Some(1)) };
         assert_eq!(state.run, Some(expected));
         assert_eq!(state.releases, [(ReleaseNumber(1), release(1, 1))].into());
         assert_eq!(state.resources.into_values().collect::<Vec<_>>(), [resource("v0", "/srv/1")]);
@@ -56,10 +54,10 @@ async fn history_names_releases_and_runs_newest_first() {
     assert!(releases.iter().all(|r| r.kept));
     assert_eq!(store.reader().releases(&id(), 1).unwrap().len(), 1);
     let runs = store.read(|reader| reader.runs(Some(&id()), 10)).await.unwrap();
-    assert_eq!(runs.iter().map(|r| (r.id.0, r.state)).collect::<Vec<_>>(), [
-        (2, RunState::Succeeded),
-        (1, RunState::Succeeded)
-    ]);
+    assert_eq!(
+        runs.iter().map(|r| (r.id.0, r.state)).collect::<Vec<_>>(),
+        [(2, RunState::Succeeded), (1, RunState::Succeeded)]
+    );
     assert_eq!(store.reader().release(&id(), ReleaseNumber(1)).unwrap().unwrap().desired, desired(&["/srv/1"]));
     assert_eq!(store.reader().run(RunId(2)).unwrap().unwrap().plan.unchanged, 3);
     assert_eq!(store.reader().run(RunId(9)).unwrap(), None);
@@ -137,7 +135,7 @@ async fn events_are_found_by_what_they_are_about() {
     let about = |n: u32| {
         let mut event = event(format!("e{n}"));
         event.kind = EventKind::InstanceExited;
-        event.resource = Some(if n % 2 == 0 { "service.even" } else { "service.odd" }.parse().unwrap());
+        event.resource = Some(if n.is_multiple_of(2) { "service.even" } else { "service.odd" }.parse().unwrap());
         event.instance = Some(format!("api-r1-{}", n % 3).parse().unwrap());
         event.run = (n > 5).then_some(RunId(7));
         event
@@ -146,9 +144,8 @@ async fn events_are_found_by_what_they_are_about() {
     let mut other = event("elsewhere");
     other.environment = "other/dev".parse().unwrap();
     store.commit(vec![Change::Event(Box::new(other))]).await.unwrap();
-    let find = |filter: EventFilter| {
-        store.reader().events(&filter).unwrap().iter().map(|e| e.sequence).collect::<Vec<_>>()
-    };
+    let find =
+        |filter: EventFilter| store.reader().events(&filter).unwrap().iter().map(|e| e.sequence).collect::<Vec<_>>();
     let all = EventFilter::default();
     assert_eq!(find(EventFilter { environment: Some(id()), limit: 3, ..all.clone() }), [1, 2, 3]);
     assert_eq!(find(EventFilter { environment: Some(id()), limit: 3, tail: true, ..all.clone() }), [8, 9, 10]);

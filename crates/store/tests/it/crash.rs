@@ -165,9 +165,9 @@ fn nothing_acknowledged_is_lost_by_kill_9() {
         child.wait().unwrap();
         acknowledged.extend(said.filter_map(|line| line.parse::<u32>().ok()));
         // What a command without the lock sees must be the same.
-        let looked = open_read_only(home.path()).unwrap().map(|reader| {
-            reader.state(&id()).unwrap().map_or(0, |state| state.instances.len())
-        });
+        let looked = open_read_only(home.path())
+            .unwrap()
+            .map(|reader| reader.state(&id()).unwrap().map_or(0, |state| state.instances.len()));
         let store = open_at_once(home.path());
         let there = whole_launches(&store);
         assert_eq!(looked.unwrap_or(0), there.len(), "seed {seed}, point {point}: read-only shows another state");

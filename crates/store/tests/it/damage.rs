@@ -2,16 +2,23 @@
 
 use std::fs;
 
-use orchestra_model::record::Change;
-use orchestra_store::{OpenError, ReadError, Store, open_read_only};
+use orchestra_model::{
+    RunId,
+    record::{Change, StepState},
+};
+use orchestra_store::{EventFilter, OpenError, ReadError, Reader, Store, open_read_only};
 use rusqlite::Connection;
 
-use crate::fixture::{NOW, environment, id, launch, open};
+use crate::fixture::{NOW, begin, environment, id, launch, open, resource, succeed};
 
 fn filled() -> tempfile::TempDir {
     let home = tempfile::tempdir().unwrap();
     let store = open(home.path());
-    store.commit_blocking(vec![Change::Environment(environment())]).unwrap();
+    store.commit_blocking(begin(1, None)).unwrap();
+    store.commit_blocking(succeed(1, None)).unwrap();
+    store.commit_blocking(begin(2, Some(1))).unwrap();
+    store.commit_blocking(vec![Change::Resource(Box::new(resource("v0", "/srv/2")))]).unwrap();
+    store.commit_blocking(vec![Change::Step(RunId(2), "volume.v0".parse().unwrap(), StepState::Running)]).unwrap();
     for number in 1..=200 {
         store.commit_blocking(launch(number)).unwrap();
     }
@@ -22,6 +29,9 @@ fn filled() -> tempfile::TempDir {
     home
 }
 
+/// Something that befalls the database.
+type Harm = fn(&std::path::Path);
+
 fn open_error(home: &std::path::Path) -> OpenError {
     match Store::open(home, || NOW) {
         Ok(_) => panic!("it was opened"),
@@ -31,7 +41,7 @@ fn open_error(home: &std::path::Path) -> OpenError {
 
 #[test]
 fn an_empty_cut_foreign_or_missing_database_is_damage() {
-    let cases: [(&str, fn(&std::path::Path)); 5] = [
+    let cases: [(&str, Harm); 5] = [
         ("empty", |db| fs::write(db, b"").unwrap()),
         ("cut", |db| fs::OpenOptions::new().write(true).open(db).unwrap().set_len(5 * 4096).unwrap()),
         ("text", |db| fs::write(db, "not a database at all, but text of some length".repeat(200)).unwrap()),
@@ -86,10 +96,18 @@ fn a_newer_format_is_refused() {
 fn no_flipped_byte_goes_unnoticed() {
     let home = filled();
     let bytes = fs::read(home.path().join("state.db")).unwrap();
-    let good = {
-        let reader = open_read_only(home.path()).unwrap().unwrap();
-        (reader.state(&id()).unwrap(), reader.events(&orchestra_store::EventFilter::default()).unwrap())
+    let all = |reader: &Reader| -> Result<_, ReadError> {
+        Ok((
+            reader.environments()?,
+            reader.state(&id())?,
+            reader.events(&EventFilter { environment: Some(id()), ..EventFilter::default() })?,
+            reader.open_intents()?,
+            reader.journal_tail(1000)?,
+            reader.releases(&id(), 10)?,
+            reader.run(RunId(1))?,
+        ))
     };
+    let good = all(&open_read_only(home.path()).unwrap().unwrap()).unwrap();
     let (mut noticed, mut harmless) = (0, 0);
     let step = std::env::var("ORCHESTRA_STORE_FLIPS").ok().and_then(|text| text.parse().ok()).unwrap_or(509);
     for at in (0..bytes.len()).step_by(step) {
@@ -107,10 +125,7 @@ fn no_flipped_byte_goes_unnoticed() {
             Err(error) => panic!("byte {at}: {error:?}"),
         };
         let reader = store.reader();
-        let read = reader.verify().and_then(|()| {
-            Ok((reader.state(&id())?, reader.events(&orchestra_store::EventFilter::default())?))
-        });
-        match read {
+        match all(reader) {
             // In a part that holds nothing.
             Ok(read) => {
                 assert!(read == good, "byte {at} changed the answer unnoticed");

@@ -49,6 +49,7 @@ pub(crate) fn instance(ordinal: u32) -> InstanceRecord {
         intent: InstanceIntent::Run,
         was_ready: false,
         last_exit: None,
+        forced: None,
         created_at: NOW,
     }
 }

@@ -92,10 +92,7 @@ fn a_killed_server_is_looked_at_without_a_trace() {
         store.commit_blocking(launch(number)).unwrap();
     }
     // What a killed server leaves behind: nobody holds a lock on these files.
-    for names in [
-        &["state.db", "state.db-wal", "state.db-shm", "state.lock"][..],
-        &["state.db", "state.db-wal"],
-    ] {
+    for names in [&["state.db", "state.db-wal", "state.db-shm", "state.lock"][..], &["state.db", "state.db-wal"]] {
         let left = copy(home.path(), names);
         let before = trace(left.path());
         assert_eq!(look(left.path()), 30, "{names:?}");

@@ -39,7 +39,10 @@ fn the_last_hundred_thousand_events_and_every_open_intent_are_kept() {
     let open_intents = store.reader().open_intents().unwrap();
     assert_eq!(open_intents.iter().map(|line| line.entry.key.as_str()).collect::<Vec<_>>(), ["still open"]);
     drop(store);
-    assert_eq!(open(home.path()).commit_blocking(vec![Change::Event(Box::new(event("e")))]).unwrap().events[0].sequence, 104_001);
+    assert_eq!(
+        open(home.path()).commit_blocking(vec![Change::Event(Box::new(event("e")))]).unwrap().events[0].sequence,
+        104_001
+    );
 }
 
 #[test]
@@ -52,8 +55,7 @@ fn fifty_releases_keep_what_they_ask_for_and_so_does_the_stable_one() {
     for number in 2..=70 {
         store.commit_blocking(begin(number, Some(1))).unwrap();
         let mut changes = succeed(number, None);
-        changes[0] =
-            Change::ReleaseState(id(), ReleaseNumber(number), orchestra_model::record::ReleaseState::Failed);
+        changes[0] = Change::ReleaseState(id(), ReleaseNumber(number), orchestra_model::record::ReleaseState::Failed);
         let Change::Environment(record) = &mut changes[2] else { unreachable!() };
         record.stable = Some(ReleaseNumber(1));
         store.commit_blocking(changes).unwrap();

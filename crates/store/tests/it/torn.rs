@@ -20,10 +20,7 @@ struct Snapshot {
 
 fn snapshot(home: &Path) -> Snapshot {
     // The writer is idle: every commit was acknowledged.
-    Snapshot {
-        database: fs::read(home.join("state.db")).unwrap(),
-        log: fs::read(home.join("state.db-wal")).unwrap(),
-    }
+    Snapshot { database: fs::read(home.join("state.db")).unwrap(), log: fs::read(home.join("state.db-wal")).unwrap() }
 }
 
 fn reopen(database: &[u8], log: &[u8]) -> (tempfile::TempDir, Store) {
@@ -32,6 +29,23 @@ fn reopen(database: &[u8], log: &[u8]) -> (tempfile::TempDir, Store) {
     fs::write(home.path().join("state.db-wal"), log).unwrap();
     let store = Store::open(home.path(), || NOW).unwrap();
     (home, store)
+}
+
+/// How many launches a reader without the lock sees, once with the index that a killed server leaves behind and once
+/// without.
+fn look(database: &[u8], log: &[u8]) -> usize {
+    let counts = [false, true].map(|index| {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("state.db"), database).unwrap();
+        fs::write(home.path().join("state.db-wal"), log).unwrap();
+        if index {
+            fs::write(home.path().join("state.db-shm"), vec![0; 32_768]).unwrap();
+        }
+        let reader = orchestra_store::open_read_only(home.path()).unwrap().unwrap();
+        reader.state(&id()).unwrap().map_or(0, |state| state.instances.len())
+    });
+    assert_eq!(counts[0], counts[1]);
+    counts[0]
 }
 
 #[test]
@@ -47,19 +61,24 @@ fn a_log_cut_or_garbled_anywhere_gives_a_prefix() {
     // Prime, so that cuts fall everywhere within frames and pages; and each boundary of a frame exactly.
     let frame = 24 + 4096;
     let boundaries = (0..).map(|n| 32 + n * frame).take_while(|at| *at <= log.len());
-    let mut cuts: Vec<usize> = (0..log.len()).step_by(1021).chain(boundaries).chain([log.len()]).collect();
+    let mut cuts: Vec<usize> =
+        (0..log.len()).step_by(1021).chain(boundaries).chain([1, 23, 31, 33, 40]).chain([log.len()]).collect();
     cuts.sort_unstable();
     let mut before = 0;
     for cut in cuts {
+        // Looking does not depend on the repair that opening makes.
+        let looked = look(&database, &log[..cut]);
         let (_home, store) = reopen(&database, &log[..cut]);
         let there = whole_launches(&store);
         assert!(there.iter().copied().eq(1..=u32::try_from(there.len()).unwrap()), "cut at {cut}: {there:?}");
+        assert_eq!(looked, there.len(), "cut at {cut}: read-only shows another state");
         assert!(there.len() >= before, "cut at {cut}: a longer log has less in it");
         before = there.len();
         most = most.max(there.len());
         // The same length, with rubbish where the rest would be.
         let mut garbled = log.clone();
         garbled[cut..].iter_mut().for_each(|byte| *byte ^= 0x5a);
+        assert_eq!(look(&database, &garbled), there.len(), "garbled from {cut}: read-only shows another state");
         let (_home, store) = reopen(&database, &garbled);
         assert_eq!(whole_launches(&store), there, "garbled from {cut}");
         // What opened can be written on.

@@ -180,7 +180,8 @@ async fn answer(
     message: &str,
     pace: Duration,
 ) -> Result<(), Error> {
-    let head = json!({ "session": session, "release": api.release, "style": api.style.to_string(), "instance": api.instance });
+    let head =
+        json!({ "session": session, "release": api.release, "style": api.style.to_string(), "instance": api.instance });
     events.send("session", &head).await;
     let step = agent::decide(&history, message);
     let result = match &step {

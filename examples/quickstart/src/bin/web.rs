@@ -30,7 +30,8 @@ fn main() -> ExitCode {
     run(async {
         let end = termination()?;
         let url: Uri = settings::text("API_URL").ok_or("API_URL is not set")?.parse()?;
-        let api = url.authority().filter(|_| url.scheme_str() == Some("http")).ok_or("API_URL must be http://host:port")?;
+        let api =
+            url.authority().filter(|_| url.scheme_str() == Some("http")).ok_or("API_URL must be http://host:port")?;
         let api: Arc<str> = format!("{}:{}", api.host(), api.port_u16().unwrap_or(80)).into();
         log(format_args!("web, API at {api}"));
         let router = Router::new()
@@ -49,7 +50,8 @@ async fn pass_on(State(api): State<Arc<str>>, request: Request) -> Response {
         Ok(response) => response,
         Err(error) => {
             log(format_args!("error: the API at {api}: {error}"));
-            (StatusCode::BAD_GATEWAY, Json(json!({ "error": format!("the API does not answer: {error}") }))).into_response()
+            (StatusCode::BAD_GATEWAY, Json(json!({ "error": format!("the API does not answer: {error}") })))
+                .into_response()
         }
     }
 }

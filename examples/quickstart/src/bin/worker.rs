@@ -1,6 +1,6 @@
 //! Takes tasks from the queue, runs their tools, and stores the results. As many as one likes may run at one time.
 //!
-//! Environment: `PORT`, `DATA_DIR`; optional `LEASE_MS` (10000), `POLL_MS` (25), `RELEASE_LABEL`, `INSTANCE`.
+//! Environment: `PORT`, `DATA_DIR`; optional `LEASE_MS` (10000), `POLL_MS` (50), `RELEASE_LABEL`, `INSTANCE`.
 
 use std::{
     process::ExitCode,
@@ -30,7 +30,8 @@ struct Worker {
 fn main() -> ExitCode {
     run(async {
         let end = termination()?;
-        let worker = Worker { store: Store::open(&settings::database()?)?, gate: Gate::default(), done: Arc::default() };
+        let worker =
+            Worker { store: Store::open(&settings::database()?)?, gate: Gate::default(), done: Arc::default() };
         let router = Router::new()
             .route("/ready", get(ready))
             .route("/health", get(async || "ok\n"))
@@ -49,20 +50,17 @@ fn main() -> ExitCode {
 
 async fn work(worker: &Worker, mut ended: watch::Receiver<bool>) -> Result<(), Error> {
     let lease = settings::millis("LEASE_MS", 10_000)?;
-    let pause = settings::millis("POLL_MS", 25)?;
+    let pause = settings::millis("POLL_MS", 50)?;
     let owner = format!("{}-{}", settings::text("INSTANCE").unwrap_or_else(|| "worker".to_owned()), std::process::id());
+    let mut migrated = false;
     while !*ended.borrow() {
-        let Some(_in_flight) = worker.gate.enter() else { break };
-        let name = owner.clone();
+        let Some(in_flight) = worker.gate.enter() else { break };
         // Before the migration there is no queue; readiness says so.
-        let task = worker.store.run(move |store| store.check().and_then(|()| store.lease(&name, lease))).await;
-        let Ok(Some(task)) = task else {
-            if let Err(error) = task
-                && worker.store.run(Store::check).await.is_ok()
-            {
-                return Err(error);
-            }
-            drop(_in_flight);
+        migrated = migrated || worker.store.run(Store::check).await.is_ok();
+        let name = owner.clone();
+        let task = if migrated { worker.store.run(move |store| store.lease(&name, lease)).await? } else { None };
+        let Some(task) = task else {
+            drop(in_flight);
             // SQLite tells no other process of a change, so this is a look at an index every now and then. Both arms
             // only wait.
             tokio::select! { () = tokio::time::sleep(pause) => {} _ = ended.changed() => {} }
@@ -74,7 +72,10 @@ async fn work(worker: &Worker, mut ended: watch::Receiver<bool>) -> Result<(), E
             worker.done.fetch_add(1, Relaxed);
             log(format_args!("task {} {} attempt {} done", task.id, task.tool, task.attempt));
         } else {
-            log(format_args!("task {} {} attempt {} took too long; somebody else has it", task.id, task.tool, task.attempt));
+            log(format_args!(
+                "task {} {} attempt {} took too long; somebody else has it",
+                task.id, task.tool, task.attempt
+            ));
         }
     }
     Ok(())

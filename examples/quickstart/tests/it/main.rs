@@ -1,0 +1,4 @@
+//! The programs as processes over loopback, the way a stack runs them.
+
+mod programs;
+mod world;

@@ -1,0 +1,74 @@
+use serde_json::json;
+
+use super::*;
+
+const NOW: UnixMillis = 1_795_232_980_123;
+
+fn status() -> EnvironmentStatus {
+    let instance = |id: &str, phase: &str, extra: serde_json::Value| {
+        let mut value = json!({"id": id, "phase": phase, "since": NOW - 61_000, "attempt": 1, "ports": {"http": 40001}, "restarts": 0});
+        value.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        value
+    };
+    let status = json!({
+        "id": "shop/dev",
+        "source": "/srv/shop/orchestra.yaml",
+        "target": "process",
+        "health": "changing",
+        "release": 3,
+        "at": NOW,
+        "run": {"id": "run_8", "environment": "shop/dev", "kind": {"scale": {"replicas": {"api": 3}}}, "release": 4,
+            "state": "running", "started_at": NOW - 2_300, "ended_at": null},
+        "services": [
+            {"name": "api", "state": "rolling", "release": 4, "desired": 3, "ready": 2,
+                "addresses": [{"port": "http", "protocol": "http", "url": "http://127.0.0.1:8080"}],
+                "instances": [
+                    instance("api-r3-1", "draining", json!({"pid": 100, "in_flight": {"requests": 1, "streams": 3}})),
+                    instance("api-r4-1", "ready", json!({"pid": 101, "restarts": 2, "last_exit": {"signal": 9}})),
+                    instance("api-r4-2", "starting", json!({"pid": 102, "waits_for": {"reason": "its ready check"},
+                        "ready": {"state": "failing", "streak": 3, "detail": "HTTP 503\u{1b}[2J"}, "status_text": "loading \u{202e}model"})),
+                ]},
+            {"name": "web", "state": "waiting", "release": null, "desired": 1, "ready": 0, "addresses": [],
+                "waits_for": [{"on": "service.api", "until": "ready", "reason": "service.api to be ready"}],
+                "problem": {"code": "ORC0506", "severity": "error", "message": "service.api failed\nbadly"},
+                "instances": []},
+        ],
+        "jobs": [{"name": "migrate", "state": "failed", "release": 3, "last_exit": {"code": 1},
+            "instances": [instance("migrate-r3-1", "ended", json!({}))]}],
+        "volumes": [{"name": "data", "state": "present", "path": "/state/volumes/shop/dev/data", "managed": true}],
+    });
+    serde_json::from_value(status).unwrap()
+}
+
+#[test]
+fn a_screen_in_full() {
+    insta::assert_snapshot!(render(&status(), NOW, Palette::PLAIN, None));
+}
+
+#[test]
+fn a_screen_of_eighty_columns() {
+    let text = render(&status(), NOW, Palette::PLAIN, Some(80));
+    for line in text.lines().skip(2) {
+        assert!(crate::text::width(line) <= 80, "{line}");
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn nothing_in_a_status_drives_the_terminal() {
+    let text = render(&status(), NOW, Palette::PLAIN, None);
+    assert!(!text.chars().any(|c| c != '\n' && (c.is_control() || c == '\u{202e}')));
+    let colored = render(&status(), NOW, Palette { color: true }, None);
+    assert!(!colored.contains("\x1b[2J") && colored.contains("\x1b[33m"));
+}
+
+#[test]
+fn environments_in_a_list() {
+    let environments = json!([
+        {"id": "shop/dev", "source": "/srv/shop/orchestra.yaml", "health": "ready", "release": 3, "ready": 2, "services": 2},
+        {"id": "shop/production", "source": "/srv/shop/orchestra.yaml", "health": "degraded", "release": 12, "ready": 1, "services": 2},
+        {"id": "old/dev", "source": "/srv/old/orchestra.yaml", "health": "down", "release": null, "ready": 0, "services": 0},
+    ]);
+    let environments: Vec<EnvironmentSummary> = serde_json::from_value(environments).unwrap();
+    insta::assert_snapshot!(list(&environments).render(Palette::PLAIN, None));
+}

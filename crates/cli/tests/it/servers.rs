@@ -1,0 +1,139 @@
+//! Finding, starting and stopping servers.
+
+use orchestra_api::{CheckOutcome, DoctorReport, scripted::Exchange};
+use orchestra_cli::Exit;
+use serde_json::json;
+
+use crate::environment::TestEnvironment;
+
+#[tokio::test]
+async fn start_status_and_stop() {
+    let mut test = TestEnvironment::new();
+    test.spawns(vec![Exchange::json("POST /v1/shutdown", &json!({})).status(202)]);
+    let outcome = test.run("server start").await;
+    assert_eq!(outcome.stdout, "the server was started (pid 4321, state in /state)\n");
+    let outcome = test.run("server start").await;
+    assert_eq!(outcome.stdout, "the server runs already (pid 4321, state in /state)\n");
+    let outcome = test.run("server status --json").await;
+    assert_eq!((outcome.exit, outcome.json()["pid"].clone()), (Exit::Success, json!(4321)));
+    let command = test.start("server stop");
+    // The scripted server answers the shutdown and, like a real one, ends a little later.
+    let end = async {
+        while !test.is_exhausted() {
+            tokio::task::yield_now().await;
+        }
+        test.kill_server();
+    };
+    let (exit, ()) = tokio::join!(command, end);
+    assert_eq!(exit, Exit::Success);
+    assert!(test.outcome(exit).stderr.contains("was stopped"));
+    assert_eq!(test.run("server status").await.exit, Exit::NoServer);
+    test.finish();
+}
+
+#[tokio::test]
+async fn a_server_that_ends_at_once_is_explained_by_its_log() {
+    let mut test = TestEnvironment::new();
+    test.spawn_fails("starting\n\nerror[ORC0402]: the state was written by another version\n");
+    let outcome = test.run("up").await;
+    assert_eq!(outcome.exit, Exit::NoServer);
+    assert!(outcome.stderr.contains("the server ended at once (exit code 1)"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("the state was written by another version"), "{}", outcome.stderr);
+}
+
+#[tokio::test]
+async fn of_two_commands_that_start_a_server_both_get_the_one_that_won() {
+    let mut test = TestEnvironment::new();
+    test.spawn_fails("error[ORC0401]: another server owns the state directory\n");
+    let command = test.start("server start");
+    let win = async {
+        while test.spawned().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        test.server(Vec::new());
+    };
+    let (exit, ()) = tokio::join!(command, win);
+    assert_eq!(exit, Exit::Success, "{}", test.outcome(exit).page());
+    test.finish();
+}
+
+#[tokio::test]
+async fn listening_on_tcp_needs_a_token_that_is_no_argument() {
+    let mut test = TestEnvironment::new();
+    let outcome = test.run("server start --listen 127.0.0.1:7070").await;
+    assert_eq!(outcome.exit, Exit::Invalid);
+    assert!(outcome.stderr.contains("--token-file"), "{}", outcome.stderr);
+    std::fs::write(test.cwd().join("token"), "0123456789abcdef\n").unwrap();
+    test.spawns(Vec::new());
+    assert_eq!(test.run("server start --listen 127.0.0.1:7070 --token-file token").await.exit, Exit::Success);
+    assert_eq!(test.spawned(), [(Some("127.0.0.1:7070".to_owned()), Some("0123456789abcdef".to_owned()))]);
+    // Where it listens cannot be changed while it runs.
+    let outcome = test.run("server start --listen 127.0.0.1:7071 --token-file token").await;
+    assert_eq!(outcome.exit, Exit::Refused);
+    test.finish();
+}
+
+#[tokio::test]
+async fn a_locked_state_directory_is_refused() {
+    let mut test = TestEnvironment::new();
+    assert_eq!(test.run("server run").await.exit, Exit::Refused);
+    test.finish();
+}
+
+#[tokio::test]
+async fn a_named_server_is_never_started() {
+    for line in ["up", "status", "plan"] {
+        let mut test = TestEnvironment::new();
+        test.variable("ORCHESTRA_SERVER", "http://127.0.0.1:1");
+        let outcome = test.run(line).await;
+        assert_eq!(outcome.exit, Exit::NoServer, "{line}: {}", outcome.page());
+        assert!(outcome.stderr.contains("127.0.0.1:1"), "{}", outcome.stderr);
+        test.finish();
+    }
+    let mut test = TestEnvironment::new();
+    assert_eq!(test.run("status --server ftp://x").await.exit, Exit::Invalid);
+    assert_eq!(test.run("server start --server http://127.0.0.1:1").await.exit, Exit::Invalid);
+    test.finish();
+}
+
+#[tokio::test]
+async fn a_server_of_another_version_is_pointed_out() {
+    let mut test = TestEnvironment::new();
+    test.server(vec![Exchange::json(
+        "POST /v1/runs",
+        &json!({"run": crate::environment::run("running"), "warnings": []}),
+    )]);
+    test.server_version("9.9.9");
+    let outcome = test.run("up --detach").await;
+    assert!(outcome.stderr.contains("the server is version 9.9.9, this is 0.0.0-test"), "{}", outcome.stderr);
+    test.finish();
+}
+
+#[tokio::test]
+async fn doctor_joins_what_both_sides_see() {
+    let mut test = TestEnvironment::new();
+    let checks = json!({"checks": [
+        {"name": "proxy", "outcome": "ok", "detail": "serves, pid 77"},
+        {"name": "disk space", "outcome": "failed", "detail": "0 MiB free", "help": "make room"},
+    ]});
+    test.server(vec![Exchange::json("GET /v1/doctor", &checks)]);
+    let outcome = test.run("doctor --json").await;
+    assert_eq!(outcome.exit, Exit::Failed);
+    let report: DoctorReport = serde_json::from_value(outcome.json()).unwrap();
+    let disk: Vec<_> = report.checks.iter().filter(|check| check.name == "disk space").collect();
+    assert_eq!(disk.len(), 1, "the server knows it better");
+    assert_eq!(disk[0].outcome, CheckOutcome::Failed);
+    assert!(report.checks.iter().any(|check| check.name == "proxy"));
+    assert!(report.checks.iter().any(|check| check.name == "server" && check.outcome == CheckOutcome::Ok));
+    test.finish();
+
+    let mut test = TestEnvironment::new();
+    let outcome = test.run("doctor").await;
+    assert_eq!(outcome.exit, Exit::Success, "{}", outcome.page());
+    for name in
+        ["state directory", "socket", "disk space", "control groups", "open files", "clock", "server", "processes"]
+    {
+        assert!(outcome.stdout.contains(name), "{name}: {}", outcome.stdout);
+    }
+    test.finish();
+}

@@ -1,0 +1,312 @@
+//! What strangers do to it.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    environment::{TestEnvironment, binary},
+    processes::Role,
+    tour::{STACK, version},
+};
+
+#[test]
+fn two_of_everything() {
+    let env = TestEnvironment::new();
+    env.write(STACK);
+    // Two first commands at once: one server, one run; the other command is refused or finds nothing to do.
+    let both = [env.spawn(&["up"]), env.spawn(&["up"])];
+    let codes: Vec<_> = both.map(|command| command.wait()).into_iter().map(|ran| {
+        assert!(ran.code() == Some(0) || ran.stderr.contains("ORC0405"), "{ran}");
+        ran.code()
+    }).collect();
+    assert!(codes.contains(&Some(0)), "{codes:?}");
+    env.assert_consistent(&[("api", 2), ("worker", 1)], "after two `up`");
+    assert_eq!(env.ok(&["history", "--json"]).json().as_array().unwrap().len(), 1);
+
+    // A second run during a run is refused in one clear line, and disturbs nothing.
+    env.write(&STACK.replace("VERSION: one", "VERSION: two, START_DELAY_MS: \"500\""));
+    let mut events = env.spawn(&["events", "--follow", "--json", "--tail", "0"]);
+    let up = env.spawn(&["up"]);
+    events.event("instance_starting", "api-r2");
+    for command in [&["up"][..], &["scale", "api=1"], &["down"], &["restart"]] {
+        let refused = env.run(command).expect(4);
+        assert!(refused.stderr.contains("ORC0405") && refused.stderr.contains("run_2"), "{refused}");
+    }
+    up.wait().expect(0);
+    assert_eq!(version(&env), "two");
+
+    // A second server is refused, the first one serves on.
+    let server = env.one(Role::Server);
+    let second = env.run(&["server", "run"]).expect(4);
+    assert!(second.stderr.contains("ORC0402") && second.stderr.contains(&server.pid.to_string()), "{second}");
+    assert_eq!(env.one(Role::Server).pid, server.pid);
+    env.assert_consistent(&[("api", 2), ("worker", 1)], "after a second server");
+
+    // Many clients while it rolls.
+    env.write(STACK);
+    let up = env.spawn(&["up"]);
+    let readers: Vec<_> = (0..8).map(|_| env.spawn(&["status", "--json"])).collect();
+    for reader in readers {
+        reader.wait().expect(0).json();
+    }
+    up.wait().expect(0);
+    env.finish();
+}
+
+#[test]
+fn a_deleted_socket_is_found_again() {
+    let env = TestEnvironment::new();
+    env.write(STACK);
+    env.ok(&["up"]);
+    let pids = env.pids();
+    let socket = env.home().join("server.sock");
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    fs::remove_file(&socket).unwrap();
+    // Its server has the state locked and cannot be asked: whatever the answer, it comes soon and in words, and says
+    // what to do; it must not start a second server over the same state.
+    let began = Instant::now();
+    let answer = env.run(&["status"]);
+    assert!(began.elapsed() < Duration::from_secs(20), "it took {:?}: {answer}", began.elapsed());
+    if answer.code() != Some(0) {
+        assert!(answer.stderr.contains("ORC"), "{answer}");
+        // The remedy that it names.
+        env.one(Role::Server).kill();
+    }
+    env.assert_consistent(&[("api", 2), ("worker", 1)], "after a deleted socket");
+    assert_eq!(env.pids(), pids);
+    env.finish();
+}
+
+#[test]
+fn garbage_in_the_state_is_refused_and_kept() {
+    let env = TestEnvironment::new();
+    env.write(STACK);
+    fs::create_dir_all(env.home()).unwrap();
+    fs::set_permissions(env.home(), fs::Permissions::from_mode(0o700)).unwrap();
+    let garbage = b"this is not a database, and somebody may want it back".repeat(100);
+    let state = env.home().join("state.db");
+    fs::write(&state, &garbage).unwrap();
+    for command in [&["up"][..], &["status"], &["plan"], &["down"]] {
+        let refused = env.run(command);
+        assert!(matches!(refused.code(), Some(1 | 3)), "{refused}");
+        assert!(refused.stderr.contains("ORC0403"), "`{command:?}` does not say what is wrong: {refused}");
+    }
+    assert_eq!(fs::read(&state).unwrap(), garbage, "it was changed");
+    assert!(env.all(Role::Instance).is_empty());
+    // Damage in the middle of a real one.
+    let env = TestEnvironment::new();
+    env.write(STACK);
+    env.ok(&["up"]);
+    env.ok(&["down"]);
+    env.ok(&["server", "stop"]);
+    let state = env.home().join("state.db");
+    let mut bytes = fs::read(&state).unwrap();
+    bytes[..100].fill(0xAA);
+    fs::write(&state, &bytes).unwrap();
+    let refused = env.run(&["status"]);
+    assert!(refused.code() != Some(0) && refused.stderr.contains("ORC0403"), "{refused}");
+    assert_eq!(fs::read(&state).unwrap(), bytes);
+}
+
+#[test]
+fn a_home_that_cannot_be_written_is_one_clear_error() {
+    let env = TestEnvironment::new();
+    env.write(STACK);
+    // A file where the folder should be stops root, too.
+    fs::write(env.root().join("file"), "").unwrap();
+    let env = {
+        let home = env.root().join("file/home");
+        env.with_home(home)
+    };
+    let refused = env.run(&["up"]);
+    assert!(matches!(refused.code(), Some(1 | 3)) && refused.stderr.contains("ORC"), "{refused}");
+    assert!(env.run(&["doctor"]).expect(1).text().contains("is not a folder"));
+
+    let Some(mount) = Mount::tmpfs("size=1m,mode=0700") else {
+        eprintln!("SKIPPED (read-only home): mounting needs root");
+        return;
+    };
+    let env = TestEnvironment::new().with_home(mount.path().to_owned());
+    env.write(STACK);
+    assert!(mount.remount("ro"));
+    let refused = env.run(&["up"]);
+    assert!(matches!(refused.code(), Some(1 | 3)) && refused.stderr.contains("ORC"), "{refused}");
+    assert!(refused.stderr.to_lowercase().contains("read-only"), "the reason is missing: {refused}");
+    assert!(env.all(Role::Server).is_empty() && env.all(Role::Instance).is_empty());
+    env.run(&["doctor"]).expect(1);
+}
+
+#[test]
+fn a_full_disk_stops_nothing_that_runs_and_is_survived() {
+    let Some(mount) = Mount::tmpfs("size=4m,mode=0700") else {
+        eprintln!("SKIPPED: mounting needs root");
+        return;
+    };
+    let env = TestEnvironment::new().with_home(mount.path().to_owned());
+    env.write(STACK);
+    env.ok(&["up"]);
+    let pids = env.pids();
+    let fill = mount.path().join("fill");
+    let full = fill_up(&fill);
+    assert!(full > 0);
+    // A change cannot be written down, so it must not be begun; the command must not wait for ever in silence.
+    let scale = env.spawn(&["scale", "api=3", "--detach"]);
+    let address = env.address("api");
+    assert_eq!(crate::load::get(address, "/version").unwrap(), "one", "requests are served");
+    assert_eq!(env.pids(), pids);
+    // Room again: it goes on by itself.
+    fs::remove_file(&fill).unwrap();
+    let scaled = scale.wait();
+    if scaled.code() == Some(0) {
+        env.wait_for("the end of the run", |status| status["run"].is_null() && status["health"] == "ready");
+    } else {
+        assert!(scaled.stderr.contains("ORC"), "{scaled}");
+        env.ok(&["scale", "api=3"]);
+    }
+    env.assert_consistent(&[("api", 3), ("worker", 1)], "after a full disk");
+    // Killed while it is full: the next one says what is wrong, or recovers; with room it recovers.
+    fill_up(&fill);
+    env.one(Role::Server).kill();
+    let status = env.run(&["status"]);
+    assert!(status.code() == Some(0) || status.stderr.contains("ORC"), "{status}");
+    fs::remove_file(&fill).unwrap();
+    env.assert_consistent(&[("api", 3), ("worker", 1)], "after a kill on a full disk");
+    env.finish();
+}
+
+/// Writes until there is no room.
+fn fill_up(path: &Path) -> usize {
+    use std::io::Write;
+    let mut file = fs::File::create(path).unwrap();
+    let mut written = 0;
+    for size in [65536, 4096, 512, 1] {
+        let block = vec![1; size];
+        while file.write_all(&block).is_ok() {
+            written += size;
+        }
+    }
+    written
+}
+
+/// A file system of its own.
+struct Mount(tempfile::TempDir);
+
+impl Mount {
+    fn tmpfs(options: &str) -> Option<Self> {
+        let folder = tempfile::Builder::new().prefix("orc-mount-").tempdir().unwrap();
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(folder.path()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success()).then_some(Self(folder))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn remount(&self, option: &str) -> bool {
+        let options = format!("remount,{option}");
+        Command::new("mount").args(["-o", &options]).arg(self.path()).status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Lazily: a failed test may have left processes in it, which end later.
+        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+#[test]
+fn a_replaced_binary_is_the_one_that_goes_on() {
+    let mut env = TestEnvironment::new();
+    let copy = env.root().join("bin/orchestra");
+    fs::create_dir(copy.parent().unwrap()).unwrap();
+    fs::copy(binary(), &copy).unwrap();
+    env.use_binary(copy.clone());
+    env.write(STACK);
+    env.ok(&["up"]);
+    let pids = env.pids();
+    // As a package manager does it: a new file under the old name.
+    let replacement = env.root().join("bin/new");
+    fs::copy(binary(), &replacement).unwrap();
+    fs::rename(&replacement, &copy).unwrap();
+    // New shims and a new proxy come from the new file.
+    env.one(Role::Proxy).kill();
+    for shim in env.all(Role::Shim) {
+        shim.kill();
+    }
+    env.assert_consistent(&[("api", 2), ("worker", 1)], "after a replaced binary");
+    assert_eq!(env.pids(), pids);
+    env.ok(&["restart", "api"]);
+    env.one(Role::Server).kill();
+    env.assert_consistent(&[("api", 2), ("worker", 1)], "after a restart with a replaced binary");
+    assert_eq!(version(&env), "one");
+    env.finish();
+}
+
+#[test]
+fn two_hundred_services() {
+    let env = TestEnvironment::new();
+    let mut stack = String::from("version: 1\nname: many\nservices:\n");
+    for index in 0..200 {
+        let depends = if index >= 20 { format!(", depends_on: [s{}]", index - 20) } else { String::new() };
+        stack += &format!("  s{index}: {{command: [sleep, \"1000\"], env: {{N: \"{index}\"}}{depends}, stop: {{grace: 5s}}}}\n");
+    }
+    env.write(&stack);
+    let began = Instant::now();
+    env.ok(&["up"]);
+    let up = began.elapsed();
+    let names: Vec<String> = (0..200).map(|index| format!("s{index}")).collect();
+    let all: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), 1)).collect();
+    env.assert_consistent(&all, "after `up`");
+    let began = Instant::now();
+    assert!(env.ok(&["up"]).text().contains("up to date"));
+    let nothing = began.elapsed();
+    env.one(Role::Server).kill();
+    let pids = crate::environment::pids(&env.status());
+    assert_eq!(pids.len(), 200);
+    env.assert_consistent(&all, "after a killed server");
+    let began = Instant::now();
+    env.ok(&["down"]);
+    eprintln!("200 services: up {up:?}, nothing to do {nothing:?}, down {:?}", began.elapsed());
+    env.finish();
+}
+
+#[test]
+fn nothing_that_is_logged_drives_the_terminal() {
+    let env = TestEnvironment::new();
+    env.write(
+        r#"
+version: 1
+name: logs
+jobs:
+  escapes: {command: ["printf", "red \\033[31mred\\033[0m \\033]0;title\\007 bell\\007 back\\b \\033[2J\\302\\233 über 日本語 🦀 \\342\\200\\256reversed\\n"]}
+  binary: {command: ["printf", "bad \\377\\376 bytes \\000 nul\\n"]}
+  huge: {command: ["sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' a; echo; echo after"]}
+  fails: {command: ["sh", "-c", "printf '\\033[2Jlast words\\n'; exit 4"]}
+"#,
+    );
+    let failed = env.run(&["up"]).expect(1);
+    assert!(failed.stderr.contains("last words") && !failed.stderr.contains('\u{1b}'), "{failed:?}");
+    env.write(&fs::read_to_string(env.path("orchestra.yaml")).unwrap().replace("exit 4", "exit 0"));
+    env.ok(&["up"]);
+    for command in [&["logs", "escapes"][..], &["logs", "--color", "always", "escapes"], &["logs", "binary"]] {
+        let text = env.ok(command).text();
+        for bad in ['\u{7}', '\u{8}', '\0', '\u{9b}', '\u{202e}'] {
+            assert!(!text.contains(bad), "{bad:?} from {command:?}: {text:?}");
+        }
+        assert!(!text.contains("\u{1b}[2J") && !text.contains("\u{1b}]0"), "{command:?}: {text:?}");
+    }
+    assert!(env.ok(&["logs", "escapes"]).text().contains("über 日本語 🦀"));
+    let huge = env.bytes(&["logs", "--raw", "huge", "--tail", "2"]);
+    assert!(huge.ends_with(b"a\nafter\n"), "{} bytes", huge.len());
+    let whole = env.ok(&["logs", "huge"]).text();
+    assert_eq!(whole.matches('a').count() - whole.matches("after").count(), 3_000_000);
+    env.ok(&["logs", "--json", "huge"]).json_lines();
+    env.finish();
+}

@@ -1,0 +1,191 @@
+//! The kill harness: a real change in progress, `kill -9` of a part at a random moment, and then one command, after which
+//! everything is as wanted. 200 points in the normal run, 2,000 with `ORCHESTRA_LONG=1`. `ORCHESTRA_SEED` repeats a run.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use orchestra_testbed::random::Random;
+use serde_json::Value;
+
+use crate::{environment::TestEnvironment, processes::Role};
+
+/// Lanes run at the same time, each with its own environment and seed.
+const LANES: u64 = 4;
+/// Latest moment of a kill after the command began, in microseconds: a little more than a change takes.
+const LATEST: u64 = 450_000;
+
+/// What a lane wants at the moment.
+#[derive(Clone, Debug)]
+struct Wanted {
+    version: u64,
+    api: u64,
+}
+
+impl Wanted {
+    fn stack(&self) -> String {
+        let common = "restart: {backoff: 20ms, max_backoff: 100ms, budget: unlimited}\n    rollout: {drain: {requests: 2s, streams: 2s}}\n    stop: {grace: 5s}";
+        format!(
+            r#"
+version: 1
+name: kill
+volumes:
+  data: {{}}
+jobs:
+  migrate:
+    command: [APP, job]
+    env: {{VERSION: "{version}", DATA: "{{{{ volumes.data.path }}}}"}}
+    retries: 5
+    backoff: 20ms
+services:
+  db:
+    command: [APP]
+    env: {{PORT: "0", NOTIFY: "1"}}
+    health: {{ready: {{notify: true}}}}
+    {common}
+  api:
+    command: [APP]
+    replicas: {api}
+    ports: {{http: auto}}
+    env: {{VERSION: "{version}"}}
+    depends_on: {{db: ready, migrate: completed}}
+    health: {{ready: {{http: /ready, every: 500ms, every_starting: 20ms}}}}
+    {common}
+  worker:
+    command: [APP]
+    env: {{PORT: "0", LOG_READY: ready, VERSION: "{half}", API: "{{{{ services.api.url }}}}"}}
+    depends_on: {{api: ready}}
+    health: {{ready: {{log: ready}}}}
+    {common}
+"#,
+            version = self.version,
+            api = self.api,
+            half = self.version / 2,
+        )
+    }
+
+    fn replicas(&self) -> [(&'static str, u64); 3] {
+        [("db", 1), ("api", self.api), ("worker", 1)]
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    points: u64,
+    victims: BTreeMap<&'static str, u64>,
+    exits: BTreeMap<String, u64>,
+    missed: u64,
+    waited: u64,
+    slowest: Duration,
+}
+
+fn lane(seed: u64, points: u64) -> Counts {
+    let mut random = Random::new(seed);
+    let mut counts = Counts::default();
+    let mut wanted = Wanted { version: 1, api: 2 };
+    let env = TestEnvironment::new();
+    env.write(&wanted.stack());
+    // From nothing: the first `up` is a change as well.
+    while counts.points < points {
+        let point = format!("seed {seed} point {}", counts.points);
+        let change = match random.below(10) {
+            0..=4 => {
+                wanted.version += 1;
+                wanted.api = 1 + random.below(3);
+                env.write(&wanted.stack());
+                vec!["up".to_owned()]
+            }
+            5 | 6 => vec!["scale".to_owned(), format!("api={}", 1 + random.below(3))],
+            7 => vec!["restart".to_owned(), "api".to_owned(), "db".to_owned()],
+            8 => vec!["rollback".to_owned()],
+            _ => vec!["down".to_owned()],
+        };
+        let arguments: Vec<&str> = change.iter().map(String::as_str).collect();
+        let command = env.spawn(&arguments);
+        // The moment is what is varied here: any instant must do.
+        std::thread::sleep(Duration::from_micros(random.below(LATEST)));
+        let role = match random.below(10) {
+            0..=3 => Role::Server,
+            4 => Role::Proxy,
+            5..=6 => Role::Shim,
+            _ => Role::Instance,
+        };
+        let mut victims = env.all(role);
+        if victims.is_empty() {
+            victims = env.all(Role::Server);
+        }
+        match random.pick(&victims) {
+            Some(victim) => {
+                victim.kill();
+                let name = match victim.role {
+                    Role::Server => "server",
+                    Role::Proxy => "proxy",
+                    Role::Shim => "shim",
+                    _ => "instance",
+                };
+                *counts.victims.entry(name).or_default() += 1;
+                counts.points += 1;
+            }
+            None => counts.missed += 1,
+        }
+        let context = format!("{point}: {role:?} killed during `{}`", change.join(" "));
+        let ended = command.wait();
+        *counts.exits.entry(format!("{} {:?}", change[0], ended.code())).or_default() += 1;
+        assert!(matches!(ended.code(), Some(0 | 1 | 3 | 4)), "{context}: {ended}");
+        assert!(!ended.stderr.contains("panicked"), "{context}: {ended}");
+        // The state is readable at once.
+        let status = env.run(&["status", "--json"]);
+        assert_eq!(status.code(), Some(0), "{context}: {status}");
+        status.json();
+        // And one command makes everything as wanted.
+        let began = Instant::now();
+        loop {
+            let up = env.run(&["up"]);
+            assert!(!up.stderr.contains("panicked"), "{context}: {up}");
+            if up.code() == Some(4) && up.stderr.contains("ORC0405") {
+                // The command lost its server at the end, and the run that it began goes on.
+                counts.waited += 1;
+                env.wait_for("the run's end", |status| status["run"].is_null());
+                continue;
+            }
+            assert_eq!(up.code(), Some(0), "{context}, then: {up}\n{}", env.run(&["events", "--tail", "60"]).text());
+            break;
+        }
+        env.assert_consistent(&wanted.replicas(), &context);
+        counts.slowest = counts.slowest.max(began.elapsed());
+    }
+    // History in order: one stable release, and numbers without a gap.
+    let history = env.ok(&["history", "--json"]).json();
+    let releases: Vec<&Value> = history.as_array().unwrap().iter().collect();
+    assert_eq!(releases.iter().filter(|release| release["state"] == "stable").count(), 1, "{history:#}");
+    assert!(releases.iter().all(|release| release["state"] != "deploying"), "{history:#}");
+    env.finish();
+    counts
+}
+
+#[test]
+fn any_part_may_be_killed_at_any_moment() {
+    let points: u64 = if std::env::var_os("ORCHESTRA_LONG").is_some() { 2000 } else { 200 };
+    let seed = std::env::var("ORCHESTRA_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_121);
+    eprintln!("ORCHESTRA_SEED={seed}");
+    let began = Instant::now();
+    let lanes: Vec<_> = (0..LANES).map(|index| std::thread::spawn(move || lane(seed + index, points.div_ceil(LANES)))).collect();
+    let results: Vec<_> = lanes.into_iter().map(std::thread::JoinHandle::join).collect();
+    let mut total = Counts::default();
+    for counts in results.iter().flatten() {
+        total.points += counts.points;
+        total.missed += counts.missed;
+        total.waited += counts.waited;
+        total.slowest = total.slowest.max(counts.slowest);
+        for (victim, count) in &counts.victims {
+            *total.victims.entry(victim).or_default() += count;
+        }
+        for (exit, count) in &counts.exits {
+            *total.exits.entry(exit.clone()).or_default() += count;
+        }
+    }
+    eprintln!("{total:#?}\nin {:?}", began.elapsed());
+    assert!(results.iter().all(Result::is_ok), "a lane failed; ORCHESTRA_SEED={seed} repeats the choices");
+    assert!(total.points >= points);
+}

@@ -1,0 +1,303 @@
+//! Accepting connections and driving them: which protocol is spoken, how long a client may take, how it is let go.
+//!
+//! hyper's own header timer also runs while a connection is merely idle, and its protocol detection has no timer at
+//! all. So both are done here: the first bytes are read under a deadline, a begun head has [`HEAD_TIMEOUT`] to become
+//! whole, and an idle connection is closed in good order after [`IDLE_TIMEOUT`]. One timer per connection is set anew
+//! only when it fires or when a shorter deadline begins; an idle connection costs one wake-up in [`IDLE_TIMEOUT`].
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use orchestra_model::desired::Protocol;
+use orchestra_task::TaskKind;
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    exchange::{self, body::ClientConnection},
+    state::{Arrival, Proxy},
+    stream::Stream,
+    tunnel,
+    upstream::Executor,
+    wire::SocketId,
+};
+
+/// The first bytes of an HTTP/2 connection (RFC 9113 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Time for the head of a request, and for the first bytes of a connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time between requests of a connection. Longer than that of common clients, so that they close first.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// Time for an idle connection that was asked to end to do so.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// Longest head of a request, and what is read ahead of a body.
+const MAX_HEAD: usize = 64 << 10;
+const MAX_HEADERS: usize = 128;
+/// Between two attempts to accept when descriptors or memory are used up.
+const EXHAUSTED: Duration = Duration::from_millis(100);
+
+/// How a listener is asked to end.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ending {
+    /// Stop accepting.
+    pub(crate) stop: CancellationToken,
+    /// End connections in good order.
+    pub(crate) drain: CancellationToken,
+    /// First take in what the kernel has accepted already: nobody else will.
+    pub(crate) last: CancellationToken,
+}
+
+/// A listener of a route.
+pub(crate) struct Listener {
+    pub(crate) proxy: Arc<Proxy>,
+    pub(crate) socket: SocketId,
+    pub(crate) tcp: TcpListener,
+    pub(crate) ending: Ending,
+    /// Connections of the whole process.
+    pub(crate) connections: Arc<Semaphore>,
+}
+
+impl Listener {
+    /// Accepts until asked to end.
+    pub(crate) async fn run(self) {
+        loop {
+            // A connection that cannot be served stays in the kernel's queue.
+            let accept = async {
+                let permit =
+                    Arc::clone(&self.connections).acquire_owned().await.expect("the semaphore is never closed");
+                self.tcp.accept().await.map(|(tcp, peer)| (tcp, peer, permit))
+            };
+            let accepted = tokio::select! {
+                biased;
+                () = self.ending.stop.cancelled() => break,
+                accepted = accept => accepted,
+            };
+            match accepted {
+                Ok((tcp, peer, permit)) => self.take(tcp, peer, Some(permit)),
+                Err(error) => self.failed(&error).await,
+            }
+        }
+        if self.ending.last.is_cancelled() {
+            // One look without waiting for each that is in the queue.
+            while let Poll::Ready(Ok((tcp, peer))) = std::future::poll_fn(|cx| Poll::Ready(self.tcp.poll_accept(cx))).await
+            {
+                self.take(tcp, peer, None);
+            }
+        }
+    }
+
+    async fn failed(&self, error: &io::Error) {
+        use rustix::io::Errno;
+        let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+        if Errno::from_io_error(error).is_some_and(|errno| exhausted.contains(&errno)) {
+            tracing::warn!(%error, "cannot accept connections; they wait");
+            tokio::time::sleep(EXHAUSTED).await;
+        }
+        // Everything else concerns the one connection that was to be accepted (accept(2), "Error handling").
+    }
+
+    fn take(&self, tcp: tokio::net::TcpStream, peer: std::net::SocketAddr, permit: Option<OwnedSemaphorePermit>) {
+        // Fails only for a connection that is gone already.
+        let Ok(local) = tcp.local_addr() else { return };
+        let _ = tcp.set_nodelay(true);
+        let arrival = Arrival { socket: self.socket, peer, local };
+        let (proxy, drain) = (Arc::clone(&self.proxy), self.ending.drain.clone());
+        self.proxy.metrics.accepted.fetch_add(1, Ordering::Relaxed);
+        self.proxy.metrics.connections.fetch_add(1, Ordering::Relaxed);
+        let open = Open(Arc::clone(&self.proxy), permit);
+        self.proxy.tree.start(TaskKind::Connection, "client connection", async move {
+            let _open = open;
+            serve(proxy, arrival, Stream::new(tcp), drain).await;
+        });
+    }
+}
+
+/// Counts an open connection until dropped.
+struct Open(Arc<Proxy>, #[expect(dead_code, reason = "held until dropped")] Option<OwnedSemaphorePermit>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.metrics.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn serve(proxy: Arc<Proxy>, arrival: Arrival, mut stream: Stream, drain: CancellationToken) {
+    let protocol = proxy.table.load().routes.get(&arrival.socket).map(|plan| plan.protocol);
+    if protocol == Some(Protocol::Tcp) {
+        return tunnel::tcp(&proxy, &arrival, stream).await;
+    }
+    let begun = tokio::select! {
+        begun = tokio::time::timeout(HEAD_TIMEOUT, first_bytes(&mut stream)) => begun,
+        // Nothing was asked on it yet.
+        () = drain.cancelled() => return,
+    };
+    let Ok(Ok((h2, prefix))) = begun else { return };
+    if prefix.is_empty() {
+        return;
+    }
+    stream.rewind(prefix);
+    let socket = Arc::clone(stream.socket());
+    let client = Arc::new(ClientConnection { active: AtomicU32::new(0), socket, h1: !h2 });
+    let service = service_fn({
+        let (proxy, client) = (Arc::clone(&proxy), Arc::clone(&client));
+        move |request: hyper::Request<Incoming>| {
+            let (proxy, client) = (Arc::clone(&proxy), Arc::clone(&client));
+            async move { Ok::<_, Infallible>(exchange::answer(&proxy, &arrival, &client, request).await) }
+        }
+    });
+    let io = TokioIo::new(stream);
+    if h2 {
+        let mut builder = http2::Builder::new(Executor(proxy.tree.clone()));
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(250)
+            .max_header_list_size(64 << 10)
+            .max_pending_accept_reset_streams(20)
+            .max_local_error_reset_streams(200)
+            .initial_stream_window_size(256 << 10)
+            .initial_connection_window_size(1 << 20)
+            .max_send_buf_size(256 << 10)
+            .keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(20));
+        let connection = builder.serve_connection(io, service);
+        drive(connection, &client, &drain, http2::Connection::graceful_shutdown).await;
+    } else {
+        let mut builder = http1::Builder::new();
+        // No header timer of hyper's: see above.
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(None)
+            .max_buf_size(MAX_HEAD)
+            .max_headers(MAX_HEADERS);
+        let connection = builder.serve_connection(io, service).with_upgrades();
+        drive(connection, &client, &drain, http1::UpgradeableConnection::graceful_shutdown).await;
+    }
+}
+
+/// Reads until it is clear whether the client speaks HTTP/2. Nothing at all means that it left.
+async fn first_bytes(stream: &mut Stream) -> io::Result<(bool, Bytes)> {
+    let mut bytes = BytesMut::with_capacity(1024);
+    loop {
+        if stream.read_buf(&mut bytes).await? == 0 {
+            // What came is no request, but hyper knows how to say so.
+            return Ok((false, bytes.freeze()));
+        }
+        let length = bytes.len().min(PREFACE.len());
+        if bytes[..length] != PREFACE[..length] {
+            return Ok((false, bytes.freeze()));
+        }
+        if length == PREFACE.len() {
+            return Ok((true, bytes.freeze()));
+        }
+    }
+}
+
+/// What a connection is doing, as far as its deadline goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// A request is being answered: no deadline.
+    Busy,
+    /// Nothing is asked.
+    Idle,
+    /// A head has begun.
+    Head,
+    /// It was asked to end and has nothing more to do.
+    Goodbye,
+}
+
+impl Phase {
+    fn allowance(self) -> Option<Duration> {
+        match self {
+            Self::Busy => None,
+            Self::Idle => Some(IDLE_TIMEOUT),
+            Self::Head => Some(HEAD_TIMEOUT),
+            Self::Goodbye => Some(GOODBYE),
+        }
+    }
+}
+
+/// Runs a connection to its end.
+async fn drive<C: Future>(
+    connection: C,
+    client: &ClientConnection,
+    drain: &CancellationToken,
+    graceful_shutdown: impl Fn(Pin<&mut C>),
+) {
+    let mut connection = pin!(connection);
+    let mut draining = pin!(drain.cancelled());
+    let mut asked_to_end = false;
+    let mut phase = Phase::Head;
+    let mut since = Instant::now();
+    let mut timer = pin!(tokio::time::sleep_until(since + HEAD_TIMEOUT));
+    // Bytes that had arrived when the connection was last seen busy.
+    let mut seen = 0;
+    std::future::poll_fn(|cx| {
+        loop {
+            if connection.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            if !asked_to_end && draining.as_mut().poll(cx).is_ready() {
+                asked_to_end = true;
+                graceful_shutdown(connection.as_mut());
+                continue;
+            }
+            let read = client.socket.read();
+            let now_in = if client.active.load(Ordering::Acquire) > 0 {
+                seen = read;
+                Phase::Busy
+            } else if asked_to_end {
+                Phase::Goodbye
+            } else if client.h1 && read > seen {
+                Phase::Head
+            } else {
+                Phase::Idle
+            };
+            if now_in != phase {
+                // A head that begins where one is awaited keeps the deadline of the first byte.
+                phase = now_in;
+                since = Instant::now();
+            }
+            let Some(allowance) = phase.allowance() else { return Poll::Pending };
+            let deadline = since + allowance;
+            if timer.deadline() > deadline || timer.is_elapsed() {
+                timer.as_mut().reset(deadline);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if Instant::now() < deadline {
+                continue;
+            }
+            if phase == Phase::Idle {
+                asked_to_end = true;
+                graceful_shutdown(connection.as_mut());
+                continue;
+            }
+            // A head that does not come, or a client that does not take its leave.
+            return Poll::Ready(());
+        }
+    })
+    .await;
+}

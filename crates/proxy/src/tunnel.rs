@@ -1,0 +1,185 @@
+//! Connections that carry bytes: TCP routes, and HTTP connections after an upgrade.
+//!
+//! Each direction is pumped by itself, so that one side may finish sending while the other goes on (half-close). A cut
+//! closes plain connections at once; a WebSocket gets a close frame with code 1012 ("service restart", IANA WebSocket
+//! close codes) in both directions, each behind the last whole frame, and a moment to be read.
+
+use std::{io, sync::Arc, time::Duration};
+
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    flight::{InFlight, Kind},
+    metrics::{ErrorKind, Gauge, Series},
+    seek::Seeker,
+    state::{Arrival, Proxy},
+    stream::Stream,
+    upstream::Lease,
+};
+
+mod websocket;
+
+use websocket::{Frames, Side};
+
+/// Bytes on their way in one direction.
+const BUFFER: usize = 8 << 10;
+/// How long a cut waits for the end of a frame, and for the peer to close.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What a tunnel keeps in flight until both directions ended.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    pub(crate) flight: InFlight,
+    pub(crate) series: Arc<Series>,
+    #[expect(dead_code, reason = "counts until dropped")]
+    pub(crate) gauge: Gauge,
+    #[expect(dead_code, reason = "held until dropped")]
+    pub(crate) lease: Option<Lease>,
+}
+
+/// Splices an upgraded connection.
+pub(crate) async fn upgraded(tunnel: Tunnel, client: Upgraded, instance: Upgraded, websocket: bool) {
+    let (from_client, to_client) = tokio::io::split(TokioIo::new(client));
+    let (from_instance, to_instance) = tokio::io::split(TokioIo::new(instance));
+    let cut = tunnel.flight.cut();
+    let frames = |side| websocket.then(|| Frames::new(side));
+    let up = Pump { from: from_client, to: to_instance, frames: frames(Side::Client), cut };
+    let down = Pump { from: from_instance, to: to_client, frames: frames(Side::Server), cut };
+    // An error of one direction ends both: the other one would wait for a peer that is gone.
+    let _ = tokio::try_join!(
+        up.run(|bytes| tunnel.series.received(bytes)),
+        down.run(|bytes| tunnel.series.sent(bytes))
+    );
+}
+
+/// Serves a connection to a TCP route.
+pub(crate) async fn tcp(proxy: &Proxy, arrival: &Arrival, client: Stream) {
+    let mut seeker = Seeker::new(proxy, arrival, Kind::Stream);
+    let (ticket, instance) = loop {
+        let ticket = match seeker.acquire().await {
+            Ok(ticket) => ticket,
+            Err(failure) => {
+                if let Some(plan) = proxy.table.load().routes.get(&arrival.socket) {
+                    plan.series.error(failure.kind);
+                }
+                // A reset says better than an end that nobody was there.
+                client.socket().abort_on_close();
+                return;
+            }
+        };
+        match ticket.upstream.connect().await {
+            Ok(instance) => break (ticket, instance),
+            Err(error) => seeker.unreachable(&ticket, &error),
+        }
+    };
+    let series = Arc::clone(&ticket.upstream.series);
+    series.connected();
+    let gauge = series.gauge(true);
+    let tunnel = Tunnel { flight: ticket.flight, series, gauge, lease: None };
+    let (client_socket, instance_socket) = (Arc::clone(client.socket()), Arc::clone(instance.socket()));
+    let (from_client, to_client) = tokio::io::split(client);
+    let (from_instance, to_instance) = tokio::io::split(instance);
+    let cut = tunnel.flight.cut();
+    let result = tokio::try_join!(
+        Pump { from: from_client, to: to_instance, frames: None, cut }.run(|bytes| tunnel.series.received(bytes)),
+        Pump { from: from_instance, to: to_client, frames: None, cut }.run(|bytes| tunnel.series.sent(bytes)),
+    );
+    match result {
+        Ok(_) => {}
+        Err(End::Cut) => tunnel.series.error(ErrorKind::Cut),
+        Err(End::Broken) => {
+            // A reset on one side is a reset on the other: half a message must not look like a whole one.
+            client_socket.abort_on_close();
+            instance_socket.abort_on_close();
+        }
+    }
+}
+
+/// Why both directions end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Cut,
+    Broken,
+}
+
+impl From<io::Error> for End {
+    fn from(_: io::Error) -> Self {
+        Self::Broken
+    }
+}
+
+/// One direction.
+struct Pump<'a, R, W> {
+    from: R,
+    to: W,
+    frames: Option<Frames>,
+    cut: &'a CancellationToken,
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'_, R, W> {
+    /// Runs until this direction ended by itself or after a cut.
+    async fn run(mut self, count: impl Fn(usize)) -> Result<(), End> {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let received = tokio::select! {
+                biased;
+                () = self.cut.cancelled() => return self.end(&mut buffer).await,
+                received = self.from.read(&mut buffer) => received?,
+            };
+            if received == 0 {
+                // The other direction may go on.
+                self.to.shutdown().await?;
+                return Ok(());
+            }
+            count(received);
+            if let Some(frames) = &mut self.frames {
+                frames.advance(&buffer[..received]);
+            }
+            let stuck = async {
+                self.cut.cancelled().await;
+                tokio::time::sleep(if self.frames.is_some() { GRACE } else { Duration::ZERO }).await;
+            };
+            tokio::select! {
+                biased;
+                written = self.to.write_all(&buffer[..received]) => written?,
+                // A peer that does not read cannot be told anything.
+                () = stuck => return Err(End::Cut),
+            }
+            self.to.flush().await?;
+        }
+    }
+
+    /// Ends this direction after a cut.
+    async fn end(mut self, buffer: &mut [u8]) -> Result<(), End> {
+        let Some(frames) = self.frames.take() else { return Err(End::Cut) };
+        let deadline = Instant::now() + GRACE;
+        // A peer that does not take part in the goodbye is left at the deadline.
+        let goodbye = async {
+            let mut frames = frames;
+            while !frames.is_between() {
+                let received = self.from.read(buffer).await?;
+                if received == 0 {
+                    break;
+                }
+                let rest = frames.finish(&buffer[..received]);
+                self.to.write_all(&buffer[..rest]).await?;
+            }
+            if frames.is_between() && !frames.is_closed() {
+                self.to.write_all(&frames.close()).await?;
+            }
+            self.to.flush().await?;
+            self.to.shutdown().await?;
+            // Read to the end: closing with unread bytes would reset the connection and take the close frame along.
+            while self.from.read(buffer).await? > 0 {}
+            Ok::<(), io::Error>(())
+        };
+        let _ = tokio::time::timeout_at(deadline, goodbye).await;
+        Ok(())
+    }
+}

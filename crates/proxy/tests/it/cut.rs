@@ -1,0 +1,226 @@
+//! The end of the drain budget, in each protocol.
+
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::BodyExt as _;
+use orchestra_model::{
+    desired::Protocol,
+    route::{Endpoint, ProxyEvent},
+};
+use orchestra_provider::{DataPlane as _, DataPlaneEvent};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::mpsc,
+};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::{harness::*, protocols::websocket_echo};
+
+/// An instance whose every response has this type and is fed by hand, once.
+async fn fed_instance(h2: bool, kind: &'static str) -> (Instance, mpsc::Sender<Frame<Bytes>>) {
+    let (sender, body) = fed();
+    let body = std::sync::Mutex::new(Some(body));
+    let handler = move |_| {
+        let body = body.lock().unwrap().take().unwrap();
+        async move { Response::builder().header("content-type", kind).body(body).unwrap() }
+    };
+    let instance = if h2 { Instance::h2(handler).await } else { Instance::http(handler).await };
+    (instance, sender)
+}
+
+/// Turns the endpoint draining, checks that it is not drained yet, cuts it, and sees it drained.
+async fn drain_and_cut(world: &mut World, name: &str, protocol: Protocol, endpoint: &Endpoint, streams: u32) {
+    world.apply(vec![route(name, protocol, vec![draining(endpoint)])]).await;
+    let event = world.until(|event| matches!(event, DataPlaneEvent::Proxy(_))).await;
+    let requests = 1 - streams;
+    let expected = ProxyEvent::Draining { endpoint: key(endpoint), requests, streams };
+    assert_eq!(event, DataPlaneEvent::Proxy(expected));
+    world.handle.cut(key(endpoint)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_event_stream_ends_with_an_event() {
+    let mut world = World::new().await;
+    let (instance, sender) = fed_instance(false, "text/event-stream").await;
+    let only = endpoint(1, instance.address);
+    let address = world.serve(route("api", Protocol::Http, vec![only.clone()])).await;
+    let mut client = Client::h1(address).await.unwrap();
+    let mut body = client.send(Request::get("/").body(empty()).unwrap()).await.unwrap().into_body();
+    sender.send(Frame::data(Bytes::from("data: whole\n\ndata: ha"))).await.unwrap();
+    assert!(soon("an event", body.frame()).await.unwrap().unwrap().into_data().unwrap().starts_with(b"data: whole"));
+    drain_and_cut(&mut world, "api", Protocol::Http, &only, 1).await;
+    // The half event gets the time to become whole; what comes after it is not passed on.
+    sender.send(Frame::data(Bytes::from("lf\n\ndata: more\n\ndata: open"))).await.unwrap();
+    let rest = soon("the end", body.collect()).await.unwrap().to_bytes();
+    let farewell = "event: orchestra-drain\ndata: {\"reason\":\"the instance is being stopped\"}\n\n";
+    assert_eq!(rest, format!("lf\n\ndata: more\n\n{farewell}"));
+    world.drained(&key(&only)).await;
+}
+
+#[tokio::test]
+async fn an_event_that_stays_half_is_not_completed_with_something_else() {
+    let mut world = World::new().await;
+    let (instance, sender) = fed_instance(false, "text/event-stream").await;
+    let only = endpoint(1, instance.address);
+    let address = world.serve(route("api", Protocol::Http, vec![only.clone()])).await;
+    let mut client = Client::h1(address).await.unwrap();
+    let body = client.send(Request::get("/").body(empty()).unwrap()).await.unwrap().into_body();
+    sender.send(Frame::data(Bytes::from("data: ha"))).await.unwrap();
+    drain_and_cut(&mut world, "api", Protocol::Http, &only, 1).await;
+    assert_eq!(soon("the end", body.collect()).await.unwrap().to_bytes(), "data: ha");
+    world.drained(&key(&only)).await;
+    drop(sender);
+}
+
+#[tokio::test]
+async fn a_plain_response_ends_visibly_incomplete() {
+    let mut world = World::new().await;
+    let (instance, sender) = fed_instance(false, "application/json").await;
+    let only = endpoint(1, instance.address);
+    let address = world.serve(route("api", Protocol::Http, vec![only.clone()])).await;
+    // An HTTP/1.0 client knows the end of a response only from the end of the connection.
+    let mut old = TcpStream::connect(address).await.unwrap();
+    old.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+    sender.send(Frame::data(Bytes::from("[1, 2"))).await.unwrap();
+    let mut head = Vec::new();
+    soon("the first part", async {
+        while !head.ends_with(b"[1, 2") {
+            old.read_buf(&mut head).await.unwrap();
+        }
+    })
+    .await;
+    drain_and_cut(&mut world, "api", Protocol::Http, &only, 0).await;
+    let error = soon("the end", old.read_to_end(&mut head)).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    world.drained(&key(&only)).await;
+}
+
+#[tokio::test]
+async fn a_request_without_an_answer_gets_503() {
+    let mut world = World::new().await;
+    let instance = Instance::http(|_| std::future::pending::<Response<AnyBody>>()).await;
+    let only = endpoint(1, instance.address);
+    let address = world.serve(route("api", Protocol::Http, vec![only.clone()])).await;
+    let cut = async {
+        soon("the request", async {
+            while instance.requests() == 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        drain_and_cut(&mut world, "api", Protocol::Http, &only, 0).await;
+    };
+    let (reply, ()) = tokio::join!(get(address, "/"), cut);
+    let reply = reply.unwrap();
+    assert_eq!((reply.status, &reply.headers["x-orchestra-error"]), (503, &http::HeaderValue::from_static("cut")));
+    world.drained(&key(&only)).await;
+}
+
+#[tokio::test]
+async fn an_http2_stream_is_reset_and_its_connection_lives() {
+    let mut world = World::new().await;
+    let (instance, sender) = fed_instance(true, "application/grpc").await;
+    let only = endpoint(1, instance.address);
+    let address = world.serve(route("rpc", Protocol::Grpc, vec![only.clone()])).await;
+    let mut client = Client::h2(address).await.unwrap();
+    let request = Request::post("/s/c").header("content-type", "application/grpc").body(full("x")).unwrap();
+    let mut body = client.send(request).await.unwrap().into_body();
+    sender.send(Frame::data(Bytes::from("message"))).await.unwrap();
+    assert!(soon("a message", body.frame()).await.unwrap().is_ok());
+    drain_and_cut(&mut world, "rpc", Protocol::Grpc, &only, 1).await;
+    let error = soon("the reset", body.frame()).await.unwrap().unwrap_err();
+    assert!(format!("{error:?}").contains("CANCEL"), "{error:?}");
+    world.drained(&key(&only)).await;
+    let next = Instance::h2(|_| async { text("next") }).await;
+    world.apply(vec![route("rpc", Protocol::Grpc, vec![endpoint(2, next.address)])]).await;
+    assert_eq!(soon("a response", client.get("/")).await.unwrap().text(), "next");
+}
+
+#[tokio::test]
+async fn a_websocket_gets_1012_on_both_sides() {
+    let mut world = World::new().await;
+    let instance = Instance::http(websocket_echo).await;
+    let only = endpoint(1, instance.address);
+    let address = world.serve(route("ws", Protocol::Http, vec![only.clone()])).await;
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let (mut socket, _) = tokio_tungstenite::client_async("ws://test.example/", tcp).await.unwrap();
+    socket.send(Message::text("before")).await.unwrap();
+    assert_eq!(soon("the echo", socket.next()).await.unwrap().unwrap(), Message::text("before"));
+    drain_and_cut(&mut world, "ws", Protocol::Http, &only, 1).await;
+    let Some(Ok(Message::Close(Some(frame)))) = soon("the close", socket.next()).await else { panic!("no close") };
+    assert_eq!((u16::from(frame.code), frame.reason.as_str()), (1012, "the instance is being stopped"));
+    world.drained(&key(&only)).await;
+}
+
+#[tokio::test]
+async fn a_close_frame_does_not_tear_a_frame() {
+    let mut world = World::new().await;
+    let (go, wait) = tokio::sync::oneshot::channel::<()>();
+    let wait = std::sync::Mutex::new(Some(wait));
+    // Speaks WebSocket by hand: half a frame, and the other half when told.
+    let instance = Instance::raw(move |mut tcp| {
+        let wait = wait.lock().unwrap().take().unwrap();
+        async move {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                tcp.read_buf(&mut request).await.unwrap();
+            }
+            let head = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+            tcp.write_all(head.as_bytes()).await.unwrap();
+            tcp.write_all(&[0x82, 6, 1, 2, 3]).await.unwrap();
+            wait.await.unwrap();
+            tcp.write_all(&[4, 5, 6, 0x82, 1, 9]).await.unwrap();
+            // The close from the client's side is masked and whole.
+            let mut close = Vec::new();
+            tcp.read_to_end(&mut close).await.unwrap();
+            assert_eq!(close[0], 0x88);
+            assert_eq!(usize::from(close[1]), 0x80 | (close.len() - 6));
+            assert_eq!([close[6] ^ close[2], close[7] ^ close[3]], 1012_u16.to_be_bytes());
+        }
+    })
+    .await;
+    let only = endpoint(1, instance.address);
+    let address = world.serve(route("ws", Protocol::Http, vec![only.clone()])).await;
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await.unwrap();
+    let mut bytes = Vec::new();
+    soon("half a frame", async {
+        while !bytes.ends_with(&[0x82, 6, 1, 2, 3]) {
+            tcp.read_buf(&mut bytes).await.unwrap();
+        }
+    })
+    .await;
+    drain_and_cut(&mut world, "ws", Protocol::Http, &only, 1).await;
+    go.send(()).unwrap();
+    let mut rest = Vec::new();
+    soon("the end", tcp.read_to_end(&mut rest)).await.unwrap();
+    // The frame is completed, the next one is not begun, and the close is the last.
+    assert_eq!(rest[..3], [4, 5, 6]);
+    assert_eq!((rest[3], usize::from(rest[4])), (0x88, rest.len() - 5));
+    assert_eq!(rest[5..7], 1012_u16.to_be_bytes());
+    world.drained(&key(&only)).await;
+}
+
+#[tokio::test]
+async fn a_tcp_connection_is_closed() {
+    let mut world = World::new().await;
+    let instance = Instance::raw(|mut tcp| async move {
+        let mut buffer = [0; 16];
+        while let Ok(count @ 1..) = tcp.read(&mut buffer).await {
+            tcp.write_all(&buffer[..count]).await.unwrap();
+        }
+    })
+    .await;
+    let only = endpoint(1, instance.address);
+    let address = world.serve(route("db", Protocol::Tcp, vec![only.clone()])).await;
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(b"ping").await.unwrap();
+    let mut buffer = [0; 4];
+    soon("the echo", tcp.read_exact(&mut buffer)).await.unwrap();
+    drain_and_cut(&mut world, "db", Protocol::Tcp, &only, 1).await;
+    assert_eq!(soon("the end", tcp.read(&mut buffer)).await.unwrap(), 0);
+    world.drained(&key(&only)).await;
+}

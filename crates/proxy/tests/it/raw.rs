@@ -1,0 +1,168 @@
+//! Requests that no honest client sends. What reaches the instance is recorded byte by byte: a smuggled request would be
+//! seen there, whatever the proxy answers.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use orchestra_model::desired::Protocol;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use crate::harness::*;
+
+/// A proxied instance that records what arrives and answers each head with `200`, and its address.
+async fn recorded() -> (World, Instance, std::net::SocketAddr, Arc<Mutex<String>>) {
+    let world = World::new().await;
+    let seen = Arc::new(Mutex::new(String::new()));
+    let record = Arc::clone(&seen);
+    let instance = Instance::raw(move |mut tcp| {
+        let record = Arc::clone(&record);
+        async move {
+            let mut buffer = [0; 8192];
+            while let Ok(count @ 1..) = tcp.read(&mut buffer).await {
+                let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
+                record.lock().unwrap().push_str(&text);
+                // One answer for the end of each message, also of one that came in pieces.
+                let ends = record.lock().unwrap().ends_with("\r\n\r\n") || !text.contains("HTTP/1.1");
+                if ends && tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    let address = world.serve(route("api", Protocol::Http, vec![endpoint(1, instance.address)])).await;
+    (world, instance, address, seen)
+}
+
+#[tokio::test]
+async fn ambiguous_or_malformed_requests_are_refused_and_reach_nobody() {
+    let (_world, _instance, address, seen) = recorded().await;
+    let cases: &[(&str, &str, &str)] = &[
+        ("two lengths", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd", "400"),
+        ("a list of lengths", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3, 4\r\n\r\nabcd", "400"),
+        ("a signed length", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: +3\r\n\r\nabc", "400"),
+        ("a folded header", "GET / HTTP/1.1\r\nhost: a\r\nx-a: b\r\n c\r\n\r\n", "400"),
+        ("a folded transfer-encoding", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding:\r\n chunked\r\n\r\n0\r\n\r\n", "400"),
+        ("an unknown transfer-encoding", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n", "400"),
+        ("identity", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: identity\r\n\r\nabc", "400"),
+        ("chunked, identity", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n", "400"),
+        ("chunked in HTTP/1.0", "POST / HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", "400"),
+        ("a space before the colon", "GET / HTTP/1.1\r\nhost : a\r\n\r\n", "400"),
+        ("no host", "GET / HTTP/1.1\r\nx-a: b\r\n\r\n", "400"),
+        ("two hosts", "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", "400"),
+        ("a host with a space", "GET / HTTP/1.1\r\nhost: a b\r\n\r\n", "400"),
+        ("a NUL", "GET / HTTP/1.1\r\nhost: a\r\nx-a: b\0c\r\n\r\n", "400"),
+        ("a bare CR", "GET / HTTP/1.1\r\nhost: a\r\nx-a: b\rc: d\r\n\r\n", "400"),
+        ("no version", "GET /\r\n\r\n", "400"),
+        ("garbage", "\u{1}\u{2}\u{3}\u{4}\r\n\r\n", "400"),
+        ("CONNECT", "CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n", "400"),
+    ];
+    for (name, request, status) in cases {
+        let answer = raw(address, format!("{request}").as_bytes()).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{name}: {answer:?}");
+    }
+    assert_eq!(*seen.lock().unwrap(), "", "nothing of these may reach an instance");
+}
+
+#[tokio::test]
+async fn a_length_beside_chunks_counts_for_nothing_and_ends_the_connection() {
+    let (_world, instance, address, seen) = recorded().await;
+    for request in [
+        // The length says that the second request is a body, the chunks say that it is not.
+        "POST /one HTTP/1.1\r\nhost: a\r\ncontent-length: 60\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n",
+        "POST /one HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n",
+    ] {
+        seen.lock().unwrap().clear();
+        let answer = raw(address, request.as_bytes()).await;
+        let seen = seen.lock().unwrap().clone();
+        assert!(seen.starts_with("POST /one HTTP/1.1\r\n"), "{seen}");
+        assert!(seen.contains("transfer-encoding: chunked") && !seen.contains("content-length"), "{seen}");
+        assert!(!seen.contains("smuggled") && answer.matches("HTTP/1.1").count() == 1, "{seen}\n{answer}");
+    }
+    assert!(instance.connections() >= 1);
+}
+
+#[tokio::test]
+async fn equal_lengths_become_one() {
+    let world = World::new().await;
+    let instance = Instance::http(crate::protocols::echo).await;
+    let address = world.serve(route("api", Protocol::Http, vec![endpoint(1, instance.address)])).await;
+    let request =
+        "POST /one HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ncontent-length: 3\r\nconnection: close\r\n\r\nabc";
+    let answer = raw(address, request.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("body 3"), "{answer}");
+    let (_, seen) = answer.split_once("\r\n\r\n").unwrap();
+    assert_eq!(seen.matches("content-length: 3").count(), 1, "{seen}");
+}
+
+#[tokio::test]
+async fn oversized_heads_are_refused() {
+    let (_world, _instance, address, seen) = recorded().await;
+    let huge = format!("GET / HTTP/1.1\r\nhost: a\r\nx-a: {}\r\n\r\n", "b".repeat(200_000));
+    let answer = raw(address, huge.as_bytes()).await;
+    // The rest of the head may still be on its way when the answer is sent: a reset may take it away.
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+    let many: String = (0..500).map(|i| format!("x-{i}: y\r\n")).collect();
+    let answer = raw(address, format!("GET / HTTP/1.1\r\nhost: a\r\n{many}\r\n").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    let long = format!("GET /{} HTTP/1.1\r\nhost: a\r\n\r\n", "b".repeat(200_000));
+    let answer = raw(address, long.as_bytes()).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    assert_eq!(*seen.lock().unwrap(), "");
+}
+
+#[tokio::test]
+async fn who_takes_too_long_for_a_head_is_let_go_and_others_are_served() {
+    let (_world, _instance, address, _) = recorded().await;
+    // A head that comes byte by byte, a connection that says nothing, and one that stops within the HTTP/2 preface.
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    let mut half = TcpStream::connect(address).await.unwrap();
+    half.write_all(b"PRI * HTTP").await.unwrap();
+    slow.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n").await.unwrap();
+    let began = std::time::Instant::now();
+    let drip = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            ticks.tick().await;
+            if slow.write_all(b"x").await.is_err() {
+                break;
+            }
+        }
+    };
+    let (mut a, mut b) = ([0; 64], [0; 64]);
+    let ends = async { tokio::join!(silent.read(&mut a), half.read(&mut b)) };
+    let (_, ends) = soon("all three are closed", async { tokio::join!(drip, ends) }).await;
+    assert!(matches!(ends.0, Ok(0) | Err(_)) && matches!(ends.1, Ok(0) | Err(_)));
+    let took = began.elapsed();
+    assert!((Duration::from_secs(9)..Duration::from_secs(25)).contains(&took), "{took:?}");
+    assert_eq!(get(address, "/").await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn rapid_resets_end_the_connection_and_not_the_proxy() {
+    let (_world, _instance, address, _) = recorded().await;
+    // HTTP/2 "rapid reset": open and cancel streams as fast as possible (CVE-2023-44487).
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    for stream in (1..20_000_u32).step_by(2) {
+        // :method GET, :scheme http, :path /, :authority a
+        let head = [0x82, 0x86, 0x84, 0x41, 0x01, b'a'];
+        bytes.extend([0, 0, u8::try_from(head.len()).unwrap(), 1, 5]);
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend(head);
+        bytes.extend([0, 0, 4, 3, 0]);
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend(8_u32.to_be_bytes());
+    }
+    let (mut read, mut write) = tcp.split();
+    let mut answer = Vec::new();
+    let both = async { tokio::join!(write.write_all(&bytes), read.read_to_end(&mut answer)) };
+    let _ = soon("the connection is ended", both).await;
+    assert_eq!(get(address, "/").await.unwrap().status, 200);
+}

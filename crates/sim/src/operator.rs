@@ -1,0 +1,111 @@
+//! What the engine does for an operator: plans, numbers runs and releases, refuses while a run goes on.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use orchestra_machine::Event;
+use orchestra_model::{
+    Desired, Generation, Now, ReleaseNumber, ResourceId, ResourceKind, RunId,
+    record::{ReleaseRecord, ReleaseState, RunKind, RunRecord, RunState},
+};
+use orchestra_plan::{Current, Observation, Options};
+
+use crate::world::World;
+
+/// Starts a run towards `desired`, or takes everything down. Returns whether there was anything to do.
+pub fn submit(world: &mut World, kind: RunKind, desired: Option<Desired>) -> bool {
+    let Some(server) = &world.server else { return false };
+    if server.run().is_some() {
+        return false;
+    }
+    let record = server.record().clone();
+    let current = Current { base: record.stable, resources: server.resources().clone(), observed: observe(world) };
+    let options = Options { delete_volumes: matches!(kind, RunKind::Down { volumes: true }) };
+    let plan = match orchestra_plan::plan(&record.id, &current, desired.as_ref(), options) {
+        Ok(plan) => plan,
+        Err(error) => {
+            world.violate(format!("the planner refused: {error}"));
+            return false;
+        }
+    };
+    if plan.is_empty() {
+        world.log(|| format!("{kind:?}: nothing to do"));
+        return false;
+    }
+    let id = RunId(world.next_run());
+    let number = desired.is_some().then(|| ReleaseNumber(record.last_release.0 + 1));
+    world.log(|| {
+        let steps: Vec<String> = plan.steps.iter().map(|step| format!("{} {:?}", step.resource, step.action)).collect();
+        format!("{id} {kind:?} release {number:?}: {}", steps.join(", "))
+    });
+    let run = RunRecord {
+        id,
+        environment: record.id.clone(),
+        kind,
+        generation: Generation(record.generation.0 + 1),
+        release: number,
+        plan,
+        state: RunState::Running,
+        steps: BTreeMap::new(),
+        started_at: 0,
+        ended_at: None,
+        problems: Vec::new(),
+        reverted: None,
+        culprits: Vec::new(),
+    };
+    let release = number.zip(desired).map(|(number, desired)| {
+        Box::new(ReleaseRecord {
+            environment: record.id.clone(),
+            number,
+            created_at: 0,
+            run: id,
+            reason: "simulated".to_owned(),
+            state: ReleaseState::Deploying,
+            desired,
+        })
+    });
+    world.deliver(Event::RunRequested { run: Box::new(run), release, source: record.source });
+    true
+}
+
+/// Cancels the run that goes on, if there is one and the server is there.
+pub fn cancel(world: &mut World) -> bool {
+    let Some(run) = world.server.as_ref().and_then(|server| server.run()).map(|run| run.id) else { return false };
+    world.log(|| format!("cancel {run}"));
+    world.deliver(Event::CancelRequested { run });
+    true
+}
+
+/// Lets the world go on until a condition holds, or until a point in time. Returns whether it holds.
+pub fn until(world: &mut World, limit: Now, condition: impl Fn(&World) -> bool) -> bool {
+    world.wake_at(limit);
+    loop {
+        if condition(world) {
+            return true;
+        }
+        if world.failure().is_some() || world.now >= limit {
+            return false;
+        }
+        world.step();
+    }
+}
+
+/// What the world shows of what was applied.
+fn observe(world: &World) -> BTreeMap<ResourceId, Observation> {
+    let Some(server) = &world.server else { return BTreeMap::new() };
+    let ended = |resource: &orchestra_machine::status::ResourceStatus| resource.instances.iter().any(|i| i.phase == "ended");
+    let status = server.status(world.now);
+    status
+        .resources
+        .into_iter()
+        .map(|resource| {
+            let observation = match resource.id.kind {
+                ResourceKind::Service if ended(&resource) => Observation::Degraded("an instance was given up".to_owned()),
+                _ => Observation::Present,
+            };
+            (resource.id, observation)
+        })
+        .collect()
+}
+
+/// A short while.
+pub const MOMENT: Duration = Duration::from_millis(1);

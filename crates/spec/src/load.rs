@@ -1,0 +1,225 @@
+//! The way of a stack file from bytes to desired state.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use orchestra_model::{
+    Desired, EnvironmentId, Name, Resource, ResourceId, ResourceKind,
+    desired::Target,
+    diagnostic::{Code, Diagnostic},
+};
+
+use crate::{
+    decode::{Decoder, Fields, Scope, expected, name, named},
+    graph, layer,
+    report::{Report, help, plain},
+    source::{File, Source, Sources, Span},
+    suggest::nearest,
+    tables,
+    yaml::{self, Entry, Node, Scalar, Value, cut},
+};
+
+/// What a stack file needs to know of the world around it. The caller finds it out; this crate asks nobody.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Absolute path of the folder that holds the stack file; relative paths in it start there.
+    pub directory: String,
+    /// Absolute path of the folder for managed volumes: `<volumes>/<stack>/<environment>/<name>`.
+    pub volumes: String,
+    /// The environment to load; `None` is the default one: `dev` if there is one, else the only one, else an implicit
+    /// `dev` on the target `process`.
+    pub environment: Option<Name>,
+}
+
+/// A stack file that was understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// What should exist.
+    pub desired: Desired,
+    /// What is allowed and probably not meant.
+    pub warnings: Vec<Diagnostic>,
+    /// Environments that the file defines, in order of their names; may be none.
+    pub environments: Vec<Name>,
+    /// Line of the file on which each resource begins.
+    pub lines: BTreeMap<ResourceId, u32>,
+}
+
+/// Reads a stack file for one environment. Equal arguments give equal results.
+///
+/// # Errors
+/// Everything that is wrong with the file as this environment sees it, in the order of its lines; of very many errors
+/// the first hundred found, with the number of the others.
+pub fn load(source: Source<'_>, context: &Context) -> Result<Loaded, Vec<Diagnostic>> {
+    let sources = Sources(vec![File::new(source).map_err(|diagnostic| vec![diagnostic])?]);
+    let mut report = Report::new(&sources);
+    let loaded = match yaml::parse(sources.0[0].text, 0, &mut report) {
+        Some(root) => assemble(&mut report, &root, context),
+        None => {
+            if !report.has_errors() {
+                empty(&mut report);
+            }
+            None
+        }
+    };
+    let (errors, warnings) = report.finish();
+    match loaded {
+        Some(loaded) if errors.is_empty() => Ok(Loaded { warnings, ..loaded }),
+        _ => Err(errors),
+    }
+}
+
+/// The beginning of the first source.
+const START: Span = Span { source: 0, start: 0, end: 0 };
+
+fn empty(report: &mut Report<'_>) {
+    let message = || "the stack file is empty".to_owned();
+    report.error(Code::MISSING_KEY, START, message, help("run `orchestra init` to write one, or begin with `version: 1` and `name: …`"));
+}
+
+fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context) -> Option<Loaded> {
+    if root.is_null() {
+        empty(report);
+        return None;
+    }
+    if root.entries().is_some() && !version(report, root) {
+        return None;
+    }
+    let fields = Fields::read(report, root, &tables::ROOT, START)?;
+    let stack = fields.get("name").and_then(|entry| {
+        let text = crate::decode::text(report, &entry.value, "a name")?;
+        name(report, text, entry.value.span, "a stack")
+    });
+    let (environment, environments, overlay) = environment(report, &fields, context);
+
+    let section = |report: &mut Report<'_>, key: &str| -> Option<Rc<Node<'a>>> {
+        let base = fields.get(key).map(|entry| &entry.value);
+        match overlay.as_ref().and_then(|overlay| overlay.get(key)).filter(|entry| !entry.value.is_null()) {
+            Some(entry) => Some(layer::over(report, base, &entry.value)),
+            None => base.cloned(),
+        }
+    };
+    let services = section(report, "services");
+    let jobs = section(report, "jobs");
+    let volumes = section(report, "volumes");
+
+    // Without a name of its own the stack is read on under a stand-in, so that the other errors show as well.
+    let stand_in = || "stack".parse::<Name>().expect("`stack` is a name");
+    let stack = stack.unwrap_or_else(stand_in);
+    let environment = environment.unwrap_or_else(stand_in);
+    let sections = [services.as_deref(), jobs.as_deref(), volumes.as_deref()];
+    let scope = Scope::read(report, context, stack.clone(), environment.clone(), sections);
+
+    let mut desired = Desired {
+        environment: EnvironmentId { stack, environment },
+        target: Target::Process,
+        resources: BTreeMap::new(),
+    };
+    let mut lines = BTreeMap::new();
+    let (mut expanded, mut edges) = (0, Vec::new());
+    for (name, outline) in &scope.volumes {
+        let id = ResourceId::new(ResourceKind::Volume, name.clone());
+        lines.insert(id.clone(), report.sources.file(outline.span).line(outline.span.start));
+        desired.resources.insert(id, Resource::Volume(outline.volume.clone()));
+    }
+    let workloads = (scope.jobs.iter().map(|(name, entry)| (ResourceKind::Job, name, *entry)))
+        .chain(scope.services.iter().map(|(name, outline)| (ResourceKind::Service, name, outline.entry)));
+    for (kind, name, entry) in workloads {
+        let decoder = Decoder::new(report, &scope, &mut expanded, &mut edges, kind, name.clone());
+        let resource = match kind {
+            ResourceKind::Service => decoder.service(entry).map(Resource::Service),
+            _ => decoder.job(entry).map(Resource::Job),
+        };
+        let id = ResourceId::new(kind, name.clone());
+        lines.insert(id.clone(), report.sources.file(entry.key_span).line(entry.key_span.start));
+        desired.resources.extend(resource.map(|resource| (id, resource)));
+    }
+    graph::check(report, &edges);
+    if scope.services.is_empty() && scope.jobs.is_empty() {
+        let message = || "the stack has no services and no jobs".to_owned();
+        report.warning(Code::MISSING_KEY, START, message, help("add one under `services`"));
+    }
+    Some(Loaded { desired, warnings: Vec::new(), environments, lines })
+}
+
+/// Checks the version before anything else: another one may mean anything else by its keys.
+fn version(report: &mut Report<'_>, root: &Node<'_>) -> bool {
+    let Some(entry) = root.get("version") else { return true };
+    match &entry.value.value {
+        Value::Scalar(Scalar::Integer | Scalar::Text, text) if text == "1" => true,
+        Value::Scalar(Scalar::Integer | Scalar::Float | Scalar::Text, text) => {
+            let message = || format!("version {} of the stack file is not supported", cut(text));
+            report.error(Code::UNSUPPORTED_VERSION, entry.value.span, message, help("this version of Orchestra reads `version: 1`"));
+            false
+        }
+        _ => {
+            expected(report, &entry.value, "the number 1", "write `version: 1`");
+            false
+        }
+    }
+}
+
+/// Chooses the environment: its name, the names of all, and its overlay.
+fn environment<'a>(
+    report: &mut Report<'_>,
+    fields: &Fields<'_, 'a>,
+    context: &Context,
+) -> (Option<Name>, Vec<Name>, Option<Rc<Node<'a>>>) {
+    let entries: &[Entry<'a>] = fields.get("environments").map_or(&[], |entry| named(report, &entry.value, true, ""));
+    let mut found: BTreeMap<Name, &Entry<'a>> = BTreeMap::new();
+    for entry in entries {
+        if let Some(name) = name(report, &entry.key, entry.key_span, "an environment") {
+            found.insert(name, entry);
+        }
+    }
+    let names: Vec<Name> = found.keys().cloned().collect();
+    let dev: Name = "dev".parse().expect("`dev` is a name");
+    let chosen = match &context.environment {
+        Some(name) => name.clone(),
+        None if found.contains_key(&dev) || names.len() != 1 => dev.clone(),
+        None => names[0].clone(),
+    };
+    for (name, entry) in &found {
+        if *name != chosen && entry.value.entries().is_none() && !entry.value.is_null() {
+            expected(report, &entry.value, "a mapping", "");
+        }
+    }
+    let Some(entry) = found.get(&chosen) else {
+        // `dev` exists always: it is the stack as it is written, on this machine.
+        if chosen != dev {
+            undefined(report, fields, &chosen, &names);
+        }
+        return (Some(chosen), names, None);
+    };
+    if entry.value.is_null() {
+        return (Some(chosen), names, None);
+    }
+    let target = entry.value.get("target");
+    let known_target = target.is_none_or(|target| check_target(report, target));
+    // What belongs to another target is not judged by the rules of this one.
+    if known_target {
+        let _ = Fields::read(report, &entry.value, &tables::ENVIRONMENT, entry.key_span);
+    }
+    (Some(chosen), names, Some(Rc::clone(&entry.value)))
+}
+
+fn check_target(report: &mut Report<'_>, entry: &Entry<'_>) -> bool {
+    if let Value::Scalar(Scalar::Text, text) = &entry.value.value
+        && tables::LATER_TARGETS.contains(&text.as_ref())
+    {
+        let message = || format!("the target `{text}` is not supported yet");
+        report.error(Code::NOT_YET_SUPPORTED, entry.value.span, message, help("write `target: process`"));
+        return false;
+    }
+    crate::decode::choice(report, &entry.value, &[("process", Target::Process)]).is_some()
+}
+
+fn undefined(report: &mut Report<'_>, fields: &Fields<'_, '_>, chosen: &Name, names: &[Name]) {
+    let message = || format!("the environment `{chosen}` is not defined");
+    let span = fields.get("environments").map_or(START, |entry| entry.key_span);
+    let near = nearest(chosen.as_str(), names.iter().map(Name::as_str).chain(["dev"]));
+    let list = names.iter().take(12).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    report.error(Code::UNKNOWN_ENVIRONMENT, span, message, |diagnostic, sources| match near {
+        Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
+        None if list.is_empty() => plain(diagnostic, sources).help("the file defines none; without `--env` it runs as `dev`"),
+        None => diagnostic.help(format!("defined are: {list}")),
+    });
+}
