@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use orchestra_api::{Client, ClientError, Endpoint, Version};
+use orchestra_api::{Client, ClientError, Endpoint, TransportError, Version};
 use orchestra_model::{Code, Diagnostic, EnvironmentId, Name};
 use tokio::time::Instant;
 
@@ -22,6 +22,9 @@ use crate::{
 
 /// How long a server may take from its start to its first answer. It replays its journal in that time.
 const START: Duration = Duration::from_secs(30);
+
+/// How long a server that hangs up may take until it is gone.
+const ENDING: Duration = Duration::from_secs(5);
 
 /// What a command knows before it asks anybody.
 pub(crate) struct Session {
@@ -96,12 +99,20 @@ impl Session {
 
     /// The server, if one answers. `None` if nobody listens.
     pub(crate) async fn running(&self) -> Result<Option<(Client, Version)>, ClientError> {
-        match Client::connect(self.endpoint()).await {
-            // A server of this host does not come back by itself: the command has to start it, so the client does not wait.
-            Ok((client, version)) if !self.is_remote() => Ok(Some((client.patience(Duration::ZERO), version))),
-            Ok(answered) => Ok(Some(answered)),
-            Err(error) if error.is_unreachable() => Ok(None),
-            Err(error) => Err(error),
+        let deadline = Instant::now() + ENDING;
+        loop {
+            match Client::connect(self.endpoint()).await {
+                Ok((client, version)) if self.is_remote() => return Ok(Some((client, version))),
+                // A server of this host does not come back by itself: the command has to start it, so the client does
+                // not wait.
+                Ok((client, version)) => return Ok(Some((client.patience(Duration::ZERO), version))),
+                Err(error) if error.is_unreachable() => return Ok(None),
+                // It hung up: it was killed or ends in this moment, and soon either nobody listens or another one does.
+                Err(ClientError::Transport(TransportError::Lost { .. })) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 

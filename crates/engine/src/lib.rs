@@ -17,4 +17,4 @@ mod route_hub;
 pub use clock::Clock;
 pub use control_plane::{ControlPlane, Options, RunRequest, StartedRun, View};
 pub use error::EngineError;
-pub use planning::{LoadedStack, StackSource, load, plan_down, plan_up};
+pub use planning::{LoadedStack, StackSource, load, plan_down, plan_stack};

@@ -62,8 +62,24 @@ pub fn load(source: &StackSource, volumes: &str) -> Result<LoadedStack, EngineEr
     })
 }
 
-/// What `up` would do, given what is recorded.
-pub fn plan_up(
+/// What `up` would do, given what is recorded. The stack file says nothing of restarts, so their counters stay.
+pub fn plan_stack(
+    base: Option<ReleaseNumber>,
+    resources: BTreeMap<ResourceId, ResourceRecord>,
+    observed: BTreeMap<ResourceId, Observation>,
+    desired: &Desired,
+) -> Result<Plan, EngineError> {
+    let mut desired = desired.clone();
+    for (id, resource) in &mut desired.resources {
+        if let (Resource::Service(service), Some(Resource::Service(now))) = (resource, resources.get(id).map(|r| &r.applied)) {
+            service.restarts = now.restarts;
+        }
+    }
+    plan_up(base, resources, observed, &desired)
+}
+
+/// What it takes to get to `desired`, given what is recorded.
+fn plan_up(
     base: Option<ReleaseNumber>,
     resources: BTreeMap<ResourceId, ResourceRecord>,
     observed: BTreeMap<ResourceId, Observation>,
@@ -107,7 +123,10 @@ pub(crate) fn plan_request(machine: &Environment, now: Now, request: &RunRequest
         Planned { plan, kind, reason, source, warnings }
     };
     match &request.what {
-        What::Up(stack) => Ok(planned(up(&stack.desired)?, RunKind::Up, stack.source.clone(), stack.warnings.clone())),
+        What::Up(stack) => {
+            let plan = plan_stack(record.stable, resources(), observed, &stack.desired)?;
+            Ok(planned(plan, RunKind::Up, stack.source.clone(), stack.warnings.clone()))
+        }
         What::Apply { plan, source: from } => {
             let current = Current { base: record.stable, resources: resources(), observed };
             let stale: Vec<Diagnostic> =

@@ -4,7 +4,12 @@
 //! program executes) and up to `Gone` (it ended, its logs are complete, and that is recorded). The overhead of a start is
 //! `provider/started` minus `raw`, though `raw` also contains the program's whole life.
 
-use std::{collections::BTreeMap, path::Path, process::Command, time::{Duration, Instant}};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use orchestra_model::{

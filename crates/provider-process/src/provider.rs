@@ -129,9 +129,11 @@ impl ProcessProvider {
                 .source(source)
         };
         let mut options = options;
-        for (what, path) in
-            [("launch folder", &mut options.root), ("log folder", &mut options.logs), ("volume folder", &mut options.volumes)]
-        {
+        for (what, path) in [
+            ("launch folder", &mut options.root),
+            ("log folder", &mut options.logs),
+            ("volume folder", &mut options.volumes),
+        ] {
             // Shims run in their launch folders, where relative paths mean something else.
             *path = std::path::absolute(&*path).map_err(|source| failed(what, path, source))?;
             folder::create_private(path).map_err(|source| failed(what, path, source))?;
@@ -267,6 +269,15 @@ impl Inner {
         Arc::clone(self.slots.lock().await.entry(key.clone()).or_default())
     }
 
+    /// Removes a slot that nobody else is about to use: two slots for one key would be two tasks for one launch.
+    async fn drop_slot(&self, key: &LaunchKey, slot: &Slot) {
+        let mut slots = self.slots.lock().await;
+        // One count is ours, one the table's.
+        if Arc::strong_count(slot) <= 2 && slot.try_lock().is_ok_and(|task| task.is_none()) {
+            slots.remove(key);
+        }
+    }
+
     /// Reports events of a launch that has no task. They are delivered by a task, because the caller may be the one
     /// who has to take them.
     fn report(&self, key: LaunchKey, events: Vec<ProviderEvent>) {
@@ -355,6 +366,10 @@ impl Inner {
                     return Ok(Attached::Live(task));
                 }
             }
+            if self.tree.is_cancelled() {
+                let message = format!("{key} cannot be looked up: the server is shutting down");
+                return Err(Error::new(Code::RUN_CANCELLED, Retry::OnChange, message));
+            }
             // The shim is just starting or just ending, and nothing tells when: the folder's next state is at most
             // milliseconds away.
             tokio::time::sleep(BUSY_PAUSE).await;
@@ -413,7 +428,8 @@ impl Inner {
                 }
                 Attached::Ended(status) => return Ok(Some(status.observed(key.clone()))),
                 Attached::Never => {
-                    self.slots.lock().await.remove(key);
+                    let slot = self.slot(key).await;
+                    self.drop_slot(key, &slot).await;
                     return Ok(None);
                 }
             }
@@ -454,8 +470,8 @@ impl Inner {
             Error::new(Code::STATE_WRITE, Retry::After(Duration::from_secs(1)), format!("{key} cannot be forgotten"))
                 .source(source)
         };
-        let slot = self.slot(&key).await;
-        let mut slot = slot.lock().await;
+        let shared = self.slot(&key).await;
+        let mut slot = shared.lock().await;
         if let Attached::Live(task) = self.attach(&key, &mut slot).await? {
             let (reply, answer) = oneshot::channel();
             let asked = task.send(Command::Report { replay: false, reply }).await.is_ok();
@@ -495,7 +511,8 @@ impl Inner {
             }
         }
         *slot = None;
-        self.slots.lock().await.remove(&key);
+        drop(slot);
+        self.drop_slot(&key, &shared).await;
         Ok(())
     }
 

@@ -459,9 +459,7 @@ pub(crate) fn pass_credentials(socket: BorrowedFd<'_>) -> io::Result<()> {
     let size = libc::socklen_t::try_from(mem::size_of::<c_int>()).unwrap_or(4);
     let set = |option| {
         // SAFETY: passes a pointer to a local of the given size.
-        unsafe {
-            libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const on).cast(), size)
-        }
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const on).cast(), size) }
     };
     if set(libc::SO_PASSCRED) < 0 {
         return Err(io::Error::last_os_error());
@@ -492,9 +490,8 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<D
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = mem::size_of_val(&control);
     // SAFETY: see above.
-    let len = unsafe {
-        libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC)
-    };
+    let len =
+        unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) };
     let Ok(len) = usize::try_from(len) else { return Err(io::Error::last_os_error()) };
     let mut datagram = Datagram { len, pid: None, pidfd: None };
     // SAFETY: the kernel wrote well-formed control messages; each is read within its own length.

@@ -5,11 +5,7 @@
 
 mod cases;
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use orchestra_model::{
     EnvironmentId, InstanceId, ReleaseNumber,

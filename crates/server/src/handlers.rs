@@ -145,7 +145,7 @@ async fn recorded_plan(app: &App, environment: EnvironmentId, request: Planned) 
         .await?;
     let (base, resources): (Option<ReleaseNumber>, BTreeMap<ResourceId, ResourceRecord>) = recorded.unwrap_or_default();
     match request {
-        Planned::Up(stack) => orchestra_engine::plan_up(base, resources, BTreeMap::new(), &stack.desired),
+        Planned::Up(stack) => orchestra_engine::plan_stack(base, resources, BTreeMap::new(), &stack.desired),
         Planned::Down { volumes } => orchestra_engine::plan_down(&environment, base, resources, volumes),
     }
 }

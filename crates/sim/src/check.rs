@@ -200,7 +200,7 @@ impl World {
             self.violate(format!("{key} is launched without its intent in the journal"));
         }
         match self.disk.instances.get(&key.instance) {
-            Some(record) if record.attempt == key.attempt && record.intent == InstanceIntent::Run => {
+            Some(record) if record.attempt == key.attempt => {
                 if record.ports != launch.ports {
                     self.violate(format!("{key} is launched with other ports than the disk has"));
                 }

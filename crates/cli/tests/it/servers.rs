@@ -58,6 +58,24 @@ async fn of_two_commands_that_start_a_server_both_get_the_one_that_won() {
 }
 
 #[tokio::test]
+async fn a_server_that_ends_in_this_moment_is_replaced() {
+    let mut test = TestEnvironment::new();
+    std::fs::create_dir_all(test.home()).unwrap();
+    let dying = std::os::unix::net::UnixListener::bind(orchestra_api::socket_path(&test.home())).unwrap();
+    let end = std::thread::spawn(move || {
+        for _ in 0..2 {
+            drop(dying.accept().unwrap());
+        }
+    });
+    test.spawns(Vec::new());
+    let outcome = test.run("server start").await;
+    assert_eq!(outcome.exit, Exit::Success, "{}", outcome.page());
+    assert_eq!(test.spawned().len(), 1);
+    end.join().unwrap();
+    test.finish();
+}
+
+#[tokio::test]
 async fn listening_on_tcp_needs_a_token_that_is_no_argument() {
     let mut test = TestEnvironment::new();
     let outcome = test.run("server start --listen 127.0.0.1:7070").await;

@@ -8,12 +8,19 @@ use std::{
     os::{
         fd::AsRawFd as _,
         linux::net::SocketAddrExt as _,
-        unix::{fs::FileExt as _, net::{SocketAddr, UnixDatagram}},
+        unix::{
+            fs::FileExt as _,
+            net::{SocketAddr, UnixDatagram},
+        },
     },
     process::ExitCode,
 };
 
-use orchestra_model::{desired::Signal, launch::{Launch, ProviderEvent, Termination}, quantity::Timespan};
+use orchestra_model::{
+    desired::Signal,
+    launch::{Launch, ProviderEvent, Termination},
+    quantity::Timespan,
+};
 use orchestra_provider::Provider as _;
 use orchestra_provider_process::{Options, ProcessProvider};
 use orchestra_task::TaskTree;

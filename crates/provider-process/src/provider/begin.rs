@@ -18,13 +18,20 @@ use rustix::fs::{Mode, OFlags};
 use super::Inner;
 use crate::{
     folder::{CONTROL, Folder, LAUNCH, LaunchFile, Lock, STATUS, Status, VERSION},
-    log_format,
+    log_format, sys,
 };
+
+/// A conversation with a shim.
+pub(super) struct Connection {
+    pub(super) stream: OwnedFd,
+    /// Pidfd of the shim, if it is our child, which must be reaped.
+    pub(super) child: Option<OwnedFd>,
+}
 
 /// What came of beginning a launch.
 pub(super) enum Begun {
-    /// A shim was spawned; this is the connection to it.
-    Spawned(OwnedFd),
+    /// A shim was spawned.
+    Spawned(Connection),
     /// Somebody did before.
     Existed,
 }
@@ -36,7 +43,7 @@ pub(super) enum Look {
     /// It is gone.
     Ended(Box<Status>),
     /// A shim lives: the old one, or a new one in place of a killed one.
-    Connected(OwnedFd),
+    Connected(Connection),
     /// A supervisor lives that does not answer: it is just starting or ending.
     Busy,
 }
@@ -59,9 +66,11 @@ impl Inner {
             return Ok(Begun::Existed);
         }
         let nonce = random()?;
-        let cgroup = self.enforced.parent.as_ref().map(|parent| {
-            parent.join(format!("orchestra-{}-{}-{nonce}", launch.key.instance, launch.key.attempt))
-        });
+        let cgroup = self
+            .enforced
+            .parent
+            .as_ref()
+            .map(|parent| parent.join(format!("orchestra-{}-{}-{nonce}", launch.key.instance, launch.key.attempt)));
         let file = LaunchFile {
             version: VERSION,
             nonce,
@@ -89,7 +98,7 @@ impl Inner {
             Ok(Some(lock)) => lock,
             Ok(None) => {
                 return Ok(match connect(folder) {
-                    Ok(connection) => Look::Connected(connection),
+                    Ok(stream) => Look::Connected(Connection { stream, child: None }),
                     Err(_) => Look::Busy,
                 });
             }
@@ -130,7 +139,7 @@ impl Inner {
     }
 
     /// Spawns a shim with the lock, and with a connection.
-    fn spawn_shim(&self, folder: &Folder, lock: Lock, role: Role) -> io::Result<OwnedFd> {
+    fn spawn_shim(&self, folder: &Folder, lock: Lock, role: Role) -> io::Result<Connection> {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         rustix::io::ioctl_fionbio(&ours, true)?;
@@ -148,9 +157,9 @@ impl Inner {
                 Role::Adopt(Some(pidfd)) => Stdio::from(pidfd),
                 Role::Adopt(None) | Role::Start => Stdio::null(),
             });
-        // Dropping the child neither kills nor reaps it: the supervisor reaps by a descriptor of its own.
-        drop(command.spawn()?);
-        Ok(ours)
+        // Dropping the child neither kills nor reaps it; the supervisor reaps by the descriptor.
+        let child = sys::pidfd_open(command.spawn()?.id()).ok();
+        Ok(Connection { stream: ours, child })
     }
 }
 

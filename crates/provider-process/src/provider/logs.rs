@@ -122,7 +122,8 @@ fn history(
     }
     loop {
         // A handful of launches have lines at a time; a heap would not pay.
-        let next = readers.values_mut().filter(|reader| !reader.lines.is_empty()).min_by_key(|reader| reader.lines[0].at);
+        let next =
+            readers.values_mut().filter(|reader| !reader.lines.is_empty()).min_by_key(|reader| reader.lines[0].at);
         let Some(reader) = next else { return Ok(()) };
         if let Some(line) = reader.lines.pop_front()
             && !deliver(line)
@@ -426,13 +427,7 @@ impl Reader {
     fn emit(&mut self, stream: LogStream) {
         let Partial { bytes, at } = std::mem::take(&mut self.partial[slot(stream)]);
         if !bytes.is_empty() && self.since.is_none_or(|since| at >= since) {
-            self.lines.push_back(LogLine {
-                instance: self.instance.clone(),
-                attempt: self.attempt,
-                stream,
-                at,
-                bytes,
-            });
+            self.lines.push_back(LogLine { instance: self.instance.clone(), attempt: self.attempt, stream, at, bytes });
         }
     }
 

@@ -29,7 +29,11 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::{Inner, begin::Look, blocking};
+use super::{
+    Inner,
+    begin::{Connection, Look},
+    blocking,
+};
 use crate::{
     clock,
     folder::{FIFOS, Folder, Status},
@@ -112,7 +116,7 @@ impl Supervisor {
     pub(super) fn start(
         inner: &Arc<Inner>,
         key: &LaunchKey,
-        connection: OwnedFd,
+        connection: Connection,
     ) -> io::Result<(mpsc::Sender<Command>, oneshot::Receiver<()>)> {
         let (sender, commands) = mpsc::channel(64);
         let (recorded, is_recorded) = oneshot::channel();
@@ -120,14 +124,14 @@ impl Supervisor {
             inner: Arc::clone(inner),
             key: key.clone(),
             folder: inner.folder(key),
-            stream: UnixStream::from_std(connection.into())?,
+            stream: UnixStream::from_std(connection.stream.into())?,
             incoming: Vec::new(),
             outgoing: Vec::new(),
             outbox: VecDeque::new(),
             commands,
             recorded: Some(recorded),
             status: None,
-            held: Held::default(),
+            held: Held { shim: connection.child.and_then(|fd| sys::watch_readable(fd).ok()), ..Held::default() },
             pending: HashMap::new(),
             next_id: 0,
         };
@@ -164,6 +168,10 @@ impl Supervisor {
     async fn listen(&mut self) {
         let events = self.inner.events.clone();
         loop {
+            if events.is_closed() {
+                // Nobody will ever take them; the launch itself is still looked after.
+                self.outbox.clear();
+            }
             let interest = match (self.outbox.len() < OUTBOX, self.outgoing.is_empty()) {
                 (true, true) => Some(Interest::READABLE),
                 (true, false) => Some(Interest::READABLE | Interest::WRITABLE),
@@ -173,8 +181,9 @@ impl Supervisor {
             // Every arm is cancel safe: readiness and permits are taken again, and a command is not lost by `recv`.
             tokio::select! {
                 permit = events.reserve(), if !self.outbox.is_empty() => {
-                    let (Ok(permit), Some(event)) = (permit, self.outbox.pop_front()) else { return };
-                    permit.send((self.key.clone(), event));
+                    if let (Ok(permit), Some(event)) = (permit, self.outbox.pop_front()) {
+                        permit.send((self.key.clone(), event));
+                    }
                 }
                 Some(command) = self.commands.recv() => self.command(command),
                 ready = self.stream.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() => {
@@ -289,7 +298,9 @@ impl Supervisor {
 
     /// Takes hold of the launch's processes. What cannot be held is done without.
     fn hold(&mut self, status: &Status) {
-        self.held.shim = sys::pidfd_open(status.shim).and_then(sys::watch_readable).ok();
+        if self.held.shim.is_none() {
+            self.held.shim = sys::pidfd_open(status.shim).and_then(sys::watch_readable).ok();
+        }
         if status.exit.is_some() {
             self.held.main = None;
         } else if self.held.main.is_none() {
@@ -370,7 +381,8 @@ impl Supervisor {
                     return false;
                 }
                 Ok(Look::Connected(connection)) => {
-                    if let Ok(stream) = UnixStream::from_std(connection.into()) {
+                    self.held.shim = connection.child.and_then(|fd| sys::watch_readable(fd).ok());
+                    if let Ok(stream) = UnixStream::from_std(connection.stream.into()) {
                         self.stream = stream;
                         self.incoming.clear();
                         self.ask_again();

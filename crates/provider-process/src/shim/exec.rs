@@ -89,9 +89,10 @@ impl Execs {
         self.next += 1;
         let number = self.next;
         let child = launch::prepare(file, command, Some((number, tree.group().is_none())))?;
-        let group = tree.group().map(|group| group.join(format!("exec-{number}"))).filter(|group| {
-            cgroup::create(group, &orchestra_model::desired::Resources::default()).is_ok()
-        });
+        let group = tree
+            .group()
+            .map(|group| group.join(format!("exec-{number}")))
+            .filter(|group| cgroup::create(group, &orchestra_model::desired::Resources::default()).is_ok());
         let started = || -> io::Result<_> {
             let (failure, child_failure) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
             let (output, child_output) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
@@ -247,4 +248,3 @@ impl Running {
 pub(crate) fn not_started(connection: u64, id: u64, message: String) -> Finished {
     Finished { id, connection, exit: Some(Exit::NotStarted), output: message }
 }
-

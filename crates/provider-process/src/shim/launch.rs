@@ -1,11 +1,6 @@
 //! From a launch to a child process, and from a child's failure to a message.
 
-use std::{
-    ffi::CString,
-    fs::File,
-    io::Read as _,
-    os::fd::OwnedFd,
-};
+use std::{ffi::CString, fs::File, io::Read as _, os::fd::OwnedFd};
 
 use orchestra_model::launch::Launch;
 
@@ -30,9 +25,8 @@ pub(crate) fn notifies(launch: &Launch) -> bool {
 pub(crate) fn prepare(file: &LaunchFile, command: &[String], exec: Option<(u64, bool)>) -> Result<Child, String> {
     let launch = &file.launch;
     let program = command.first().filter(|program| !program.is_empty()).ok_or("the command is empty")?;
-    let text = |text: &str| {
-        CString::new(text).map_err(|_| format!("`{}` contains a NUL byte", text.replace('\0', "\\0")))
-    };
+    let text =
+        |text: &str| CString::new(text).map_err(|_| format!("`{}` contains a NUL byte", text.replace('\0', "\\0")));
     let mut env: Vec<CString> = Vec::with_capacity(launch.env.len() + 4);
     let mut add = |name: &str, value: &str| text(&format!("{name}={value}")).map(|variable| env.push(variable));
     let ours = |name: &str| {
@@ -181,12 +175,7 @@ mod tests {
         let env: Vec<_> = child.env.iter().map(|variable| variable.to_str().unwrap()).collect();
         assert_eq!(
             env,
-            [
-                "A=1",
-                "ORCHESTRA_LAUNCH=demo/dev/api-r1-1#1@0f",
-                "NOTIFY_SOCKET=@orchestra/0f",
-                "WATCHDOG_USEC=2000000"
-            ]
+            ["A=1", "ORCHESTRA_LAUNCH=demo/dev/api-r1-1#1@0f", "NOTIFY_SOCKET=@orchestra/0f", "WATCHDOG_USEC=2000000"]
         );
         assert!(prepare(&file, &["a\0b".into()], None).unwrap_err().contains("NUL"));
         assert!(prepare(&file, &[], None).is_err());

@@ -59,9 +59,8 @@ impl NotifySocket {
     pub(crate) fn receive(&self, tree: &Tree) -> Option<Vec<Notice>> {
         let mut buffer = [0; MAX_MESSAGE];
         let datagram = sys::receive(self.0.as_fd(), &mut buffer).ok()?;
-        let known = datagram
-            .pid
-            .is_some_and(|pid| tree.contains(pid, datagram.pidfd.as_ref().map(std::os::fd::AsFd::as_fd)));
+        let known =
+            datagram.pid.is_some_and(|pid| tree.contains(pid, datagram.pidfd.as_ref().map(std::os::fd::AsFd::as_fd)));
         Some(if known { parse(&buffer[..datagram.len]) } else { Vec::new() })
     }
 }

@@ -141,7 +141,9 @@ impl Shim {
         status.in_cgroup = group.is_some();
         let mut tree = Tree::new(&file.marker(), status.session, group, false);
         let notify = if launch::notifies(&file.launch) {
-            NotifySocket::open(&file.nonce).map_err(|error| format!("the notify socket cannot be made: {error}")).map(Some)
+            NotifySocket::open(&file.nonce)
+                .map_err(|error| format!("the notify socket cannot be made: {error}"))
+                .map(Some)
         } else {
             Ok(None)
         };
@@ -182,12 +184,7 @@ impl Shim {
                         status.pid = Some(forked.pid);
                         status.start_time = stat(forked.pid).map_or(0, |stat| stat.start_time);
                         status.started_at = Some(clock::wall());
-                        main = Some(Main {
-                            pid: forked.pid,
-                            pidfd: forked.pidfd,
-                            child: true,
-                            unresolved_until: None,
-                        });
+                        main = Some(Main { pid: forked.pid, pidfd: forked.pidfd, child: true, unresolved_until: None });
                         starting = Some((failure, child));
                         go = Some(our_go);
                     }
@@ -197,7 +194,18 @@ impl Shim {
             Err(message) => fail(&mut status, &message),
         }
         // Without a record there must be no program: an error here ends the shim, and its child never gets its go.
-        folder.write_status(&status)?;
+        if let Err(error) = folder.write_status(&status) {
+            drop(go);
+            if let Some(main) = main {
+                sys::pidfd_signal(main.pidfd.as_fd(), libc::SIGKILL);
+                let _ = rustix::process::waitid(
+                    rustix::process::WaitId::PidFd(main.pidfd.as_fd()),
+                    rustix::process::WaitIdOptions::EXITED,
+                );
+            }
+            tree.leave_group();
+            return Err(error);
+        }
         if let Some(go) = go {
             rustix::io::write(&go, b"g")?;
         }
@@ -253,11 +261,8 @@ impl Shim {
                 status.say("it ended while nobody watched");
             }
         }
-        let notify = if launch::notifies(&file.launch) && main.is_some() {
-            NotifySocket::open(&file.nonce).ok()
-        } else {
-            None
-        };
+        let notify =
+            if launch::notifies(&file.launch) && main.is_some() { NotifySocket::open(&file.nonce).ok() } else { None };
         let interval = file.launch.watchdog.map(|interval| clock::millis(interval.duration()).max(1));
         let deadline = interval.filter(|_| status.notified_ready).map(|interval| clock::boot_millis() + interval);
         let ended = status.exit.is_some();
@@ -354,7 +359,10 @@ impl Shim {
         }
         let timeout = self.deadline().map(|deadline| {
             let left = deadline.saturating_sub(clock::boot_millis());
-            Timespec { tv_sec: i64::try_from(left / 1000).unwrap_or(i64::MAX), tv_nsec: (left % 1000 * 1_000_000).cast_signed() }
+            Timespec {
+                tv_sec: i64::try_from(left / 1000).unwrap_or(i64::MAX),
+                tv_nsec: (left % 1000 * 1_000_000).cast_signed(),
+            }
         });
         let (tokens, mut fds): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
         match poll(&mut fds, timeout.as_ref()) {
@@ -532,6 +540,13 @@ impl Shim {
         }
         // A zombie: its parent has not reaped it yet. Its status can be read, by those who may; others read 0.
         let zombie = stat(main.pid).filter(|stat| stat.state == 'Z' && stat.start_time == self.status.start_time);
+        // Reaped between the two looks.
+        if zombie.is_none()
+            && let Some(status) = sys::pidfd_info(main.pidfd.as_fd()).wait_status
+        {
+            self.main_ended(exit_of(status));
+            return;
+        }
         match zombie {
             Some(stat) if stat.wait_status != 0 || sys::effective_uid() == 0 => {
                 self.main_ended(exit_of(stat.wait_status));

@@ -175,9 +175,7 @@ impl Group {
     fn populated(&mut self) -> bool {
         let mut text = String::new();
         // A group that cannot be read was removed, and only empty ones can be.
-        self.events.rewind().is_ok()
-            && self.events.read_to_string(&mut text).is_ok()
-            && cgroup::populated(&text)
+        self.events.rewind().is_ok() && self.events.read_to_string(&mut text).is_ok() && cgroup::populated(&text)
     }
 }
 

@@ -35,7 +35,8 @@ async fn a_program_gets_exactly_what_its_launch_says() {
     let mut server = bench.serve();
     let mut launch = bench.launch(1, Program::Run);
     launch.command = torture(&["report"]);
-    launch.env = BTreeMap::from([("A".into(), "1".into()), ("EMPTY".into(), String::new()), ("Ü".into(), "x=y".into())]);
+    launch.env =
+        BTreeMap::from([("A".into(), "1".into()), ("EMPTY".into(), String::new()), ("Ü".into(), "x=y".into())]);
     launch.umask = 0o137;
     launch.limits = BTreeMap::from([(Limit::Nofile, 123), (Limit::Core, 0)]);
     let key = launch.key.clone();
@@ -70,7 +71,9 @@ async fn a_program_runs_as_its_user() {
     let mut server = bench.serve();
     // Others must be able to enter the folder of the test and the one of the program.
     fs::set_permissions(world.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    for (ordinal, (user, uid, gid)) in [("nobody", "65534", "65534"), ("12345:23456", "12345", "23456")].into_iter().enumerate() {
+    for (ordinal, (user, uid, gid)) in
+        [("nobody", "65534", "65534"), ("12345:23456", "12345", "23456")].into_iter().enumerate()
+    {
         let mut launch = bench.launch(u32::try_from(ordinal).unwrap(), Program::Run);
         launch.command = ["sh", "-c", "id -u; id -g; id -G; echo by name > /dev/stderr"].map(str::to_owned).to_vec();
         launch.user = Some(user.to_owned());
@@ -106,7 +109,11 @@ async fn a_failed_start_says_which_file_and_why() {
     let text = file("text", "no first line", 0o755);
     let here = dir.display().to_string();
     let cases: [(&str, &str, Vec<&str>); 7] = [
-        ("no-such-program", &here, vec!["`no-such-program` was not found", "PATH that was searched: /usr/local/bin:/usr/bin:/bin"]),
+        (
+            "no-such-program",
+            &here,
+            vec!["`no-such-program` was not found", "PATH that was searched: /usr/local/bin:/usr/bin:/bin"],
+        ),
         ("./missing", &here, vec!["/missing` does not exist"]),
         ("./plain", &here, vec![&plain, "may not be executed", "chmod +x"]),
         ("./orphan", &here, vec![&orphan, "interpreter or loader that it names does not exist"]),
@@ -167,7 +174,8 @@ async fn only_the_tree_is_believed() {
         server.until(&key, "READY=1", |seen| seen.contains(&ProviderEvent::NotifiedReady)).await;
         let marker = world::marker(&world, &key);
         let name = format!("orchestra/{}", marker.rsplit('@').next().unwrap());
-        let address = <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name).unwrap();
+        let address =
+            <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name).unwrap();
         UnixDatagram::unbound().unwrap().send_to_addr(b"STATUS=forged\nSTOPPING=1", &address).unwrap();
         // A child of the tree may speak, also one that is gone when it is heard (where the kernel remembers it).
         let exec = Exec { key: key.clone(), command: torture(&["print", "x", "", "0"]), timeout: PATIENCE };
@@ -184,7 +192,8 @@ async fn notices_come_in_order_and_the_watchdog_bites_once() {
     let (_world, bench) = bench("notices", Cgroups::Auto);
     let mut server = bench.serve();
     let mut launch = bench.launch(1, Program::Run);
-    launch.command = torture(&["notify-each", "RELOADING=1", "READY=1", "STATUS=a", "STATUS=b\nMAINPID=1", "STOPPING=1"]);
+    launch.command =
+        torture(&["notify-each", "RELOADING=1", "READY=1", "STATUS=a", "STATUS=b\nMAINPID=1", "STOPPING=1"]);
     launch.watchdog = Some(Timespan::millis(50));
     let key = launch.key.clone();
     server.provider.start(launch).await.unwrap();
@@ -216,7 +225,9 @@ async fn a_command_ends_with_its_whole_tree() {
         server.provider.start(launch).await.unwrap();
         let pid = server.started(&key).await;
         let marker = world::marker(&world, &key);
-        for (command, exit) in [(["daemons", "3", "and", "exit"], Some(Exit::Code(0))), (["daemons", "3", "and", "stay"], None)] {
+        for (command, exit) in
+            [(["daemons", "3", "and", "exit"], Some(Exit::Code(0))), (["daemons", "3", "and", "stay"], None)]
+        {
             let exec = Exec { key: key.clone(), command: torture(&command), timeout: Duration::from_millis(300) };
             let outcome = server.provider.exec(exec).await.unwrap();
             assert_eq!((outcome.exit, outcome.output.as_str()), (exit, "armed\n"));
@@ -234,7 +245,10 @@ async fn two_providers_that_race_start_one_program() {
         let launch = bench.launch(1, Program::Print(format!("{round}\n"), String::new(), 0));
         let key = launch.key.clone();
         let providers: Vec<_> = (0..4)
-            .map(|_| orchestra_provider_process::ProcessProvider::open(world.options(), orchestra_task::TaskTree::new()).unwrap())
+            .map(|_| {
+                orchestra_provider_process::ProcessProvider::open(world.options(), orchestra_task::TaskTree::new())
+                    .unwrap()
+            })
             .collect();
         let mut waits = Vec::new();
         for provider in &providers {

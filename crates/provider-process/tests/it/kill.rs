@@ -46,7 +46,11 @@ async fn counts_on(file: &Path) {
     world::eventually("it goes on counting", || counted(file) > before + 10).await;
 }
 
-async fn start_counting(server: &mut Server, world: &Processes, bench: &orchestra_provider::conformance::Bench) -> (LaunchKey, u32, PathBuf) {
+async fn start_counting(
+    server: &mut Server,
+    world: &Processes,
+    bench: &orchestra_provider::conformance::Bench,
+) -> (LaunchKey, u32, PathBuf) {
     let file = world.dir.path().join("counted");
     let mut launch = bench.launch(1, Program::Run);
     launch.command = torture(&["count", file.to_str().unwrap(), "2"]);

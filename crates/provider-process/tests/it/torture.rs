@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use orchestra_model::{launch::{Exit, ProviderEvent}, quantity::Timespan};
+use orchestra_model::{
+    launch::{Exit, ProviderEvent},
+    quantity::Timespan,
+};
 use orchestra_provider::{
     LogStream,
     conformance::{Program, Server, term},
@@ -100,7 +103,8 @@ async fn rotated_logs_are_bounded_and_read_in_order() {
     let (world, bench) = bench("rotation", Cgroups::Auto);
     let mut server = bench.serve();
     let mut launch = bench.launch(1, Program::Run);
-    launch.command = ["sh", "-c", "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line $i; done"].map(str::to_owned).to_vec();
+    launch.command =
+        ["sh", "-c", "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line $i; done"].map(str::to_owned).to_vec();
     launch.log_max_bytes = 1000;
     launch.log_keep = 2;
     let key = launch.key.clone();
@@ -145,7 +149,8 @@ async fn a_full_disk_neither_stops_nor_kills_a_program() {
     let mut world = world::Processes::new(Cgroups::Auto);
     let small = world.dir.path().join("small");
     std::fs::create_dir(&small).unwrap();
-    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "none"]).arg(&small).status();
+    let mounted =
+        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "none"]).arg(&small).status();
     if !mounted.is_ok_and(|status| status.success()) {
         eprintln!("SKIPPED: a small file system cannot be mounted here");
         return;
@@ -165,9 +170,7 @@ async fn a_full_disk_neither_stops_nor_kills_a_program() {
     let logs = small.join("logs").join(key.environment.to_string()).join(key.instance.to_string()).join("1");
     std::fs::remove_file(logs.join("000001.stdout")).unwrap();
     let seen = server.gone(&key).await;
-    let lost = |event: &ProviderEvent| {
-        matches!(event, ProviderEvent::Exited { message: Some(message), .. } if message.contains("No space left"))
-    };
+    let lost = |event: &ProviderEvent| matches!(event, ProviderEvent::Exited { message: Some(message), .. } if message.contains("No space left"));
     assert!(seen.iter().any(lost), "{seen:?}");
     drop(server);
     std::process::Command::new("umount").arg("-l").arg(&small).status().unwrap();

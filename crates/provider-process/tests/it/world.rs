@@ -60,7 +60,9 @@ impl Drop for Processes {
                     let gone = read("status.json").is_none_or(|status| status["gone"] == true);
                     if let (Some(launch), false) = (read("launch.json"), gone) {
                         let shim = read("status.json").and_then(|status| status["shim"].as_u64());
-                        shim.into_iter().for_each(|shim| kill_nine(u32::try_from(shim).unwrap()));
+                        if let Some(shim) = shim {
+                            kill_nine(u32::try_from(shim).unwrap());
+                        }
                         markers.push(format!("@{}", launch["nonce"].as_str().unwrap_or("?")));
                     }
                 }
@@ -163,10 +165,7 @@ pub(crate) fn marker(world: &Processes, key: &LaunchKey) -> String {
 }
 
 fn processes() -> Vec<u32> {
-    fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect()
+    fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// Living processes that bear a marker.

@@ -52,11 +52,7 @@ async fn an_exit_is_reported_in_order(bench: Arc<Bench>) {
     assert!(
         matches!(
             seen[..],
-            [
-                ProviderEvent::Started { .. },
-                ProviderEvent::Exited { exit: Exit::Code(3), .. },
-                ProviderEvent::Gone
-            ]
+            [ProviderEvent::Started { .. }, ProviderEvent::Exited { exit: Exit::Code(3), .. }, ProviderEvent::Gone]
         ),
         "{seen:?}"
     );
@@ -279,11 +275,8 @@ async fn commands_run_beside_an_instance(bench: Arc<Bench>) {
     let mut server = bench.serve();
     let launch = bench.launch(1, Program::Run);
     let key = launch.key.clone();
-    let exec = |program: Program, timeout: Duration| Exec {
-        key: key.clone(),
-        command: bench.world.command(program),
-        timeout,
-    };
+    let exec =
+        |program: Program, timeout: Duration| Exec { key: key.clone(), command: bench.world.command(program), timeout };
     server.provider.exec(exec(Program::Exit(0), PATIENCE)).await.unwrap_err();
     server.provider.start(launch).await.unwrap();
     server.started(&key).await;
@@ -316,7 +309,8 @@ async fn logs_are_exact(bench: Arc<Bench>) {
         server.provider.start(launch.clone()).await.unwrap();
         server.gone(&launch.key).await;
     }
-    let stdout = LogQuery { stream: Some(LogStream::Stdout), instance: Some(first.key.instance.clone()), ..query(&bench) };
+    let stdout =
+        LogQuery { stream: Some(LogStream::Stdout), instance: Some(first.key.instance.clone()), ..query(&bench) };
     let lines = all(server.provider.logs(stdout.clone()).await.unwrap()).await;
     let (head, rest) = long.split_at(64 << 10);
     assert_eq!(texts(&lines), ["one\n", "\n", "two\n", head, &format!("{rest}\n"), "no line feed", "three\n"]);
