@@ -9,6 +9,7 @@ use std::{collections::VecDeque, time::Duration};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use orchestra_model::{Event, RunId};
+use tokio::time::Instant;
 
 use crate::{
     client::{Client, ClientError, protocol},
@@ -17,40 +18,73 @@ use crate::{
     routes::Method,
     run::RunEvent,
     sse::{Frame, SseParser},
-    transport::{Body, TransportError},
+    transport::{Body, BoxFuture, TransportError},
 };
+
+/// First and longest pause between two attempts to connect again.
+const PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Where a stream stands between two calls of `next`: everything that a dropped call must not lose.
+enum Connection {
+    None,
+    /// A request is under way.
+    Asked(BoxFuture<'static, Result<Body, ClientError>>),
+    Open(Body, SseParser),
+}
 
 /// Frames of one stream of server-sent events over as many connections as it takes.
 struct Frames {
     client: Client,
     operation: &'static str,
-    connection: Option<(Body, SseParser)>,
+    connection: Connection,
     ready: VecDeque<Frame>,
     last_id: Option<u64>,
+    /// When the connection was lost, if it was not found again since.
+    lost_since: Option<Instant>,
+    retry_at: Option<Instant>,
+    pause: Duration,
 }
 
 impl Frames {
     fn new(client: Client, operation: &'static str, last_id: Option<u64>) -> Self {
-        Self { client, operation, connection: None, ready: VecDeque::new(), last_id }
+        Self {
+            client,
+            operation,
+            connection: Connection::None,
+            ready: VecDeque::new(),
+            last_id,
+            lost_since: None,
+            retry_at: None,
+            pause: PAUSE,
+        }
     }
 
-    /// The next frame, from the path that `path` gives. Cancel-safe: what was read is kept.
+    /// The next frame, from the path that `path` gives. Cancel-safe: a dropped call loses neither what was read nor a
+    /// request that is under way, and the next call goes on with both.
     async fn next(&mut self, path: &str) -> Result<Frame, ClientError> {
-        let mut pause = Duration::from_millis(20);
-        let mut waited = Duration::ZERO;
         loop {
+            if let Some(at) = self.retry_at {
+                tokio::time::sleep_until(at).await;
+                self.retry_at = None;
+            }
             match self.attempt(path).await {
-                Ok(frame) => return Ok(frame),
-                Err(error) if error.is_lost() => {
-                    self.connection = None;
-                    if waited >= self.client.patience {
+                Ok(frame) => {
+                    self.lost_since = None;
+                    self.pause = PAUSE;
+                    return Ok(frame);
+                }
+                Err(error) => {
+                    self.connection = Connection::None;
+                    let now = Instant::now();
+                    let since = *self.lost_since.get_or_insert(now);
+                    if !error.is_lost() || now >= since + self.client.patience {
+                        self.lost_since = None;
                         return Err(error);
                     }
-                    tokio::time::sleep(pause).await;
-                    waited += pause;
-                    pause = (pause * 2).min(Duration::from_secs(1));
+                    self.retry_at = Some(now + self.pause);
+                    self.pause = (self.pause * 2).min(LONGEST_PAUSE);
                 }
-                Err(error) => return Err(error),
             }
         }
     }
@@ -66,29 +100,39 @@ impl Frames {
                 }
                 return Ok(frame);
             }
-            if self.connection.is_none() {
-                let body = self.client.request(self.operation, Method::Get, path, Bytes::new(), self.last_id).await?;
-                self.connection = Some((body, SseParser::new()));
-            }
-            let Some((body, parser)) = &mut self.connection else { continue };
-            match body.frame().await {
-                Some(Ok(frame)) => {
-                    let Ok(data) = frame.into_data() else { continue };
-                    self.ready.extend(parser.push(&data).map_err(|error| protocol(self.operation, error))?);
-                }
-                Some(Err(error)) => {
-                    self.connection = None;
-                    return Err(ClientError::Transport(error));
-                }
-                None => {
-                    self.connection = None;
-                    return Err(ClientError::Transport(TransportError::Lost {
-                        endpoint: self.client.describe(),
-                        source: "the server ended the stream".into(),
+            match &mut self.connection {
+                Connection::None => {
+                    let (client, operation, path) = (self.client.clone(), self.operation, path.to_owned());
+                    let last_id = self.last_id;
+                    self.connection = Connection::Asked(Box::pin(async move {
+                        client.request(operation, Method::Get, &path, Bytes::new(), last_id).await
                     }));
                 }
+                Connection::Asked(request) => {
+                    let body = request.await?;
+                    self.connection = Connection::Open(body, SseParser::new());
+                }
+                Connection::Open(body, parser) => match body.frame().await {
+                    Some(Ok(frame)) => {
+                        let Ok(data) = frame.into_data() else { continue };
+                        self.ready.extend(parser.push(&data).map_err(|error| protocol(self.operation, error))?);
+                    }
+                    Some(Err(error)) => return Err(ClientError::Transport(error)),
+                    None => {
+                        return Err(ClientError::Transport(TransportError::Lost {
+                            endpoint: self.client.describe(),
+                            source: "the server ended the stream".into(),
+                        }));
+                    }
+                },
             }
         }
+    }
+
+    fn use_client(&mut self, client: Client) {
+        self.client = client;
+        self.connection = Connection::None;
+        self.retry_at = None;
     }
 }
 
@@ -126,7 +170,7 @@ impl RunEventStream {
 
     /// Uses another client from the next connection on: of the server that took over.
     pub fn use_client(&mut self, client: Client) {
-        self.frames.client = client;
+        self.frames.use_client(client);
     }
 }
 
@@ -160,7 +204,7 @@ impl EventStream {
 
     /// Uses another client from the next connection on: of the server that took over.
     pub fn use_client(&mut self, client: Client) {
-        self.frames.client = client;
+        self.frames.use_client(client);
     }
 }
 

@@ -523,6 +523,7 @@ impl Environment {
             return;
         }
         let Some(users) = self.users.get(id).cloned() else { return };
+        self.note_presence(id);
         let serves = self.serves(id);
         for user in users {
             let Some(workload) = self.workloads.get(&user) else { continue };
@@ -542,11 +543,12 @@ impl Environment {
         let Some(workload) = self.workloads.get(id).filter(|workload| workload.begun) else { return BTreeSet::new() };
         let Some(service) = workload.want.as_ref().and_then(|want| want.resource.as_service()) else { return BTreeSet::new() };
         let matters = service.depends_on.iter().filter(|(on, dependency)| {
-            let there = match dependency.until {
-                Condition::Started => self.runs(on),
-                Condition::Ready | Condition::Completed => self.serves(on),
+            let Some(other) = self.workloads.get(*on).filter(|_| on.kind == ResourceKind::Service) else { return false };
+            let lost = match dependency.until {
+                Condition::Started => other.ran && !self.runs(on),
+                Condition::Ready | Condition::Completed => other.served && !self.serves(on),
             };
-            on.kind == ResourceKind::Service && dependency.on_loss != OnLoss::Ignore && !there
+            lost && dependency.on_loss != OnLoss::Ignore
         });
         matters.map(|(on, _)| on.clone()).collect()
     }

@@ -381,6 +381,11 @@ impl Instance {
         self.record.ports = ports;
     }
 
+    /// A route leads to it, perhaps one of a newer release than its own: it must be drained before it is stopped.
+    pub fn routed(&mut self) {
+        self.policy.routed = true;
+    }
+
     /// Where it is in its life.
     pub fn phase(&self) -> &Phase {
         &self.phase

@@ -401,8 +401,9 @@ impl World {
             let Some(service) = resource.as_service() else { continue };
             let alive: Vec<&LaunchKey> =
                 self.provider.alive().map(|(key, _)| key).filter(|key| key.instance.workload == id.name).collect();
-            if alive.len() > service.replicas as usize {
-                broken.push(format!("{id} runs {} times, but {} are wanted", alive.len(), service.replicas));
+            let staying = alive.iter().filter(|key| self.disk.instances.get(&key.instance).is_some_and(|r| r.intent == InstanceIntent::Run));
+            if staying.clone().count() > service.replicas as usize {
+                broken.push(format!("{id} stays {} times, but {} are wanted", staying.count(), service.replicas));
             }
             if !self.is_reliable(id) || unrepaired {
                 continue;

@@ -51,7 +51,8 @@ pub struct Loaded {
 pub fn load(source: Source<'_>, context: &Context) -> Result<Loaded, Vec<Diagnostic>> {
     let sources = Sources(vec![File::new(source).map_err(|diagnostic| vec![diagnostic])?]);
     let mut report = Report::new(&sources);
-    let loaded = match yaml::parse(sources.0[0].text, 0, &mut report) {
+    let parts = match yaml::parse(sources.0[0].text, 0, &mut report) {
+        // The tree ends with this call, before the maps of the result are built.
         Some(root) => assemble(&mut report, &root, context),
         None => {
             if !report.has_errors() {
@@ -61,10 +62,19 @@ pub fn load(source: Source<'_>, context: &Context) -> Result<Loaded, Vec<Diagnos
         }
     };
     let (errors, warnings) = report.finish();
-    match loaded {
-        Some(loaded) if errors.is_empty() => Ok(Loaded { warnings, ..loaded }),
-        _ => Err(errors),
-    }
+    let Some(Parts { environment, resources, environments, lines }) = parts.filter(|_| errors.is_empty()) else {
+        return Err(errors);
+    };
+    let desired = Desired { environment, target: Target::Process, resources: resources.into_iter().collect() };
+    Ok(Loaded { desired, warnings, environments, lines: lines.into_iter().collect() })
+}
+
+/// A result in lists: maps grown one by one would be half empty.
+struct Parts {
+    environment: EnvironmentId,
+    resources: Vec<(ResourceId, Resource)>,
+    environments: Vec<Name>,
+    lines: Vec<(ResourceId, u32)>,
 }
 
 /// The beginning of the first source.
@@ -75,7 +85,7 @@ fn empty(report: &mut Report<'_>) {
     report.error(Code::MISSING_KEY, START, message, help("run `orchestra init` to write one, or begin with `version: 1` and `name: …`"));
 }
 
-fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context) -> Option<Loaded> {
+fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context) -> Option<Parts> {
     if root.is_null() {
         empty(report);
         return None;
@@ -106,19 +116,16 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
     let stack = stack.unwrap_or_else(stand_in);
     let environment = environment.unwrap_or_else(stand_in);
     let sections = [services.as_deref(), jobs.as_deref(), volumes.as_deref()];
-    let scope = Scope::read(report, context, stack.clone(), environment.clone(), sections);
+    let mut scope = Scope::read(report, context, stack.clone(), environment.clone(), sections);
 
-    let mut desired = Desired {
-        environment: EnvironmentId { stack, environment },
-        target: Target::Process,
-        resources: BTreeMap::new(),
-    };
-    let mut lines = BTreeMap::new();
+    let count = scope.volumes.len() + scope.jobs.len() + scope.services.len();
+    let mut resources = Vec::with_capacity(count);
+    let mut lines = Vec::with_capacity(count);
     let (mut expanded, mut edges) = (0, Vec::new());
     for (name, outline) in &scope.volumes {
         let id = ResourceId::new(ResourceKind::Volume, name.clone());
-        lines.insert(id.clone(), report.sources.file(outline.span).line(outline.span.start));
-        desired.resources.insert(id, Resource::Volume(outline.volume.clone()));
+        lines.push((id.clone(), report.sources.file(outline.span).line(outline.span.start)));
+        resources.push((id, Resource::Volume(outline.volume.clone())));
     }
     let workloads = (scope.jobs.iter().map(|(name, entry)| (ResourceKind::Job, name, *entry)))
         .chain(scope.services.iter().map(|(name, outline)| (ResourceKind::Service, name, outline.entry)));
@@ -129,15 +136,23 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
             _ => decoder.job(entry).map(Resource::Job),
         };
         let id = ResourceId::new(kind, name.clone());
-        lines.insert(id.clone(), report.sources.file(entry.key_span).line(entry.key_span.start));
-        desired.resources.extend(resource.map(|resource| (id, resource)));
+        lines.push((id.clone(), report.sources.file(entry.key_span).line(entry.key_span.start)));
+        resources.extend(resource.map(|resource| (id, resource)));
+    }
+    // Others had to see the ports until now.
+    for (id, resource) in &mut resources {
+        if let Resource::Service(service) = resource
+            && let Some(outline) = scope.services.get_mut(&id.name)
+        {
+            service.ports = std::mem::take(&mut outline.ports);
+        }
     }
     graph::check(report, &edges);
     if scope.services.is_empty() && scope.jobs.is_empty() {
         let message = || "the stack has no services and no jobs".to_owned();
         report.warning(Code::MISSING_KEY, START, message, help("add one under `services`"));
     }
-    Some(Loaded { desired, warnings: Vec::new(), environments, lines })
+    Some(Parts { environment: EnvironmentId { stack, environment }, resources, environments, lines })
 }
 
 /// Checks the version before anything else: another one may mean anything else by its keys.

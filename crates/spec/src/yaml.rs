@@ -248,7 +248,10 @@ impl<'s> Builder<'s, '_, '_> {
         }
         let span = Span { end: end.end.max(frame.span.end), ..frame.span };
         let value = match frame.content {
-            Content::List(items) => Value::List(items),
+            Content::List(mut items) => {
+                items.shrink_to_fit();
+                Value::List(items)
+            }
             Content::Mapping(pairs, _) if pairs.is_empty() && frame.refused => BROKEN,
             Content::Mapping(pairs, _) => Value::Mapping(self.unique(pairs)),
         };

@@ -257,6 +257,44 @@ async fn a_stream_without_patience_reports_the_loss_and_goes_on_when_asked() {
 }
 
 #[tokio::test]
+async fn calls_that_are_dropped_lose_no_request_and_no_event() {
+    let place = Place::new();
+    let frames: Vec<Frame> = (1..=20).map(|n| Frame::run_event(&RunEvent::Event(event(n)))).collect();
+    let done = Frame::run_event(&RunEvent::Done(Box::new(run())));
+    let all: Vec<u8> = frames.iter().chain([&done]).flat_map(|frame| frame.encode().to_vec()).collect();
+    let pieces = all.chunks(50).map(Bytes::copy_from_slice).collect();
+    // One exchange only: asking again would be a surprise.
+    let exchange = Exchange::events("GET /v1/runs/run_7/events", []).chunks(pieces);
+    let server = ScriptedServer::start(&place.path, vec![exchange]).unwrap();
+    let mut stream = place.client().run_events(RunId(7));
+    let mut seen = 0;
+    within(async {
+        loop {
+            // Polled once and dropped, over and over.
+            let next = tokio::select! {
+                biased;
+                next = stream.next() => next,
+                () = std::future::ready(()) => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            };
+            match next.unwrap().unwrap() {
+                RunEvent::Event(event) => {
+                    seen += 1;
+                    assert_eq!(event.sequence, seen);
+                }
+                RunEvent::Done(_) => break,
+                RunEvent::Progress(_) => panic!("nobody sent it"),
+            }
+        }
+    })
+    .await;
+    assert_eq!(seen, 20);
+    server.finish();
+}
+
+#[tokio::test]
 async fn log_bytes_survive_whatever_they_are_and_however_they_are_cut() {
     let place = Place::new();
     let line = |bytes: &[u8]| LogLine {

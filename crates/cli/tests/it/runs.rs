@@ -256,6 +256,7 @@ async fn on_a_terminal_a_tree_is_drawn_in_place() {
     test.variable("NO_COLOR", "1");
     test.server(vec![started(), Exchange::events(EVENTS, &good_frames()), Exchange::json(STATUS, &status())]);
     let outcome = test.run("up").await;
+    assert_eq!(outcome.exit, Exit::Success, "{}", outcome.page());
     let last = outcome.stdout.rsplit("\x1b[J").next().unwrap();
     let mut lines = last.lines();
     assert!(lines.next().unwrap().starts_with("run_7  shop/dev  up  release 3"), "{last}");

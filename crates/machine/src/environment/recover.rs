@@ -47,7 +47,14 @@ impl Environment {
                 (ResourceKind::Service, resource) => {
                     let want = Want::new(resource, release);
                     let workload =
-                        Workload { last: Some(want.resource.clone()), want: Some(want), begun: true, ..Workload::default() };
+                        Workload {
+                        last: Some(want.resource.clone()),
+                        want: Some(want),
+                        begun: true,
+                        ran: true,
+                        served: true,
+                        ..Workload::default()
+                    };
                     this.workloads.insert(id, workload);
                 }
                 _ => {}

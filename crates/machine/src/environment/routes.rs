@@ -125,6 +125,12 @@ impl Environment {
         let revision = self.routes.revision;
         let draining = self.instances.values().filter(|i| i.endpoint() == Some(EndpointState::Draining));
         let leaving = draining.map(|i| (i.record().id.clone(), i.record().attempt)).collect();
+        let active = routes.iter().flat_map(|route| &route.backends).flat_map(|backend| &backend.endpoints);
+        for endpoint in active.filter(|endpoint| endpoint.state == EndpointState::Active) {
+            if let Some(instance) = self.instances.get_mut(&endpoint.instance) {
+                instance.routed();
+            }
+        }
         let whole = !self.routes.avoid || self.routes.problems.is_empty();
         self.routes.in_flight = Some(Sent { revision, routes: routes.clone(), leaving, whole });
         self.routes.sent = Some(routes.clone());

@@ -28,7 +28,6 @@ use orchestra_model::{
 
 use super::{Environment, workload::Want};
 use crate::{
-    Effect,
     instance::{CUT_PATIENCE, Event, Instance},
 };
 

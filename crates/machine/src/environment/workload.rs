@@ -27,6 +27,10 @@ pub(super) struct Workload {
     pub(super) lost: BTreeSet<ResourceId>,
     /// Its instances were started at least once, so that a dependency can be lost.
     pub(super) begun: bool,
+    /// A process of it ran since at least one was wanted, so that it can be lost.
+    pub(super) ran: bool,
+    /// An instance of it was ready since at least one was wanted, so that it can be lost.
+    pub(super) served: bool,
 }
 
 /// What is wanted of a workload.
@@ -264,6 +268,15 @@ impl Environment {
             self.routes.touch();
             self.out.changes.push(Change::ForgetInstance(self.record.id.clone(), member));
         }
+    }
+
+    /// Remembers what a service was to others.
+    pub(super) fn note_presence(&mut self, id: &ResourceId) {
+        let (runs, serves) = (self.runs(id), self.serves(id));
+        let Some(workload) = self.workloads.get_mut(id) else { return };
+        let none = workload.want.as_ref().and_then(|want| want.resource.as_service()).is_some_and(|s| s.replicas == 0);
+        workload.ran = !none && (workload.ran || runs);
+        workload.served = !none && (workload.served || serves);
     }
 
     /// Whether somebody who depends on the resource would call it there: a service with a ready instance.

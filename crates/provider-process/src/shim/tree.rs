@@ -292,7 +292,10 @@ pub(crate) struct Stat {
 
 /// Reads `/proc/PID/stat`; see proc(5).
 pub(crate) fn stat(pid: u32) -> Option<Stat> {
-    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // One read: the kernel makes the whole text at the first, and this is on the way of every start.
+    let mut buffer = [0; 1024];
+    let read = File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut buffer).ok()?;
+    let text = &buffer[..read];
     // The name in parentheses may hold anything, so fields are counted from its end.
     let end = text.iter().rposition(|byte| *byte == b')')?;
     let fields: Vec<&str> = std::str::from_utf8(text.get(end + 2..)?).ok()?.split_ascii_whitespace().collect();

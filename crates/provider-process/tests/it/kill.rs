@@ -76,6 +76,8 @@ async fn a_killed_shim_is_replaced_and_nothing_is_lost() {
             world::eventually("another shim takes over", || world::shim_of(&world, &key) != shim).await;
             counts_on(&file).await;
             assert!(world::lives(pid));
+            let entry = PathBuf::from(format!("/proc/{shim}"));
+            world::eventually("the killed shim is reaped", || !entry.exists()).await;
         }
         // Its exit is known although its parent is gone.
         kill_nine(pid);
@@ -107,6 +109,7 @@ async fn a_stop_that_was_begun_goes_on_without_the_server_and_the_shim() {
     let (key, pid, file) = start_counting(&mut first, &world, &bench).await;
     first.provider.terminate(key.clone(), term(Timespan::millis(700))).await.unwrap();
     drop(first);
+    world.close().await;
     kill_nine(world::shim_of(&world, &key));
     assert!(world::lives(pid), "it ignores SIGTERM");
     let mut second = bench.serve();
@@ -143,11 +146,12 @@ async fn after_a_restart_of_the_machine_everything_is_gone() {
     first.provider.start(launch).await.unwrap();
     let pid = first.started(&key).await;
     drop(first);
+    world.close().await;
     kill_nine(world::shim_of(&world, &key));
     kill_nine(pid);
+    world::eventually("the shim is gone", || !world::lives(world::shim_of(&world, &key))).await;
     let mut status = world::status(&world, &key);
     status["boot"] = "another".into();
-    world::eventually("the shim is gone", || !world::lives(world::shim_of(&world, &key))).await;
     fs::write(world::folder(&world, &key).join("status.json"), status.to_string()).unwrap();
     let second = bench.serve();
     let found = second.provider.find_by_intent(key).await.unwrap().unwrap();

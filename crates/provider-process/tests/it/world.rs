@@ -35,6 +35,12 @@ impl Processes {
         Self { dir, state, cgroups, tree: Mutex::default() }
     }
 
+    /// Ends the server that was opened last, as a killed one ends: whatever it started goes on.
+    pub(crate) async fn close(&self) {
+        let tree = self.tree.lock().unwrap().clone();
+        assert!(tree.shutdown(Duration::from_secs(10)).await);
+    }
+
     pub(crate) fn options(&self) -> Options {
         let mut options = Options::below(&self.state, SHIM);
         options.shim_args.clear();

@@ -1,10 +1,10 @@
 //! Services and jobs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orchestra_model::{
     Name, ResourceKind,
-    desired::{Drain, Health, Job, Restart, RestartPolicy, Rollout, Service, Strategy},
+    desired::{Drain, Health, Job, Port, Restart, RestartPolicy, Rollout, Service, Strategy},
     quantity::{Amount, Timespan},
 };
 
@@ -31,6 +31,7 @@ impl<'d, 'n, 'a> Decoder<'d, 'n, 'a> {
         Self { report, scope, expanded, edges, workload, used_volumes: BTreeSet::new(), ready_line: None, notify: false }
     }
 
+    /// The service without its ports, which the caller moves over from the outline.
     pub(crate) fn service(mut self, entry: &'n Entry<'a>) -> Option<Service> {
         let fields = Fields::read(self.report, &entry.value, &tables::SERVICE, entry.key_span)?;
         let outline = self.scope.services.get(&self.workload.name)?;
@@ -47,7 +48,7 @@ impl<'d, 'n, 'a> Decoder<'d, 'n, 'a> {
             program,
             replicas: outline.replicas,
             restarts: 0,
-            ports: outline.ports.clone(),
+            ports: BTreeMap::new(),
             depends_on: self.depends_on(&fields),
             health,
             restart,
@@ -73,7 +74,7 @@ impl<'d, 'n, 'a> Decoder<'d, 'n, 'a> {
     fn health(
         &mut self,
         fields: &Fields<'n, 'a>,
-        ports: &std::collections::BTreeMap<Name, orchestra_model::desired::Port>,
+        ports: &BTreeMap<Name, Port>,
         broken: bool,
     ) -> Health {
         let fields = self.section(fields, "health", &tables::HEALTH);

@@ -62,7 +62,7 @@ fn a_log_cut_or_garbled_anywhere_gives_a_prefix() {
     let frame = 24 + 4096;
     let boundaries = (0..).map(|n| 32 + n * frame).take_while(|at| *at <= log.len());
     let mut cuts: Vec<usize> =
-        (0..log.len()).step_by(1021).chain(boundaries).chain([1, 23, 31, 33, 40]).chain([log.len()]).collect();
+        (0..log.len()).step_by(2039).chain(boundaries).chain([1, 23, 31, 33, 40]).chain([log.len()]).collect();
     cuts.sort_unstable();
     let mut before = 0;
     for cut in cuts {

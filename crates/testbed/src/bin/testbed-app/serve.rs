@@ -147,7 +147,8 @@ async fn start(term: &mut tokio::signal::unix::Signal, ignore: bool) -> io::Resu
 
 fn notify(message: &str) -> io::Result<()> {
     use std::os::{linux::net::SocketAddrExt, unix::net};
-    let path = text("NOTIFY_SOCKET").ok_or_else(|| io::Error::other("NOTIFY_SOCKET is not set"))?;
+    // As sd_notify(3) has it: whoever does not listen is not told.
+    let Some(path) = text("NOTIFY_SOCKET") else { return Ok(()) };
     let address = match path.strip_prefix('@') {
         Some(name) => net::SocketAddr::from_abstract_name(name)?,
         None => net::SocketAddr::from_pathname(path)?,
