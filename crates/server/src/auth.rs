@@ -17,7 +17,7 @@ pub(crate) async fn require_token(State(token): State<std::sync::Arc<str>>, requ
         return next.run(request).await;
     }
     let error = Diagnostic::error(Code::UNAUTHORIZED, "the request carries no valid token")
-        .help("give the token of the server with `--token` or ORCHESTRA_TOKEN; it is in the file `token` of its state directory");
+        .help("give the token of the server with `--token-file` or ORCHESTRA_TOKEN");
     let mut response = Failure::new(StatusCode::UNAUTHORIZED, error).into_response();
     response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
     response

@@ -45,14 +45,15 @@ impl Environment {
                     this.volumes.insert(id, VolumeState { made: Some(volume.path.clone()), want: Some(volume), ..VolumeState::default() });
                 }
                 (ResourceKind::Service, resource) => {
+                    let wanted = resource.as_service().is_some_and(|service| service.replicas > 0);
                     let want = Want::new(resource, release);
                     let workload =
                         Workload {
                         last: Some(want.resource.clone()),
                         want: Some(want),
                         begun: true,
-                        ran: true,
-                        served: true,
+                        ran: wanted,
+                        served: wanted,
                         ..Workload::default()
                     };
                     this.workloads.insert(id, workload);

@@ -49,6 +49,11 @@ pub(crate) fn alive(pid: u32) -> bool {
     stat(pid).is_some_and(|(_, zombie)| !zombie)
 }
 
+/// Whether a process has ended and nobody has asked how.
+pub(crate) fn is_zombie(pid: u32) -> bool {
+    stat(pid).is_some_and(|(_, zombie)| zombie)
+}
+
 /// Sends a signal. Whoever has ended already does not mind.
 pub(crate) fn kill(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
@@ -69,7 +74,8 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// Every process that has `root` in its command line, environment or working directory, and zombies of these.
+/// Every process that has `root` in its command line, environment or working directory, and zombies that our own ones should
+/// collect.
 pub(crate) fn of(root: &Path) -> Vec<Process> {
     let own = std::process::id();
     let needle = root.as_os_str().as_encoded_bytes();
@@ -112,7 +118,9 @@ pub(crate) fn of(root: &Path) -> Vec<Process> {
         };
         found.push(Process { pid, parent, role, launch, command: command_text, zombie });
     }
-    let known: Vec<u32> = found.iter().map(|process| process.pid).collect();
+    // What a user's program does not collect is its own matter; what we do not collect is ours.
+    let ours = |process: &&Process| matches!(process.role, Role::Server | Role::Proxy | Role::Shim);
+    let known: Vec<u32> = found.iter().filter(ours).map(|process| process.pid).collect();
     found.extend(zombies.into_iter().filter(|zombie| known.contains(&zombie.parent)));
     found
 }
