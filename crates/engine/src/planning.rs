@@ -75,7 +75,7 @@ pub fn plan_stack(
             service.restarts = now.restarts;
         }
     }
-    plan_up(base, resources, observed, &desired)
+    plan_up(base, resources, observed, desired)
 }
 
 /// What it takes to get to `desired`, given what is recorded.
@@ -83,10 +83,11 @@ fn plan_up(
     base: Option<ReleaseNumber>,
     resources: BTreeMap<ResourceId, ResourceRecord>,
     observed: BTreeMap<ResourceId, Observation>,
-    desired: &Desired,
+    desired: Desired,
 ) -> Result<Plan, EngineError> {
     let current = Current { base, resources, observed };
-    orchestra_plan::plan(&desired.environment, &current, Some(desired), Options::default())
+    let environment = desired.environment.clone();
+    orchestra_plan::plan_owned(&environment, &current, Some(desired), Options::default())
         .map_err(|error| refused(error.diagnostic()))
 }
 
@@ -117,7 +118,7 @@ pub(crate) fn plan_request(machine: &Environment, now: Now, request: &RunRequest
     let observed = observe(machine, now, &request.missing);
     let resources = || machine.resources().clone();
     let source = || record.source.clone();
-    let up = |desired: &Desired| plan_up(record.stable, resources(), observed.clone(), desired);
+    let up = |desired: Desired| plan_up(record.stable, resources(), observed.clone(), desired);
     let planned = |plan, kind: RunKind, source: String, warnings: Vec<Diagnostic>| {
         let reason = reason(&kind);
         Planned { plan, kind, reason, source, warnings }
@@ -147,7 +148,7 @@ pub(crate) fn plan_request(machine: &Environment, now: Now, request: &RunRequest
             for service in chosen(&mut desired, services)? {
                 service.restarts += 1;
             }
-            Ok(planned(up(&desired)?, RunKind::Restart { services: services.clone() }, source(), Vec::new()))
+            Ok(planned(up(desired)?, RunKind::Restart { services: services.clone() }, source(), Vec::new()))
         }
         What::Scale { replicas } => {
             let mut desired = present(machine)?;
@@ -156,11 +157,11 @@ pub(crate) fn plan_request(machine: &Environment, now: Now, request: &RunRequest
                     service.replicas = *count;
                 }
             }
-            Ok(planned(up(&desired)?, RunKind::Scale { replicas: replicas.clone() }, source(), Vec::new()))
+            Ok(planned(up(desired)?, RunKind::Scale { replicas: replicas.clone() }, source(), Vec::new()))
         }
         What::Rollback { release } => {
             let (desired, warnings) = roll_back_to(machine, release);
-            Ok(planned(up(&desired)?, RunKind::Rollback { to: release.number }, source(), warnings))
+            Ok(planned(up(desired)?, RunKind::Rollback { to: release.number }, source(), warnings))
         }
     }
 }

@@ -406,6 +406,12 @@ impl Instance {
         self.phase == Phase::Ready && !self.held
     }
 
+    /// Whether it is ready, and its check as it is now has said so: not only one that it had before an update or a
+    /// recovery.
+    pub fn is_confirmed(&self) -> bool {
+        self.is_ready() && self.ready.as_ref().is_none_or(|health| health.verdict() == Verdict::Passing)
+    }
+
     /// Whether its process runs as far as is known.
     pub fn is_started(&self) -> bool {
         matches!(self.phase, Phase::Starting | Phase::Ready | Phase::Unready)

@@ -125,7 +125,9 @@ impl World {
             self.disk.active_run().is_some_and(|run| run.plan.desired.as_ref().is_none_or(|desired| !desired.resources.contains_key(id)));
         let forms = self.forms(id);
         let stable = self.disk.resources.contains_key(id) && self.disk.stable().is_some_and(|r| r.desired.resources.contains_key(id));
+        let asks = |service: &Service| service.health.ready.as_ref().map(|probe| probe.check.clone());
         stable
+            && forms.windows(2).all(|pair| asks(pair[0]) == asks(pair[1]))
             && !run_removes
             && forms.iter().all(|service| {
                 let depends = |check: &Check| matches!(check, Check::Dependency { .. });

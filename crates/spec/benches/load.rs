@@ -30,7 +30,10 @@ fn loading(criterion: &mut Criterion) {
         let text = stack(services);
         group.throughput(Throughput::Bytes(text.len() as u64));
         group.bench_with_input(BenchmarkId::from_parameter(services), &text, |bencher, text| {
-            bencher.iter(|| load(black_box(Source { path: "orchestra.yaml", bytes: text.as_bytes() }), &context).expect("the stack is valid"));
+            bencher.iter(|| {
+                load(black_box(Source { path: "orchestra.yaml", bytes: text.as_bytes() }), &context)
+                    .expect("the stack is valid")
+            });
         });
     }
     group.finish();

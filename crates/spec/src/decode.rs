@@ -71,7 +71,12 @@ impl<'n, 'a> Fields<'n, 'a> {
         }
         if table.later.contains(&key) {
             let message = || format!("`{key}` in {} is not supported yet", table.noun);
-            report.error(Code::NOT_YET_SUPPORTED, entry.key_span, message, help("delete it; a later version brings it"));
+            report.error(
+                Code::NOT_YET_SUPPORTED,
+                entry.key_span,
+                message,
+                help("delete it; a later version brings it"),
+            );
             return;
         }
         let message = || format!("unknown key `{}` in {}", cut(key), table.noun);
@@ -99,11 +104,21 @@ impl<'n, 'a> Fields<'n, 'a> {
         let Some(first) = found.next() else {
             let noun = self.table.noun;
             let words = self.table.one_of.join(", ");
-            report.error(Code::MISSING_KEY, self.at, || format!("{noun} says nothing to check"), help(format!("add one of: {words}")));
+            report.error(
+                Code::MISSING_KEY,
+                self.at,
+                || format!("{noun} says nothing to check"),
+                help(format!("add one of: {words}")),
+            );
             return None;
         };
         if let Some(second) = found.next() {
-            conflict(report, first, second, "keep one, or combine them under `all` or `any`; an overlay deletes a key with `null`");
+            conflict(
+                report,
+                first,
+                second,
+                "keep one, or combine them under `all` or `any`; an overlay deletes a key with `null`",
+            );
         }
         Some(first)
     }
@@ -117,7 +132,12 @@ impl<'n, 'a> Fields<'n, 'a> {
     }
 
     /// A value with a default in the table.
-    fn value<T: FromStr>(&self, report: &mut Report<'_>, key: &str, read: impl FnOnce(&mut Report<'_>, &Node<'_>) -> Option<T>) -> T {
+    fn value<T: FromStr>(
+        &self,
+        report: &mut Report<'_>,
+        key: &str,
+        read: impl FnOnce(&mut Report<'_>, &Node<'_>) -> Option<T>,
+    ) -> T {
         self.get(key).and_then(|entry| read(report, &entry.value)).unwrap_or_else(|| self.default(key))
     }
 
@@ -204,7 +224,7 @@ pub(crate) fn text<'n>(report: &mut Report<'_>, node: &'n Node<'_>, what: &str) 
 pub(crate) fn timespan(report: &mut Report<'_>, node: &Node<'_>) -> Option<Timespan> {
     const WHAT: &str = "a duration such as `30s`";
     if let Value::Scalar(Scalar::Integer | Scalar::Float, text) = &node.value
-        && text.trim_start_matches(['0', '.']) != ""
+        && !text.trim_start_matches(['0', '.']).is_empty()
     {
         let text = cut(text.trim_start_matches('+'));
         let remedy = if text.starts_with('-') || !text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
@@ -219,7 +239,11 @@ pub(crate) fn timespan(report: &mut Report<'_>, node: &Node<'_>) -> Option<Times
 }
 
 /// A quantity of the model in its own notation.
-pub(crate) fn quantity<T: FromStr<Err: std::fmt::Display>>(report: &mut Report<'_>, node: &Node<'_>, what: &str) -> Option<T> {
+pub(crate) fn quantity<T: FromStr<Err: std::fmt::Display>>(
+    report: &mut Report<'_>,
+    node: &Node<'_>,
+    what: &str,
+) -> Option<T> {
     if let Value::Scalar(Scalar::Text | Scalar::Integer | Scalar::Float, text) = &node.value {
         return text.parse().map_err(|error: T::Err| invalid(report, node.span, || error.to_string(), "")).ok();
     }
@@ -286,7 +310,9 @@ pub(crate) fn name(report: &mut Report<'_>, text: &str, span: Span, of: &str) ->
     };
     let message = || format!("`{}` cannot be the name of {of}", cut(text));
     report.error(Code::INVALID_NAME, span, message, |diagnostic, _| {
-        let rule = format!("a name has 1 to {error} lowercase letters, digits and `-`, begins with a letter and does not end with `-`");
+        let rule = format!(
+            "a name has 1 to {error} lowercase letters, digits and `-`, begins with a letter and does not end with `-`"
+        );
         let lower = text.to_lowercase().replace(|c: char| !c.is_ascii_lowercase() && !c.is_ascii_digit(), "-");
         let better = lower.trim_matches('-');
         let diagnostic = diagnostic.note(rule);
@@ -327,7 +353,12 @@ pub(crate) fn unknown<'c>(
 /// Reports a NUL character, which no program, file name or header can carry.
 pub(crate) fn without_nul(report: &mut Report<'_>, node: &Node<'_>, text: &str) -> bool {
     if text.contains('\0') {
-        report.error(Code::INVALID_VALUE, node.span, || "a NUL character cannot be passed to a program".to_owned(), plain);
+        report.error(
+            Code::INVALID_VALUE,
+            node.span,
+            || "a NUL character cannot be passed to a program".to_owned(),
+            plain,
+        );
         return false;
     }
     true

@@ -8,7 +8,11 @@
 pub(crate) enum Piece<'t> {
     Literal(&'t str),
     /// An expression: what stands between the braces, trimmed, and where its braces begin and end in the text.
-    Path { path: &'t str, start: usize, end: usize },
+    Path {
+        path: &'t str,
+        start: usize,
+        end: usize,
+    },
 }
 
 /// Why a text cannot be taken apart.

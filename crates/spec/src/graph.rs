@@ -84,7 +84,8 @@ fn explain(report: &mut Report<'_>, edges: &[Edge], cycle: &[usize]) {
             return format!("`{}` waits for itself", first.from.name);
         }
         let shown = 12;
-        let mut names: Vec<String> = cycle.iter().take(shown).map(|index| format!("`{}`", edges[*index].from.name)).collect();
+        let mut names: Vec<String> =
+            cycle.iter().take(shown).map(|index| format!("`{}`", edges[*index].from.name)).collect();
         if cycle.len() > shown {
             names.push(format!("{} more", cycle.len() - shown));
         }

@@ -51,16 +51,12 @@ pub struct Loaded {
 pub fn load(source: Source<'_>, context: &Context) -> Result<Loaded, Vec<Diagnostic>> {
     let sources = Sources(vec![File::new(source).map_err(|diagnostic| vec![diagnostic])?]);
     let mut report = Report::new(&sources);
-    let parts = match yaml::parse(sources.0[0].text, 0, &mut report) {
-        // The tree ends with this call, before the maps of the result are built.
-        Some(root) => assemble(&mut report, &root, context),
-        None => {
-            if !report.has_errors() {
-                empty(&mut report);
-            }
-            None
-        }
-    };
+    // The tree ends here, before the maps of the result are built.
+    let root = yaml::parse(sources.0[0].text, 0, &mut report);
+    if root.is_none() && !report.has_errors() {
+        empty(&mut report);
+    }
+    let parts = root.and_then(|root| assemble(&mut report, &root, context));
     let (errors, warnings) = report.finish();
     let Some(Parts { environment, resources, environments, lines }) = parts.filter(|_| errors.is_empty()) else {
         return Err(errors);
@@ -82,7 +78,12 @@ const START: Span = Span { source: 0, start: 0, end: 0 };
 
 fn empty(report: &mut Report<'_>) {
     let message = || "the stack file is empty".to_owned();
-    report.error(Code::MISSING_KEY, START, message, help("run `orchestra init` to write one, or begin with `version: 1` and `name: …`"));
+    report.error(
+        Code::MISSING_KEY,
+        START,
+        message,
+        help("run `orchestra init` to write one, or begin with `version: 1` and `name: …`"),
+    );
 }
 
 fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context) -> Option<Parts> {
@@ -162,7 +163,12 @@ fn version(report: &mut Report<'_>, root: &Node<'_>) -> bool {
         Value::Scalar(Scalar::Integer | Scalar::Text, text) if text == "1" => true,
         Value::Scalar(Scalar::Integer | Scalar::Float | Scalar::Text, text) => {
             let message = || format!("version {} of the stack file is not supported", cut(text));
-            report.error(Code::UNSUPPORTED_VERSION, entry.value.span, message, help("this version of Orchestra reads `version: 1`"));
+            report.error(
+                Code::UNSUPPORTED_VERSION,
+                entry.value.span,
+                message,
+                help("this version of Orchestra reads `version: 1`"),
+            );
             false
         }
         _ => {
@@ -234,7 +240,9 @@ fn undefined(report: &mut Report<'_>, fields: &Fields<'_, '_>, chosen: &Name, na
     let list = names.iter().take(12).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     report.error(Code::UNKNOWN_ENVIRONMENT, span, message, |diagnostic, sources| match near {
         Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
-        None if list.is_empty() => plain(diagnostic, sources).help("the file defines none; without `--env` it runs as `dev`"),
+        None if list.is_empty() => {
+            plain(diagnostic, sources).help("the file defines none; without `--env` it runs as `dev`")
+        }
         None => diagnostic.help(format!("defined are: {list}")),
     });
 }

@@ -208,7 +208,11 @@ impl Excerpt {
 
 /// One line of foreign text, safe to print.
 fn escape_line(text: &str) -> String {
-    if text.bytes().all(|b| (b' '..0x7F).contains(&b)) { text.to_owned() } else { text.chars().map(escape_char).collect() }
+    if text.bytes().all(|b| (b' '..0x7F).contains(&b)) {
+        text.to_owned()
+    } else {
+        text.chars().map(escape_char).collect()
+    }
 }
 
 /// A character as it may be shown: tabs as spaces, what controls or reorders the terminal as its code point.

@@ -93,6 +93,6 @@ pub(crate) fn help<'a>(text: impl Into<String>) -> impl FnOnce(Diagnostic, &Sour
 }
 
 /// The end of [`Report::error`] where the message says it all.
-pub(crate) fn plain<'a>(diagnostic: Diagnostic, _: &Sources<'a>) -> Diagnostic {
+pub(crate) fn plain(diagnostic: Diagnostic, _: &Sources<'_>) -> Diagnostic {
     diagnostic
 }

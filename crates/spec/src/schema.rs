@@ -91,7 +91,9 @@ fn shape_schema(shape: &Shape, overlay: bool, definitions: &mut Map<String, Valu
         ]}),
         Shape::Size => size_schema(),
         Shape::SizeLimit => json!({"anyOf": [size_schema(), {"const": "unlimited"}]}),
-        Shape::Cpu => json!({"anyOf": [{"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?m?$"}, {"type": "number", "minimum": 0}]}),
+        Shape::Cpu => {
+            json!({"anyOf": [{"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?m?$"}, {"type": "number", "minimum": 0}]})
+        }
         Shape::Amount => json!({"anyOf": [
             {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?%$|^[0-9]+$"},
             {"type": "integer", "minimum": 0},
@@ -104,8 +106,7 @@ fn shape_schema(shape: &Shape, overlay: bool, definitions: &mut Map<String, Valu
             {"type": "string", "pattern": "^0o?[0-7]{0,3}$"},
             {"type": "integer", "minimum": 0, "maximum": 777},
         ]}),
-        Shape::Name => json!({"type": "string", "pattern": NAME}),
-        Shape::Reference => json!({"type": "string", "pattern": NAME}),
+        Shape::Name | Shape::Reference => json!({"type": "string", "pattern": NAME}),
         Shape::Choice(words) => json!({"enum": words}),
         Shape::True => json!({"const": true}),
         Shape::VersionOne => json!({"enum": [1, "1"]}),
@@ -120,7 +121,9 @@ fn shape_schema(shape: &Shape, overlay: bool, definitions: &mut Map<String, Valu
             let value = nullable(shape_schema(shape, overlay, definitions));
             json!({"type": "object", "additionalProperties": value})
         }
-        Shape::List(shape) => json!({"type": "array", "items": shape_schema(shape, false, definitions), "minItems": minimum(shape)}),
+        Shape::List(shape) => {
+            json!({"type": "array", "items": shape_schema(shape, false, definitions), "minItems": minimum(shape)})
+        }
         Shape::Any(shapes) => {
             let schemas: Vec<Value> = shapes.iter().map(|shape| shape_schema(shape, overlay, definitions)).collect();
             json!({"anyOf": schemas})
@@ -155,8 +158,9 @@ pub fn reference_tables() -> String {
         for key in table.all_keys() {
             let default = match (key.required, key.default) {
                 (true, _) => "required".to_owned(),
-                (false, "") => "see there".to_owned(),
-                (false, default) if literal(&key.shape) => format!("`{default}`"),
+                (false, "") if has_table(&key.shape) => "see there".to_owned(),
+                (false, "") => "none".to_owned(),
+                (false, default) if literal(&key.shape, default) => format!("`{default}`"),
                 (false, default) => default.to_owned(),
             };
             let name = if key.required { format!("**`{}`**", key.name) } else { format!("`{}`", key.name) };
@@ -168,12 +172,29 @@ pub fn reference_tables() -> String {
     text
 }
 
-/// Whether a default of this shape is written as it stands in a file.
-fn literal(shape: &Shape) -> bool {
-    matches!(
+/// Whether a default is written as it stands in a file, and not in words.
+fn literal(shape: &Shape, default: &str) -> bool {
+    let value = matches!(
         shape,
-        Shape::Duration | Shape::Amount | Shape::Integer(..) | Shape::CountLimit(..) | Shape::Umask | Shape::Host | Shape::Choice(_)
-    )
+        Shape::Duration
+            | Shape::Amount
+            | Shape::Integer(..)
+            | Shape::CountLimit(..)
+            | Shape::Umask
+            | Shape::Host
+            | Shape::Choice(_)
+            | Shape::Any(_)
+    );
+    value && !default.contains(' ') && !matches!(default, "none" | "nothing")
+}
+
+/// Whether the value has defaults of its own.
+fn has_table(shape: &Shape) -> bool {
+    match shape {
+        Shape::Table(_) => true,
+        Shape::Any(shapes) => shapes.iter().any(has_table),
+        _ => false,
+    }
 }
 
 /// A shape in words.

@@ -70,7 +70,7 @@ impl<'a> File<'a> {
                 .help(format!("if the file is Latin-1, convert it: iconv -f LATIN1 -t UTF-8 {path} > converted.yaml"))
         })?;
         let forbidden = |b: &u8| *b < 0x20 && !matches!(*b, b'\t' | b'\n' | b'\r') || *b == 0x7F;
-        if let Some(at) = content.iter().position(|b| forbidden(b)) {
+        if let Some(at) = content.iter().position(forbidden) {
             let diagnostic = if content[at] == 0 {
                 Diagnostic::error(Code::ENCODING, "a NUL byte is not text")
                     .help("the file may be damaged or binary; write it again as UTF-8 text")
@@ -151,7 +151,7 @@ fn raw_location(path: &str, bytes: &[u8], at: usize) -> Location {
     let line_start = bytes[..at].iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1);
     let window = &bytes[line_start..bytes.len().min(line_start + 4 * MAX_LINE)];
     let line_end = window.iter().position(|b| *b == b'\n').unwrap_or(window.len());
-    let line = bytes[..at].iter().filter(|b| **b == b'\n').count() + 1;
+    let line = bytes[..at].split(|b| *b == b'\n').count();
     Location {
         file: path.to_owned(),
         line: u32::try_from(line).unwrap_or(u32::MAX),

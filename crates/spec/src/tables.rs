@@ -18,7 +18,11 @@ pub(crate) static ROOT: Table = Table {
     keys: &[&[
         Key::new("version", Shape::VersionOne, "Version of the format: always 1.").required(),
         Key::new("name", Shape::Name, "Name of the stack.").required(),
-        Key::new("services", Shape::Maybe(&Shape::Names(&Shape::Table(&SERVICE))), "Programs that are kept running, by name."),
+        Key::new(
+            "services",
+            Shape::Maybe(&Shape::Names(&Shape::Table(&SERVICE))),
+            "Programs that are kept running, by name.",
+        ),
         Key::new("jobs", Shape::Maybe(&Shape::Names(&Shape::Table(&JOB))), "Programs that run to completion, by name."),
         Key::new(
             "volumes",
@@ -32,12 +36,8 @@ pub(crate) static ROOT: Table = Table {
         )
         .default("an implicit `dev`"),
     ]],
-    habits: &[
-        ("networks", "services of a stack reach each other at their published ports; delete this key"),
-    ],
-    later: &[
-        "models", "stores", "routes", "frontends", "memory", "monitoring", "alerts", "flags", "secrets", "config",
-    ],
+    habits: &[("networks", "services of a stack reach each other at their published ports; delete this key")],
+    later: &["models", "stores", "routes", "frontends", "memory", "monitoring", "alerts", "flags", "secrets", "config"],
     one_of: &[],
 };
 
@@ -46,8 +46,14 @@ pub(crate) static ENVIRONMENT: Table = Table {
     noun: "an environment",
     doc: "A named overlay. Mappings merge key by key, other values replace, and an explicit `null` deletes.",
     keys: &[&[
-        Key::new("target", Shape::Choice(&["process"]), "The world that runs the workloads.").default("process").from(OURS),
-        Key::new("services", Shape::Maybe(&Shape::Overlay(&Shape::Names(&Shape::Table(&SERVICE)))), "Overlay of `services`."),
+        Key::new("target", Shape::Choice(&["process"]), "The world that runs the workloads.")
+            .default("process")
+            .from(OURS),
+        Key::new(
+            "services",
+            Shape::Maybe(&Shape::Overlay(&Shape::Names(&Shape::Table(&SERVICE)))),
+            "Overlay of `services`.",
+        ),
         Key::new("jobs", Shape::Maybe(&Shape::Overlay(&Shape::Names(&Shape::Table(&JOB)))), "Overlay of `jobs`."),
         Key::new(
             "volumes",
@@ -57,7 +63,17 @@ pub(crate) static ENVIRONMENT: Table = Table {
     ]],
     habits: &[],
     later: &[
-        "namespace", "models", "stores", "routes", "frontends", "memory", "monitoring", "alerts", "flags", "secrets", "config",
+        "namespace",
+        "models",
+        "stores",
+        "routes",
+        "frontends",
+        "memory",
+        "monitoring",
+        "alerts",
+        "flags",
+        "secrets",
+        "config",
     ],
     one_of: &[],
 };
@@ -79,15 +95,19 @@ static PROGRAM: &[Key] = &[
     Key::new("user", Shape::Template, "User to run as, by name or number; needs a server that runs as root.")
         .default("the user of the server"),
     Key::new("umask", Shape::Umask, "File mode creation mask in octal, such as \"0022\".").default("0022").from(OURS),
-    Key::new("limits", Shape::Table(&LIMITS), "Limits of the process, as `setrlimit(2)` has them; soft and hard alike.")
-        .default("those of the server"),
+    Key::new(
+        "limits",
+        Shape::Table(&LIMITS),
+        "Limits of the process, as `setrlimit(2)` has them; soft and hard alike.",
+    )
+    .default("those of the server"),
     Key::new("resources", Shape::Table(&RESOURCES), "CPU and memory.").default("no bounds"),
     Key::new(
         "depends_on",
-        Shape::Any(&[Shape::List(&Shape::Reference), Shape::Names(&Shape::Any(&[
-            Shape::Choice(CONDITIONS),
-            Shape::Table(&DEPENDENCY),
-        ]))]),
+        Shape::Any(&[
+            Shape::List(&Shape::Reference),
+            Shape::Names(&Shape::Any(&[Shape::Choice(CONDITIONS), Shape::Table(&DEPENDENCY)])),
+        ]),
         "What must be there first: a list of names, or a mapping of names to conditions.",
     )
     .default("nothing"),
@@ -109,7 +129,10 @@ const PROGRAM_HABITS: &[(&str, &str)] = &[
     ("cwd", "write `directory`"),
     ("ulimits", "write `limits`"),
     ("env_file", "write the variables under `env`"),
-    ("volumes", "define the volume at the top level and pass its folder on: `env: {DATA_DIR: \"{{ volumes.NAME.path }}\"}`"),
+    (
+        "volumes",
+        "define the volume at the top level and pass its folder on: `env: {DATA_DIR: \"{{ volumes.NAME.path }}\"}`",
+    ),
     ("stop_signal", "write `stop: {signal: …}`"),
     ("stop_grace_period", "write `stop: {grace: …}`"),
     ("networks", "services of a stack reach each other at their published ports; delete this key"),
@@ -165,13 +188,20 @@ pub(crate) static JOB: Table = Table {
     id: "job",
     noun: "a job",
     doc: "A program that runs to completion.",
-    keys: &[PROGRAM, &[
-        Key::new("retries", Shape::Integer(0, 1_000), "How often it is tried again after a failure.").default("0").from(OURS),
-        Key::new("timeout", Shape::Duration, "Longest run of one try.")
-            .default("300s")
-            .from("003 `orchestration_performance.service_deployment_time`"),
-        Key::new("backoff", Shape::Duration, "Pause before the first retry; doubles each time.").default("1s").from(OURS),
-    ]],
+    keys: &[
+        PROGRAM,
+        &[
+            Key::new("retries", Shape::Integer(0, 1_000), "How often it is tried again after a failure.")
+                .default("0")
+                .from(OURS),
+            Key::new("timeout", Shape::Duration, "Longest run of one try.")
+                .default("300s")
+                .from("003 `orchestration_performance.service_deployment_time`"),
+            Key::new("backoff", Shape::Duration, "Pause before the first retry; doubles each time.")
+                .default("1s")
+                .from(OURS),
+        ],
+    ],
     habits: &[
         ("retry", "write `retries`"),
         ("replicas", "a job runs once; delete this key or make it a service"),
@@ -217,14 +247,15 @@ pub(crate) static LIMITS: Table = Table {
     noun: "`limits`",
     doc: "Limits of the process, or `unlimited`.",
     keys: &[&[
-        Key::new("nofile", Shape::CountLimit(0, u32::MAX as u64), "Open files."),
-        Key::new("nproc", Shape::CountLimit(0, u32::MAX as u64), "Processes of the user."),
-        Key::new("core", Shape::SizeLimit, "Size of a core file."),
-        Key::new("as", Shape::SizeLimit, "Address space."),
-        Key::new("memlock", Shape::SizeLimit, "Locked memory."),
-        Key::new("stack", Shape::SizeLimit, "Stack."),
-        Key::new("fsize", Shape::SizeLimit, "Size of a file."),
-        Key::new("cpu", Shape::CountLimit(0, u32::MAX as u64), "Seconds of CPU time."),
+        Key::new("nofile", Shape::CountLimit(0, u32::MAX as u64), "Open files.").default("that of the server"),
+        Key::new("nproc", Shape::CountLimit(0, u32::MAX as u64), "Processes of the user.")
+            .default("that of the server"),
+        Key::new("core", Shape::SizeLimit, "Size of a core file.").default("that of the server"),
+        Key::new("as", Shape::SizeLimit, "Address space.").default("that of the server"),
+        Key::new("memlock", Shape::SizeLimit, "Locked memory.").default("that of the server"),
+        Key::new("stack", Shape::SizeLimit, "Stack.").default("that of the server"),
+        Key::new("fsize", Shape::SizeLimit, "Size of a file.").default("that of the server"),
+        Key::new("cpu", Shape::CountLimit(0, u32::MAX as u64), "Seconds of CPU time.").default("that of the server"),
     ]],
     habits: &[],
     later: &[],
@@ -282,7 +313,9 @@ pub(crate) static STOP: Table = Table {
     noun: "`stop`",
     doc: "Signal, grace, then SIGKILL for the whole process tree.",
     keys: &[&[
-        Key::new("signal", Shape::Choice(KINDS_OF_SIGNAL), "Signal to the main process.").default("TERM").from(KUBERNETES),
+        Key::new("signal", Shape::Choice(KINDS_OF_SIGNAL), "Signal to the main process.")
+            .default("TERM")
+            .from(KUBERNETES),
         Key::new("grace", Shape::Duration, "Time that it has to exit.").default("30s").from(KUBERNETES),
     ]],
     habits: &[("timeout", "write `grace`")],
@@ -298,8 +331,12 @@ pub(crate) static PORT: Table = Table {
     noun: "a port",
     doc: "A stable address in front of the instances.",
     keys: &[&[
-        Key::new("port", Shape::Any(&[Shape::Integer(1, 65_535), Shape::Choice(&["auto"])]), "Number to listen on; `auto` lets the machine choose once.")
-            .default("auto"),
+        Key::new(
+            "port",
+            Shape::Any(&[Shape::Integer(1, 65_535), Shape::Choice(&["auto"])]),
+            "Number to listen on; `auto` lets the machine choose once.",
+        )
+        .default("auto"),
         Key::new("host", Shape::Host, "IP address to listen on.").default("127.0.0.1").from(OURS),
         Key::new("protocol", Shape::Choice(PROTOCOLS), "What is spoken on it.")
             .default("by the port's name")
@@ -320,9 +357,14 @@ pub(crate) static HEALTH: Table = Table {
     noun: "`health`",
     doc: "How a service is known to work. Readiness routes, liveness restarts.",
     keys: &[&[
-        Key::new("ready", Shape::Table(&READY), "An instance that fails it gets no requests.").default("ready once its process runs"),
-        Key::new("live", Shape::Table(&LIVE), "An instance that fails it is stopped and started again. Begins once the instance is ready.")
-            .default("none"),
+        Key::new("ready", Shape::Table(&READY), "An instance that fails it gets no requests.")
+            .default("ready once its process runs"),
+        Key::new(
+            "live",
+            Shape::Table(&LIVE),
+            "An instance that fails it is stopped and started again. Begins once the instance is ready.",
+        )
+        .default("none"),
         Key::new("start_deadline", Shape::Duration, "Longest time from process start to first readiness.")
             .default("120s")
             .from("003 `orchestration_performance.service_startup_time`"),
@@ -344,10 +386,26 @@ pub(crate) const CHECKS: &[&str] =
     &["http", "tcp", "grpc", "exec", "log", "notify", "dependency", "all", "any", "at_least"];
 
 static CHECK: &[Key] = &[
-    Key::new("http", Shape::Any(&[Shape::Template, Shape::Table(&HTTP_CHECK)]), "An HTTP request to the instance succeeds: a path, or a mapping."),
-    Key::new("tcp", Shape::Any(&[Shape::True, Shape::Name]), "A TCP connection is accepted: the name of a port, or `true`."),
-    Key::new("grpc", Shape::Any(&[Shape::True, Shape::Name, Shape::Table(&GRPC_CHECK)]), "The gRPC health protocol answers SERVING: the name of a port, `true`, or a mapping."),
-    Key::new("exec", Shape::Any(&[Shape::List(&Shape::Template), Shape::Template]), "A command exits with 0: like `command`."),
+    Key::new(
+        "http",
+        Shape::Any(&[Shape::Template, Shape::Table(&HTTP_CHECK)]),
+        "An HTTP request to the instance succeeds: a path, or a mapping.",
+    ),
+    Key::new(
+        "tcp",
+        Shape::Any(&[Shape::True, Shape::Name]),
+        "A TCP connection is accepted: the name of a port, or `true`.",
+    ),
+    Key::new(
+        "grpc",
+        Shape::Any(&[Shape::True, Shape::Name, Shape::Table(&GRPC_CHECK)]),
+        "The gRPC health protocol answers SERVING: the name of a port, `true`, or a mapping.",
+    ),
+    Key::new(
+        "exec",
+        Shape::Any(&[Shape::List(&Shape::Template), Shape::Template]),
+        "A command exits with 0: like `command`.",
+    ),
     Key::new("log", Shape::Text, "A line of output matches this regular expression. At most one pattern per service."),
     Key::new("notify", Shape::True, "The program sends `READY=1` to `$NOTIFY_SOCKET`."),
     Key::new("dependency", Shape::Name, "Another service of the stack is ready."),
@@ -378,12 +436,20 @@ macro_rules! timing {
                 .default("250ms")
                 .from(OURS),
             Key::new("timeout", Shape::Duration, "Longest wait for one answer.").default($timeout).from(PROBES),
-            Key::new("pass_after", Shape::Integer(1, 1_000), "Successes in a row that turn a failing check into a passing one.")
-                .default("1")
-                .from(KUBERNETES),
-            Key::new("fail_after", Shape::Integer(1, 1_000), "Failures in a row that turn a passing check into a failing one.")
-                .default($fail_after)
-                .from(PROBES),
+            Key::new(
+                "pass_after",
+                Shape::Integer(1, 1_000),
+                "Successes in a row that turn a failing check into a passing one.",
+            )
+            .default("1")
+            .from(KUBERNETES),
+            Key::new(
+                "fail_after",
+                Shape::Integer(1, 1_000),
+                "Failures in a row that turn a passing check into a failing one.",
+            )
+            .default($fail_after)
+            .from(PROBES),
         ]
     };
 }
@@ -459,7 +525,10 @@ pub(crate) static HTTP_CHECK: Table = Table {
         .from(KUBERNETES),
         Key::new("contains", Shape::Template, "Text that the first 64 KiB of the answer must contain.").default("any"),
     ]],
-    habits: &[("url", "write `path` and `port`: checks go to the instance itself"), ("host", "checks go to the instance itself; write the `Host` field under `headers`")],
+    habits: &[
+        ("url", "write `path` and `port`: checks go to the instance itself"),
+        ("host", "checks go to the instance itself; write the `Host` field under `headers`"),
+    ],
     later: &[],
     one_of: &[],
 };
@@ -486,16 +555,30 @@ pub(crate) static RESTART: Table = Table {
     doc: "What happens when an instance exits by itself.",
     keys: &[&[
         Key::new("policy", Shape::Choice(RESTARTS), "When it is started again.").default("always").from(KUBERNETES),
-        Key::new("backoff", Shape::Duration, "Pause before the first restart; doubles each time, with up to 10 % jitter.").default("500ms").from(OURS),
+        Key::new(
+            "backoff",
+            Shape::Duration,
+            "Pause before the first restart; doubles each time, with up to 10 % jitter.",
+        )
+        .default("500ms")
+        .from(OURS),
         Key::new("max_backoff", Shape::Duration, "Longest pause.")
             .default("60s")
             .from("003 `orchestration_performance.lifecycle_coordination_time`"),
-        Key::new("reset_after", Shape::Duration, "Time of uninterrupted readiness after which pause and budget start anew.")
-            .default("60s")
-            .from("003 `orchestration_performance.lifecycle_coordination_time`"),
-        Key::new("budget", Shape::CountLimit(0, 1_000_000), "Restarts without such a time before it is given up as a crash loop; `unlimited` never gives up.")
-            .default("5")
-            .from(OURS),
+        Key::new(
+            "reset_after",
+            Shape::Duration,
+            "Time of uninterrupted readiness after which pause and budget start anew.",
+        )
+        .default("60s")
+        .from("003 `orchestration_performance.lifecycle_coordination_time`"),
+        Key::new(
+            "budget",
+            Shape::CountLimit(0, 1_000_000),
+            "Restarts without such a time before it is given up as a crash loop; `unlimited` never gives up.",
+        )
+        .default("5")
+        .from(OURS),
     ]],
     habits: &[
         ("condition", "write `policy`"),
@@ -518,7 +601,10 @@ pub(crate) static ROLLOUT: Table = Table {
             .default("300s")
             .from("003 `orchestration_performance.service_deployment_time`"),
     ]],
-    habits: &[("max_surge", "write `rolling: {max_surge: …}`"), ("max_unavailable", "write `rolling: {max_unavailable: …}`")],
+    habits: &[
+        ("max_surge", "write `rolling: {max_surge: …}`"),
+        ("max_unavailable", "write `rolling: {max_unavailable: …}`"),
+    ],
     later: &["canary", "blue_green", "recreate", "hold", "guard"],
     one_of: &[],
 };
@@ -528,10 +614,16 @@ pub(crate) static ROLLING: Table = Table {
     noun: "`rolling`",
     doc: "Bounds of a rolling update. They must not both come out as 0.",
     keys: &[&[
-        Key::new("max_surge", Shape::Amount, "Instances above `replicas` at one time; a share is rounded up.").default("25%").from(KUBERNETES),
-        Key::new("max_unavailable", Shape::Amount, "Ready instances below `replicas` at one time; a share is rounded down.")
-            .default("0")
-            .from(OURS),
+        Key::new("max_surge", Shape::Amount, "Instances above `replicas` at one time; a share is rounded up.")
+            .default("25%")
+            .from(KUBERNETES),
+        Key::new(
+            "max_unavailable",
+            Shape::Amount,
+            "Ready instances below `replicas` at one time; a share is rounded down.",
+        )
+        .default("0")
+        .from(OURS),
     ]],
     habits: &[],
     later: &[],
@@ -546,7 +638,9 @@ pub(crate) static DRAIN: Table = Table {
         Key::new("requests", Shape::Duration, "For requests.")
             .default("30s")
             .from("003 `orchestration_performance.health_validation_time`"),
-        Key::new("streams", Shape::Duration, "For streams: SSE, WebSocket, gRPC streams, TCP connections.").default("15m").from(OURS),
+        Key::new("streams", Shape::Duration, "For streams: SSE, WebSocket, gRPC streams, TCP connections.")
+            .default("15m")
+            .from(OURS),
     ]],
     habits: &[],
     later: &[],
@@ -555,6 +649,26 @@ pub(crate) static DRAIN: Table = Table {
 
 /// Tables in the order in which the reference shows them.
 pub(crate) static ALL: &[&Table] = &[
-    &ROOT, &ENVIRONMENT, &SERVICE, &JOB, &VOLUME, &PORT, &DEPENDENCY, &HEALTH, &READY, &LIVE, &PART, &AT_LEAST,
-    &HTTP_CHECK, &GRPC_CHECK, &RESTART, &STOP, &ROLLOUT, &ROLLING, &DRAIN, &RESOURCES, &RESOURCE_LIMITS, &LIMITS,
+    &ROOT,
+    &ENVIRONMENT,
+    &SERVICE,
+    &JOB,
+    &VOLUME,
+    &PORT,
+    &DEPENDENCY,
+    &HEALTH,
+    &READY,
+    &LIVE,
+    &PART,
+    &AT_LEAST,
+    &HTTP_CHECK,
+    &GRPC_CHECK,
+    &RESTART,
+    &STOP,
+    &ROLLOUT,
+    &ROLLING,
+    &DRAIN,
+    &RESOURCES,
+    &RESOURCE_LIMITS,
+    &LIMITS,
 ];

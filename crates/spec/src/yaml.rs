@@ -153,7 +153,12 @@ impl<'s> Builder<'s, '_, '_> {
                 documents += 1;
                 if documents > 1 {
                     let message = || "a stack file holds one YAML document, and a second one begins here".to_owned();
-                    self.report.error(Code::YAML_SYNTAX, span, message, help("delete the `---`, or move what follows into a file of its own"));
+                    self.report.error(
+                        Code::YAML_SYNTAX,
+                        span,
+                        message,
+                        help("delete the `---`, or move what follows into a file of its own"),
+                    );
                     return None;
                 }
             }
@@ -190,13 +195,19 @@ impl<'s> Builder<'s, '_, '_> {
                 self.collection_tag(tag.as_deref(), "map", tag_span.unwrap_or(span));
                 self.open(span, anchor, Content::Mapping(Vec::new(), None))
             }
-            Event::SequenceEnd | Event::MappingEnd => self.close(span),
+            Event::SequenceEnd | Event::MappingEnd => {
+                self.close(span);
+                Ok(())
+            }
             Event::Alias(id) => self.alias(id, span),
             Event::UnresolvedAlias(name) => {
                 let message = || format!("`*{name}` names an anchor that is not defined before it");
-                self.report.error(Code::YAML_SYNTAX, span, message, help(
-                    "define it above with `&`, or put the text into quotes if it only begins with `*`",
-                ));
+                self.report.error(
+                    Code::YAML_SYNTAX,
+                    span,
+                    message,
+                    help("define it above with `&`, or put the text into quotes if it only begins with `*`"),
+                );
                 if self.expects_key() {
                     self.refuse_key();
                 } else {
@@ -240,11 +251,11 @@ impl<'s> Builder<'s, '_, '_> {
         self.count(1, span)
     }
 
-    fn close(&mut self, end: Span) -> Result<(), Stop> {
-        let Some(frame) = self.stack.pop() else { return Ok(()) };
+    fn close(&mut self, end: Span) {
+        let Some(frame) = self.stack.pop() else { return };
         if frame.is_key {
             self.refuse_key();
-            return Ok(());
+            return;
         }
         let span = Span { end: end.end.max(frame.span.end), ..frame.span };
         let value = match frame.content {
@@ -257,7 +268,6 @@ impl<'s> Builder<'s, '_, '_> {
         };
         let weight = Weight { nodes: frame.weight.nodes + 1, height: frame.weight.height + 1, ..frame.weight };
         self.add(Rc::new(Node { span, value }), frame.anchor, weight);
-        Ok(())
     }
 
     /// Hands a finished value to what contains it.
@@ -288,7 +298,12 @@ impl<'s> Builder<'s, '_, '_> {
     fn alias(&mut self, id: usize, span: Span) -> Result<(), Stop> {
         let Some((node, weight)) = self.anchors.get(&id).map(|(node, weight)| (Rc::clone(node), *weight)) else {
             let message = || "an alias inside its own anchor would repeat without end".to_owned();
-            self.report.error(Code::TOO_COMPLEX, span, message, help("move the anchor to a value that does not contain the alias"));
+            self.report.error(
+                Code::TOO_COMPLEX,
+                span,
+                message,
+                help("move the anchor to a value that does not contain the alias"),
+            );
             return Err(Stop);
         };
         if self.expects_key() {
@@ -339,10 +354,16 @@ impl<'s> Builder<'s, '_, '_> {
             } else if let Some(first) = index.find(&entries, &entry.key) {
                 let first = entries[first].key_span;
                 let Entry { key, key_span, .. } = entry;
-                self.report.error(Code::DUPLICATE_KEY, key_span, || format!("the key `{}` appears twice", cut(&key)), |mut d, sources| {
-                    "again here".clone_into(&mut d.labels[0].message);
-                    d.at(sources.location(first), "first here").help("delete one of them, or put their values together")
-                });
+                self.report.error(
+                    Code::DUPLICATE_KEY,
+                    key_span,
+                    || format!("the key `{}` appears twice", cut(&key)),
+                    |mut d, sources| {
+                        "again here".clone_into(&mut d.labels[0].message);
+                        d.at(sources.location(first), "first here")
+                            .help("delete one of them, or put their values together")
+                    },
+                );
             } else {
                 entries.push(entry);
                 index.grown(&entries);
@@ -359,7 +380,12 @@ impl<'s> Builder<'s, '_, '_> {
                         continue;
                     }
                     let message = || "`<<` merges a mapping or a list of mappings".to_owned();
-                    self.report.error(Code::WRONG_TYPE, source.span, message, help("refer to an anchored mapping: `<<: *name`"));
+                    self.report.error(
+                        Code::WRONG_TYPE,
+                        source.span,
+                        message,
+                        help("refer to an anchored mapping: `<<: *name`"),
+                    );
                     continue;
                 };
                 for entry in merged {
@@ -391,7 +417,12 @@ impl<'s> Builder<'s, '_, '_> {
             "bool" => Scalar::Boolean,
             "null" => Scalar::Null,
             _ => {
-                self.report.error(Code::WRONG_TYPE, span, || format!("the tag `!!{core}` does not fit a plain value"), help("delete the tag"));
+                self.report.error(
+                    Code::WRONG_TYPE,
+                    span,
+                    || format!("the tag `!!{core}` does not fit a plain value"),
+                    help("delete the tag"),
+                );
                 return plain;
             }
         };
@@ -399,7 +430,12 @@ impl<'s> Builder<'s, '_, '_> {
         if value == tagged || (tagged == Scalar::Float && value == Scalar::Integer) {
             return tagged;
         }
-        self.report.error(Code::INVALID_VALUE, span, || format!("`{}` does not fit its tag `!!{core}`", cut(text)), help("delete the tag"));
+        self.report.error(
+            Code::INVALID_VALUE,
+            span,
+            || format!("`{}` does not fit its tag `!!{core}`", cut(text)),
+            help("delete the tag"),
+        );
         plain
     }
 
@@ -413,24 +449,34 @@ impl<'s> Builder<'s, '_, '_> {
 
     fn unknown_tag(&mut self, tag: &Tag, span: Span) {
         let written = format!("{}{}", tag.original_handle(), tag.suffix());
-        self.report.error(Code::INVALID_VALUE, span, || format!("the tag `{}` has no meaning in a stack file", cut(&written)), help("delete the tag"));
+        self.report.error(
+            Code::INVALID_VALUE,
+            span,
+            || format!("the tag `{}` has no meaning in a stack file", cut(&written)),
+            help("delete the tag"),
+        );
     }
 
     fn syntax_error(&mut self, kind: &ErrorKind, span: Span) {
         let (code, message, remedy) = explain(kind);
         let opened = self.stack.last().map(|frame| frame.span).filter(|_| in_brackets(kind));
         let bracket = opened.map(|span| span.part(0, 1));
-        self.report.error(code, span, || message, |diagnostic, sources| {
-            let diagnostic = match bracket.map(|span| (span, sources.text(span))) {
-                Some((span, open @ ("[" | "{"))) => {
-                    let mut diagnostic = diagnostic;
-                    diagnostic.message = format!("`{open}` is not closed before this");
-                    diagnostic.at(sources.location(span), "opened here")
-                }
-                _ => diagnostic,
-            };
-            help(remedy)(diagnostic, sources)
-        });
+        self.report.error(
+            code,
+            span,
+            || message,
+            |diagnostic, sources| {
+                let diagnostic = match bracket.map(|span| (span, sources.text(span))) {
+                    Some((span, open @ ("[" | "{"))) => {
+                        let mut diagnostic = diagnostic;
+                        diagnostic.message = format!("`{open}` is not closed before this");
+                        diagnostic.at(sources.location(span), "opened here")
+                    }
+                    _ => diagnostic,
+                };
+                help(remedy)(diagnostic, sources)
+            },
+        );
     }
 }
 
@@ -489,7 +535,11 @@ fn resolve(text: &str) -> Scalar {
 
 /// Text of a message, kept short.
 pub(crate) fn cut(text: &str) -> String {
-    if text.chars().nth(60).is_none() { text.to_owned() } else { format!("{}…", text.chars().take(60).collect::<String>()) }
+    if text.chars().nth(60).is_none() {
+        text.to_owned()
+    } else {
+        format!("{}…", text.chars().take(60).collect::<String>())
+    }
 }
 
 /// Whether an error most likely means an open bracket further up.
@@ -540,19 +590,20 @@ fn explain(kind: &ErrorKind) -> (Code, String, &'static str) {
         ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => {
             ("a `:` is missing after a key".to_owned(), "write `key: value`, with a space after the `:`")
         }
-        ErrorKind::ExpectedBlockMappingKey => {
-            ("a key is expected here".to_owned(), "indent it like the other keys of its mapping, and write `key: value`")
-        }
+        ErrorKind::ExpectedBlockMappingKey => (
+            "a key is expected here".to_owned(),
+            "indent it like the other keys of its mapping, and write `key: value`",
+        ),
         ErrorKind::InvalidIndentation | ErrorKind::InvalidQuotedScalarIndent | ErrorKind::InvalidFlowScalarIndent => {
             ("the indentation fits nothing above".to_owned(), "indent it like its neighbours")
         }
-        ErrorKind::UnexpectedCharacter { character } => (
-            format!("a text cannot begin with `{}`", character.escape_default()),
-            "put the text into quotes",
-        ),
-        ErrorKind::BlockSequenceEntryNotAllowed | ErrorKind::ExpectedBlockSequenceEntry => {
-            ("a list item cannot begin here".to_owned(), "put the `-` on a line of its own, indented like the other items")
+        ErrorKind::UnexpectedCharacter { character } => {
+            (format!("a text cannot begin with `{}`", character.escape_default()), "put the text into quotes")
         }
+        ErrorKind::BlockSequenceEntryNotAllowed | ErrorKind::ExpectedBlockSequenceEntry => (
+            "a list item cannot begin here".to_owned(),
+            "put the `-` on a line of its own, indented like the other items",
+        ),
         ErrorKind::UnknownQuotedScalarEscape => (
             "this escape is not known in double quotes".to_owned(),
             "write `\\\\` for a backslash, or use single quotes",

@@ -98,7 +98,11 @@ async fn stop(session: &Session, output: &mut Output) -> Result<Exit> {
         output.note("the server is not running");
         return Ok(Exit::Success);
     };
-    client.shutdown().await?;
+    match client.shutdown().await {
+        // It may be gone before its answer has left; whether it stopped is seen below.
+        Err(error) if !error.is_lost() => return Err(error.into()),
+        Ok(_) | Err(_) => {}
+    }
     let deadline = Instant::now() + STOP;
     // It has stopped once nothing listens, or once another one does.
     loop {

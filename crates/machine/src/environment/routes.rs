@@ -147,8 +147,10 @@ impl Environment {
         let mut routes = sent.routes;
         for route in &mut routes {
             if let Some(address) = addresses.get(&route.id) {
+                if route.listen.port() == 0 {
+                    self.keep_port(&route.id, address.port());
+                }
                 route.listen.set_port(address.port());
-                self.keep_port(&route.id, address.port());
             }
         }
         let active: BTreeSet<Start> = routes

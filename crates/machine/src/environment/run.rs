@@ -442,7 +442,7 @@ impl Environment {
             return TargetState::Failed(problem, Some(failed.record().id.clone()));
         }
         let ready = instances().filter(current).filter(|i| {
-            i.is_ready() && (service.ports.is_empty() || self.routes.admitted(&i.record().id, i.record().attempt))
+            i.is_confirmed() && (service.ports.is_empty() || self.routes.admitted(&i.record().id, i.record().attempt))
         });
         let enough = ready.count() == service.replicas as usize;
         let no_old = instances().all(|i| current(&i));

@@ -356,10 +356,7 @@ impl TestEnvironment {
                 Ok(()) => return,
                 Err(problem) if Instant::now() > deadline => {
                     let events = self.run(&["events", "--tail", "60"]);
-                    let log = fs::read_to_string(self.home.join("server.log")).unwrap_or_default();
-                    let log: Vec<&str> = log.lines().rev().take(30).collect();
-                    let log: String = log.into_iter().rev().map(|line| format!("{line}\n")).collect();
-                    panic!("{context}: {problem}\n{status:#}\n{processes:#?}\n{events}\n--- server.log\n{log}");
+                    panic!("{context}: {problem}\n{status:#}\n{processes:#?}\n{events}");
                 }
                 // What was killed may still be leaving, and what replaces it coming.
                 Err(_) => std::thread::sleep(LOOK),
@@ -407,9 +404,14 @@ impl TestEnvironment {
 
 impl Drop for TestEnvironment {
     fn drop(&mut self) {
-        if std::thread::panicking() && std::env::var_os("ORCHESTRA_TEST_KEEP").is_some() {
-            self.root.disable_cleanup(true);
-            eprintln!("kept {}", self.root.path().display());
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.home.join("server.log")).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("--- the end of server.log\n{}", lines[lines.len().saturating_sub(30)..].join("\n"));
+            if std::env::var_os("ORCHESTRA_TEST_KEEP").is_some() {
+                self.root.disable_cleanup(true);
+                eprintln!("kept {}", self.root.path().display());
+            }
         }
         // Whatever a failed test left: first who could start others, then again until nothing is found.
         for _ in 0..50 {

@@ -21,7 +21,7 @@ fn two_of_everything() {
     // Two first commands at once: one server, one run; the other command is refused or finds nothing to do.
     let both = [env.spawn(&["up"]), env.spawn(&["up"])];
     let codes: Vec<_> = both.map(|command| command.wait()).into_iter().map(|ran| {
-        assert!(ran.code() == Some(0) || ran.stderr.contains("ORC0405"), "{ran}");
+        assert!(ran.code() == Some(0) || ran.stderr.contains("ORC0702"), "{ran}");
         ran.code()
     }).collect();
     assert!(codes.contains(&Some(0)), "{codes:?}");
@@ -35,7 +35,7 @@ fn two_of_everything() {
     events.event("instance_starting", "api-r2");
     for command in [&["up"][..], &["scale", "api=1"], &["down"], &["restart"]] {
         let refused = env.run(command).expect(4);
-        assert!(refused.stderr.contains("ORC0405") && refused.stderr.contains("run_2"), "{refused}");
+        assert!(refused.stderr.contains("ORC0702") && refused.stderr.contains("run_2"), "{refused}");
     }
     up.wait().expect(0);
     assert_eq!(version(&env), "two");
@@ -43,7 +43,7 @@ fn two_of_everything() {
     // A second server is refused, the first one serves on.
     let server = env.one(Role::Server);
     let second = env.run(&["server", "run"]).expect(4);
-    assert!(second.stderr.contains("ORC0402") && second.stderr.contains(&server.pid.to_string()), "{second}");
+    assert!(second.stderr.contains("ORC0401") && second.stderr.contains(&server.pid.to_string()), "{second}");
     assert_eq!(env.one(Role::Server).pid, server.pid);
     env.assert_consistent(&[("api", 2), ("worker", 1)], "after a second server");
 

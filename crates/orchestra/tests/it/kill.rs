@@ -143,7 +143,7 @@ fn lane(seed: u64, points: u64) -> Counts {
         loop {
             let up = env.run(&["up"]);
             assert!(!up.stderr.contains("panicked"), "{context}: {up}");
-            if up.code() == Some(4) && up.stderr.contains("ORC0405") {
+            if up.code() == Some(4) && up.stderr.contains("ORC0702") {
                 // The command lost its server at the end, and the run that it began goes on.
                 counts.waited += 1;
                 env.wait_for("the run's end", |status| status["run"].is_null());

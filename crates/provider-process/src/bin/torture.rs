@@ -155,18 +155,19 @@ fn storm() -> ! {
     }
 }
 
-/// Bytes that differ from place to place, so that a lost or doubled piece shows.
+/// Blocks of an odd size that begin with their number, so that a lost, doubled or moved piece shows.
 fn flood(bytes: u64) -> ExitCode {
     let mut out = io::stdout().lock();
-    let mut at = 0_u64;
-    let mut block = Vec::with_capacity(100_003);
-    while at < bytes {
-        block.clear();
-        while block.len() < 100_003 && at < bytes {
-            block.push(((at * 31) ^ (at >> 8) ^ (at >> 17)).to_le_bytes()[0]);
-            at += 1;
+    let mut block: Vec<u8> = (0..4099_u32).map(|at| (at * 31 + (at >> 8)).to_le_bytes()[0]).collect();
+    let mut left = usize::try_from(bytes).unwrap();
+    for number in 0_u64.. {
+        block[..8].copy_from_slice(&number.to_le_bytes());
+        let part = left.min(block.len());
+        out.write_all(&block[..part]).unwrap();
+        left -= part;
+        if left == 0 {
+            break;
         }
-        out.write_all(&block).unwrap();
     }
     out.flush().unwrap();
     ExitCode::SUCCESS

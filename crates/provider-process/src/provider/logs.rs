@@ -251,6 +251,8 @@ struct Reader {
     /// Position in its files.
     offsets: [u64; 2],
     partial: [Partial; 2],
+    /// Time of the last line.
+    latest: UnixMillis,
     lines: VecDeque<LogLine>,
 }
 
@@ -273,6 +275,7 @@ impl Reader {
             taken: 0,
             offsets: [0; 2],
             partial: Default::default(),
+            latest: 0,
             lines: VecDeque::new(),
         }
     }
@@ -426,6 +429,9 @@ impl Reader {
 
     fn emit(&mut self, stream: LogStream) {
         let Partial { bytes, at } = std::mem::take(&mut self.partial[slot(stream)]);
+        // An unfinished line comes out at the end, after others that arrived later; times never go back for that.
+        let at = at.max(self.latest);
+        self.latest = at;
         if !bytes.is_empty() && self.since.is_none_or(|since| at >= since) {
             self.lines.push_back(LogLine { instance: self.instance.clone(), attempt: self.attempt, stream, at, bytes });
         }

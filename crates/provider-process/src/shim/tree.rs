@@ -79,7 +79,7 @@ impl Tree {
             return false;
         }
         // Our own descendants are proven gone by having no child; those of a killed shim have to be looked for.
-        !self.adopted || self.find().is_empty()
+        !self.adopted || matches!(self.find(), (found, true) if found.is_empty())
     }
 
     /// Kills all of it once. `thorough` also looks for what left the group.
@@ -91,8 +91,20 @@ impl Tree {
             // Stopped processes cannot fork: stop until nobody new turns up, then kill.
             let mut stopped: Vec<u32> = Vec::new();
             for _ in 0..64 {
-                let new: Vec<u32> = self.find().into_iter().filter(|pid| !stopped.contains(pid)).collect();
-                if new.is_empty() {
+                // Whoever lost its parent is our child: cheap to find, and where a storm of forks can be caught.
+                for _ in 0..64 {
+                    let orphans: Vec<u32> = children().into_iter().filter(|pid| !stopped.contains(pid)).collect();
+                    if orphans.is_empty() {
+                        break;
+                    }
+                    for pid in orphans {
+                        sys::kill(pid, libc::SIGKILL);
+                        stopped.push(pid);
+                    }
+                }
+                let (found, complete) = self.find();
+                let new: Vec<u32> = found.into_iter().filter(|pid| !stopped.contains(pid)).collect();
+                if new.is_empty() && complete {
                     break;
                 }
                 for pid in new {
@@ -145,11 +157,11 @@ impl Tree {
             }
             return pidfd.is_some_and(|pidfd| sys::pidfd_info(pidfd).cgroup == Some(group.inode));
         }
-        environ(pid).is_some_and(|environ| environ.has(&self.marker)) || self.find().contains(&pid)
+        environ(pid).is_some_and(|environ| environ.has(&self.marker)) || self.find().0.contains(&pid)
     }
 
-    /// Every living process of the tree that can be found without the group.
-    fn find(&self) -> Vec<u32> {
+    /// Every living process of the tree that can be found without the group, and whether none can have been missed.
+    fn find(&self) -> (Vec<u32>, bool) {
         let scan = Scan::new(|environ| self.adopted && environ.has(&self.marker));
         let mut roots = vec![scan.own];
         if self.adopted {
@@ -159,7 +171,7 @@ impl Tree {
             let ours = scan.others().filter(|(_, process)| process.marked || (known && in_session(process)));
             roots.extend(ours.map(|(pid, _)| pid));
         }
-        scan.with_descendants(roots)
+        (scan.with_descendants(roots), scan.complete)
     }
 }
 
@@ -190,7 +202,7 @@ fn kill_where(marked: impl Fn(&Environ) -> bool, belongs: impl Fn(&Process) -> b
     for _ in 0..64 {
         let scan = Scan::new(&marked);
         let found: Vec<u32> = scan.others().filter(|(_, process)| belongs(process)).map(|(pid, _)| pid).collect();
-        if found.is_empty() {
+        if found.is_empty() && scan.complete {
             return;
         }
         for pid in scan.with_descendants(found) {
@@ -199,10 +211,11 @@ fn kill_where(marked: impl Fn(&Environ) -> bool, belongs: impl Fn(&Process) -> b
     }
 }
 
-/// A look at all processes that misses none: it goes on until a listing shows nobody whom it has not looked at. A
-/// process that forks and ends while it is looked at leaves a child, which is somebody new.
+/// A look at all processes. It is complete once a listing shows nobody who was not looked at before: a process that
+/// forks and ends while it is looked at leaves a child, which is somebody new.
 struct Scan {
     own: u32,
+    complete: bool,
     processes: BTreeMap<u32, Process>,
 }
 
@@ -216,7 +229,9 @@ struct Process {
 impl Scan {
     fn new(marked: impl Fn(&Environ) -> bool) -> Self {
         let mut processes = BTreeMap::new();
-        loop {
+        let mut complete = false;
+        // Bounded: while somebody forks without end there is always somebody new.
+        for _ in 0..4 {
             let mut anybody_new = false;
             for pid in crate::folder::entries::<u32>(std::path::Path::new("/proc")).unwrap_or_default() {
                 processes.entry(pid).or_insert_with(|| {
@@ -231,9 +246,11 @@ impl Scan {
                 });
             }
             if !anybody_new {
-                return Self { own: std::process::id(), processes };
+                complete = true;
+                break;
             }
         }
+        Self { own: std::process::id(), complete, processes }
     }
 
     /// Living processes apart from the caller.
@@ -277,6 +294,13 @@ impl Environ {
     fn has_prefix(&self, prefix: &str) -> bool {
         self.0.split(|byte| *byte == 0).any(|entry| entry.starts_with(prefix.as_bytes()))
     }
+}
+
+/// Our children, ended ones included. None where the kernel does not list them (`CONFIG_PROC_CHILDREN`).
+fn children() -> Vec<u32> {
+    let own = std::process::id();
+    let text = fs::read_to_string(format!("/proc/self/task/{own}/children")).unwrap_or_default();
+    text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// What `/proc/PID/stat` says.

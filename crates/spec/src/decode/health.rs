@@ -38,7 +38,8 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         broken: bool,
     ) -> Option<Probe> {
         let fields = Fields::read(self.report, &entry.value, table, entry.key_span)?;
-        let surroundings = Surroundings { ports, broken, live: std::ptr::eq(table, &raw const tables::LIVE), required: true };
+        let surroundings =
+            Surroundings { ports, broken, live: std::ptr::eq(table, &raw const tables::LIVE), required: true };
         let check = self.check(&fields, surroundings);
         let probe = Probe {
             every: fields.positive(self.report, "every"),
@@ -103,7 +104,12 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let parts = if let Value::List(items) = &parts?.value.value { items.len() } else { 0 };
         if count as usize > parts {
             let span = counted?.value.span;
-            invalid(self.report, span, || format!("{count} of {parts} checks can never pass"), "lower `count` or add checks");
+            invalid(
+                self.report,
+                span,
+                || format!("{count} of {parts} checks can never pass"),
+                "lower `count` or add checks",
+            );
         }
         Some(Check::AtLeast { count, of })
     }
@@ -143,7 +149,8 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         if !path.starts_with('/') {
             let message = || format!("the path `{}` does not begin with `/`", cut(path));
             let whole = path.contains("://");
-            let remedy = if whole { "write only the path: checks go to the instance itself" } else { "begin it with `/`" };
+            let remedy =
+                if whole { "write only the path: checks go to the instance itself" } else { "begin it with `/`" };
             invalid(self.report, node.span, message, remedy);
         } else if path.contains(|c: char| c == ' ' || c.is_control()) {
             let message = || "a path cannot contain spaces or control characters".to_owned();
@@ -191,7 +198,9 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
     /// `true` for the main port, or the name of one.
     fn named_port(&mut self, entry: &'n Entry<'a>, around: Surroundings<'_>, preferred: &[&str]) -> Option<Name> {
         match &entry.value.value {
-            Value::Scalar(Scalar::Boolean, text) if text.eq_ignore_ascii_case("true") => self.some_port(entry, around, preferred),
+            Value::Scalar(Scalar::Boolean, text) if text.eq_ignore_ascii_case("true") => {
+                self.some_port(entry, around, preferred)
+            }
             Value::Scalar(Scalar::Text, _) => self.own_port(&entry.value, around),
             _ => {
                 expected(self.report, &entry.value, "the name of a port, or `true` for the main one", "");
@@ -218,7 +227,11 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                 let what = if none { "publishes no port" } else { "publishes several ports and none is the main one" };
                 format!("the check needs a port, and `{}` {what}", self.workload.name)
             };
-            let remedy = if none { "add `ports: {http: auto}`, or use another kind of check" } else { "name the port in the check, or call one `http`" };
+            let remedy = if none {
+                "add `ports: {http: auto}`, or use another kind of check"
+            } else {
+                "name the port in the check, or call one `http`"
+            };
             self.report.error(Code::UNKNOWN_REFERENCE, entry.key_span, message, help(remedy));
         }
         found
@@ -261,7 +274,8 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
     }
 
     fn once(&mut self, span: crate::source::Span, kind: &str) {
-        let message = || format!("a `{kind}` check passes once and never fails again: as a liveness check it says nothing");
+        let message =
+            || format!("a `{kind}` check passes once and never fails again: as a liveness check it says nothing");
         let remedy = help("use `watchdog`, or a check that asks again, such as `http` or `exec`");
         self.report.warning(Code::INVALID_VALUE, span, message, remedy);
     }
@@ -278,7 +292,12 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             let to = ResourceId::new(ResourceKind::Service, service.clone());
             self.edges.push(Edge::health(self.workload.id(), &to, node.span));
         } else if *service == self.workload.name {
-            invalid(self.report, node.span, || "a service cannot depend on its own readiness".to_owned(), "name another service");
+            invalid(
+                self.report,
+                node.span,
+                || "a service cannot depend on its own readiness".to_owned(),
+                "name another service",
+            );
         }
         Some(Check::Dependency { service: service.clone() })
     }

@@ -9,7 +9,9 @@ use orchestra_model::{
     quantity::{ByteSize, Cpu},
 };
 
-use super::{Fields, Scope, choice, expected, integer, invalid, number, quantity, size, template::absolute, text, unknown};
+use super::{
+    Fields, Scope, choice, expected, integer, invalid, number, quantity, size, template::absolute, text, unknown,
+};
 use crate::{
     graph::Edge,
     report::{Report, help},
@@ -129,9 +131,16 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                     expected(self.report, value, &format!("a value for `{}`", cut(key)), &remedy);
                     continue;
                 }
-                Value::Mapping(entries) if entries.first().is_some_and(|e| matches!(e.key.as_ref(), "secret" | "from")) => {
+                Value::Mapping(entries)
+                    if entries.first().is_some_and(|e| matches!(e.key.as_ref(), "secret" | "from")) =>
+                {
                     let message = || format!("`{}` in `env` is not supported yet", entries[0].key);
-                    self.report.error(Code::NOT_YET_SUPPORTED, entries[0].key_span, message, help("write the value itself"));
+                    self.report.error(
+                        Code::NOT_YET_SUPPORTED,
+                        entries[0].key_span,
+                        message,
+                        help("write the value itself"),
+                    );
                     continue;
                 }
                 _ => self.template(value, "a text"),
@@ -153,7 +162,9 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
 
     fn limits(&mut self, entry: &'n Entry<'a>) -> BTreeMap<Limit, u64> {
         let mut limits = BTreeMap::new();
-        let Some(fields) = Fields::read(self.report, &entry.value, &tables::LIMITS, entry.key_span) else { return limits };
+        let Some(fields) = Fields::read(self.report, &entry.value, &tables::LIMITS, entry.key_span) else {
+            return limits;
+        };
         for (key, limit, is_size) in [
             ("nofile", Limit::Nofile, false),
             ("nproc", Limit::Nproc, false),
@@ -180,8 +191,12 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
 
     fn resources(&mut self, entry: &'n Entry<'a>) -> Resources {
         let mut resources = Resources::default();
-        let Some(fields) = Fields::read(self.report, &entry.value, &tables::RESOURCES, entry.key_span) else { return resources };
-        let cpu = |report: &mut Report<'_>, entry: &Entry<'_>| quantity::<Cpu>(report, &entry.value, "an amount of CPU such as `250m` or `2`");
+        let Some(fields) = Fields::read(self.report, &entry.value, &tables::RESOURCES, entry.key_span) else {
+            return resources;
+        };
+        let cpu = |report: &mut Report<'_>, entry: &Entry<'_>| {
+            quantity::<Cpu>(report, &entry.value, "an amount of CPU such as `250m` or `2`")
+        };
         resources.cpu = fields.get("cpu").and_then(|entry| cpu(self.report, entry));
         resources.memory = fields.get("memory").and_then(|entry| size(self.report, &entry.value));
         let Some(entry) = fields.get("limits") else { return resources };
@@ -190,14 +205,30 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         };
         if let Some(entry) = limits.get("cpu") {
             resources.cpu_limit = cpu(self.report, entry);
-            if resources.cpu_limit.is_some_and(|limit| limit == Cpu::default() || resources.cpu.is_some_and(|need| need > limit)) {
-                invalid(self.report, entry.value.span, || "the limit of `cpu` is below what is needed".to_owned(), "raise the limit, or lower `resources.cpu`");
+            if resources
+                .cpu_limit
+                .is_some_and(|limit| limit == Cpu::default() || resources.cpu.is_some_and(|need| need > limit))
+            {
+                invalid(
+                    self.report,
+                    entry.value.span,
+                    || "the limit of `cpu` is below what is needed".to_owned(),
+                    "raise the limit, or lower `resources.cpu`",
+                );
             }
         }
         if let Some(entry) = limits.get("memory") {
             resources.memory_limit = size(self.report, &entry.value);
-            if resources.memory_limit.is_some_and(|limit| limit == ByteSize::default() || resources.memory.is_some_and(|need| need > limit)) {
-                invalid(self.report, entry.value.span, || "the limit of `memory` is below what is needed".to_owned(), "raise the limit, or lower `resources.memory`");
+            if resources
+                .memory_limit
+                .is_some_and(|limit| limit == ByteSize::default() || resources.memory.is_some_and(|need| need > limit))
+            {
+                invalid(
+                    self.report,
+                    entry.value.span,
+                    || "the limit of `memory` is below what is needed".to_owned(),
+                    "raise the limit, or lower `resources.memory`",
+                );
             }
         }
         resources
@@ -226,12 +257,19 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             match &entry.value.value {
                 Value::List(items) => {
                     for item in items {
-                        let Some(name) = text(self.report, item, "the name of a service, job or volume") else { continue };
+                        let Some(name) = text(self.report, item, "the name of a service, job or volume") else {
+                            continue;
+                        };
                         let Some(id) = self.dependency_id(name, item.span) else { continue };
                         let dependency = Dependency { until: default_condition(id.kind), on_loss: OnLoss::Ignore };
                         self.edges.push(Edge::new(self.workload.id(), &id, dependency.until, item.span));
                         if dependencies.insert(id, dependency).is_some() {
-                            invalid(self.report, item.span, || format!("`{}` is listed twice", cut(name)), "delete one of them");
+                            invalid(
+                                self.report,
+                                item.span,
+                                || format!("`{}` is listed twice", cut(name)),
+                                "delete one of them",
+                            );
                         }
                     }
                 }
@@ -243,7 +281,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                         dependencies.insert(id, dependency);
                     }
                 }
-                _ => expected(
+                Value::Scalar(..) => expected(
                     self.report,
                     &entry.value,
                     "a list of names, or a mapping of names to conditions",
@@ -325,7 +363,9 @@ fn umask(report: &mut Report<'_>, node: &Node<'_>) -> Option<u32> {
         return None;
     };
     let octal = match text.strip_prefix('0') {
-        Some(digits) => number(&format!("0o{}", digits.strip_prefix('o').unwrap_or(digits))).or((text == "0").then_some(0)),
+        Some(digits) => {
+            number(&format!("0o{}", digits.strip_prefix('o').unwrap_or(digits))).or((text == "0").then_some(0))
+        }
         None => None,
     };
     let mask = octal.and_then(|mask| u32::try_from(mask).ok()).filter(|mask| *mask <= 0o777);

@@ -106,13 +106,9 @@ impl<'n, 'a> Scope<'n, 'a> {
             .flatten()
             .and_then(|fields| fields.get("path"))
             .map(|path| template::stack_path(report, self, &path.value).unwrap_or_default());
-        let volume = match path {
-            Some(path) => Volume { path, managed: false },
-            None => {
-                let path = format!("{}/{}/{}/{name}", self.context.volumes, self.stack, self.environment);
-                Volume { path, managed: true }
-            }
-        };
+        let managed = path.is_none();
+        let chosen = || format!("{}/{}/{}/{name}", self.context.volumes, self.stack, self.environment);
+        let volume = Volume { path: path.unwrap_or_else(chosen), managed };
         self.volumes.insert(name, VolumeOutline { volume, span: entry.key_span });
     }
 }
@@ -168,7 +164,12 @@ fn port(report: &mut Report<'_>, entry: &Entry<'_>) -> Option<Port> {
                 return None;
             };
             if address.port() == 0 {
-                invalid(report, node.span, || "port 0 cannot be published".to_owned(), "write `auto` to let the machine choose");
+                invalid(
+                    report,
+                    node.span,
+                    || "port 0 cannot be published".to_owned(),
+                    "write `auto` to let the machine choose",
+                );
                 return None;
             }
             port.host = address.ip();
@@ -226,7 +227,8 @@ fn address(report: &mut Report<'_>, node: &Node<'_>) -> Option<IpAddr> {
     if let Ok(address) = text.parse() {
         return Some(address);
     }
-    let remedy = if text == "localhost" { "write `127.0.0.1`" } else { "write an IP address such as `127.0.0.1` or `0.0.0.0`" };
+    let remedy =
+        if text == "localhost" { "write `127.0.0.1`" } else { "write an IP address such as `127.0.0.1` or `0.0.0.0`" };
     invalid(report, node.span, || format!("`{}` is not an IP address", crate::yaml::cut(text)), remedy);
     None
 }

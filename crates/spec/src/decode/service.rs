@@ -28,7 +28,16 @@ impl<'d, 'n, 'a> Decoder<'d, 'n, 'a> {
         name: Name,
     ) -> Self {
         let workload = Workload { kind, name };
-        Self { report, scope, expanded, edges, workload, used_volumes: BTreeSet::new(), ready_line: None, notify: false }
+        Self {
+            report,
+            scope,
+            expanded,
+            edges,
+            workload,
+            used_volumes: BTreeSet::new(),
+            ready_line: None,
+            notify: false,
+        }
     }
 
     /// The service without its ports, which the caller moves over from the outline.
@@ -71,12 +80,7 @@ impl<'d, 'n, 'a> Decoder<'d, 'n, 'a> {
         })
     }
 
-    fn health(
-        &mut self,
-        fields: &Fields<'n, 'a>,
-        ports: &BTreeMap<Name, Port>,
-        broken: bool,
-    ) -> Health {
+    fn health(&mut self, fields: &Fields<'n, 'a>, ports: &BTreeMap<Name, Port>, broken: bool) -> Health {
         let fields = self.section(fields, "health", &tables::HEALTH);
         let ready = fields.get("ready").and_then(|entry| self.probe(entry, &tables::READY, ports, broken));
         let live = fields.get("live").and_then(|entry| self.probe(entry, &tables::LIVE, ports, broken));
@@ -105,7 +109,8 @@ impl<'d, 'n, 'a> Decoder<'d, 'n, 'a> {
             _ => self.section(fields, "restart", &tables::RESTART),
         };
         let budget = fields.get("budget");
-        let unlimited = budget.is_some_and(|b| matches!(&b.value.value, Value::Scalar(Scalar::Text, text) if text == "unlimited"));
+        let unlimited =
+            budget.is_some_and(|b| matches!(&b.value.value, Value::Scalar(Scalar::Text, text) if text == "unlimited"));
         let restart = Restart {
             policy: short.unwrap_or_else(|| fields.choice(self.report, "policy", POLICIES)),
             backoff: fields.timespan(self.report, "backoff"),
@@ -116,7 +121,8 @@ impl<'d, 'n, 'a> Decoder<'d, 'n, 'a> {
         if restart.max_backoff < restart.backoff
             && let Some(entry) = fields.get("max_backoff").or_else(|| fields.get("backoff"))
         {
-            let message = || format!("`max_backoff` ({}) is shorter than `backoff` ({})", restart.max_backoff, restart.backoff);
+            let message =
+                || format!("`max_backoff` ({}) is shorter than `backoff` ({})", restart.max_backoff, restart.backoff);
             invalid(self.report, entry.value.span, message, "make `max_backoff` at least as long as `backoff`");
         }
         restart
@@ -143,7 +149,9 @@ impl<'d, 'n, 'a> Decoder<'d, 'n, 'a> {
         let rollout = self.section(fields, "rollout", &tables::ROLLOUT);
         let rolling = self.section(&rollout, "rolling", &tables::ROLLING);
         let amount = |report: &mut Report<'_>, key| {
-            rolling.value::<Amount>(report, key, |report, node| quantity(report, node, "a number such as `1`, or a share such as `25%`"))
+            rolling.value::<Amount>(report, key, |report, node| {
+                quantity(report, node, "a number such as `1`, or a share such as `25%`")
+            })
         };
         let max_surge = amount(self.report, "max_surge");
         let max_unavailable = amount(self.report, "max_unavailable");
@@ -153,13 +161,25 @@ impl<'d, 'n, 'a> Decoder<'d, 'n, 'a> {
             && max_unavailable.rounded_down(replicas) == 0
             && let Some(entry) = rolling.get("max_surge").or_else(|| rolling.get("max_unavailable"))
         {
-            let message = || format!("`max_surge` ({max_surge}) and `max_unavailable` ({max_unavailable}) both come out as 0: nothing could ever be replaced");
-            invalid(self.report, entry.value.span, message, "raise one of them; a share of `max_unavailable` is rounded down");
+            let message = || {
+                format!(
+                    "`max_surge` ({max_surge}) and `max_unavailable` ({max_unavailable}) both come out as 0: nothing could ever be replaced"
+                )
+            };
+            invalid(
+                self.report,
+                entry.value.span,
+                message,
+                "raise one of them; a share of `max_unavailable` is rounded down",
+            );
         }
         let drain = self.section(&rollout, "drain", &tables::DRAIN);
         Rollout {
             strategy: Strategy::Rolling { max_surge, max_unavailable },
-            drain: Drain { requests: drain.timespan(self.report, "requests"), streams: drain.timespan(self.report, "streams") },
+            drain: Drain {
+                requests: drain.timespan(self.report, "requests"),
+                streams: drain.timespan(self.report, "streams"),
+            },
             deadline: rollout.positive(self.report, "deadline"),
         }
     }
@@ -167,7 +187,12 @@ impl<'d, 'n, 'a> Decoder<'d, 'n, 'a> {
     fn watchdog(&mut self, entry: &Entry<'_>) -> Option<Timespan> {
         let span = timespan(self.report, &entry.value)?;
         if span == Timespan::default() {
-            invalid(self.report, entry.value.span, || "`watchdog` must be longer than 0".to_owned(), "delete the key for none");
+            invalid(
+                self.report,
+                entry.value.span,
+                || "`watchdog` must be longer than 0".to_owned(),
+                "delete the key for none",
+            );
         }
         Some(span)
     }

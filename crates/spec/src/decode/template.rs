@@ -45,13 +45,10 @@ impl Trouble {
 
     /// `word` is none of `known`.
     fn unknown<'c>(code: Code, message: String, word: &str, known: impl Iterator<Item = &'c str> + Clone) -> Self {
-        let help = match nearest(word, known.clone()) {
-            Some(near) => Some(format!("did you mean `{near}`?")),
-            None => {
-                let few: Vec<&str> = known.take(12).collect();
-                (!few.is_empty()).then(|| format!("known are: {}", few.join(", ")))
-            }
-        };
+        let help = nearest(word, known.clone()).map(|near| format!("did you mean `{near}`?")).or_else(|| {
+            let few: Vec<&str> = known.take(12).collect();
+            (!few.is_empty()).then(|| format!("known are: {}", few.join(", ")))
+        });
         Self { code, message, help }
     }
 }
@@ -80,7 +77,9 @@ impl Decoder<'_, '_, '_> {
         if let Some(reference) = template.references().next() {
             let message = || format!("`{reference}` is known only after apply, and this text must be known before");
             let remedy = match reference {
-                Reference::ServicePort { .. } | Reference::ServiceUrl { .. } => "publish that port with a number instead of `auto`",
+                Reference::ServicePort { .. } | Reference::ServiceUrl { .. } => {
+                    "publish that port with a number instead of `auto`"
+                }
                 _ => "values of `instance` can be used in `command`, `env` and `exec`",
             };
             self.report.error(Code::INTERPOLATION, node.span, message, help(remedy));
@@ -150,12 +149,15 @@ impl Decoder<'_, '_, '_> {
                 self.used_volumes.insert(name.clone());
                 Ok(Found::Known(found.volume.path.clone()))
             }
-            ["volumes", _] | ["volumes", _, _, ..] => Err(Trouble::expression(format!("`{}` names no value of a volume", cut(path)))
-                .help("write `volumes.NAME.path`")),
+            ["volumes", _] | ["volumes", _, _, ..] => {
+                Err(Trouble::expression(format!("`{}` names no value of a volume", cut(path)))
+                    .help("write `volumes.NAME.path`"))
+            }
             ["self", "name"] => Ok(Found::Known(self.workload.name.to_string())),
             ["self", rest @ ..] => match scope.services.get_key_value(&self.workload.name) {
                 Some((name, service)) if !rest.is_empty() => of_service(path, name, service, rest),
-                _ => Err(Trouble::expression(format!("`{}` names no value of a job", cut(path))).help("a job has only `self.name`")),
+                _ => Err(Trouble::expression(format!("`{}` names no value of a job", cut(path)))
+                    .help("a job has only `self.name`")),
             },
             ["services", service, rest @ ..] if !rest.is_empty() => {
                 let Some((name, found)) = scope.services.get_key_value(*service) else {
@@ -197,7 +199,8 @@ impl Decoder<'_, '_, '_> {
 /// The parts of a path, if it is one.
 fn parts(path: &str) -> Result<Vec<&str>, Trouble> {
     if path.is_empty() {
-        return Err(Trouble::expression("the expression is empty").help("write a path such as `services.api.url`, or `{{{{` for a literal `{{`"));
+        return Err(Trouble::expression("the expression is empty")
+            .help("write a path such as `services.api.url`, or `{{{{` for a literal `{{`"));
     }
     let parts: Vec<&str> = path.split('.').collect();
     let word = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
@@ -214,7 +217,8 @@ fn of_stack(scope: &Scope<'_, '_>, path: &str, parts: &[&str]) -> Result<Found, 
         ["stack", "name"] => Ok(Found::Known(scope.stack.to_string())),
         ["environment", "name"] => Ok(Found::Known(scope.environment.to_string())),
         ["stack" | "environment", ..] => {
-            Err(Trouble::expression(format!("`{}` names no value", cut(path))).help(format!("write `{}.name`", parts[0])))
+            Err(Trouble::expression(format!("`{}` names no value", cut(path)))
+                .help(format!("write `{}.name`", parts[0])))
         }
         [root, ..] if LATER_ROOTS.contains(root) => Err(Trouble {
             code: Code::NOT_YET_SUPPORTED,
@@ -237,7 +241,8 @@ fn of_service(path: &str, name: &Name, service: &ServiceOutline<'_, '_>, rest: &
         ["urls", port] => ("url", Some(*port)),
         ["ports", port] => ("port", Some(*port)),
         [property @ ("urls" | "ports")] => {
-            return Err(Trouble::expression(format!("`{}` is not one value", cut(path))).help(format!("add the name of the port: `{property}.NAME`")));
+            return Err(Trouble::expression(format!("`{}` is not one value", cut(path)))
+                .help(format!("add the name of the port: `{property}.NAME`")));
         }
         [other, ..] => {
             let message = format!("`{}` names no value of a service", cut(path));

@@ -36,10 +36,8 @@ fn underlines_stay_under_their_text_with_tabs_and_wide_characters() {
 #[test]
 fn nothing_from_outside_reaches_the_terminal_unescaped() {
     let hostile = "a\x1b[2J\u{202E}b\r\u{9b}c";
-    let diagnostic = Diagnostic::error(Code::UNKNOWN_KEY, hostile)
-        .at(place(1, 2, 1, hostile), hostile)
-        .note(hostile)
-        .help(hostile);
+    let diagnostic =
+        Diagnostic::error(Code::UNKNOWN_KEY, hostile).at(place(1, 2, 1, hostile), hostile).note(hostile).help(hostile);
     let drawn = render_text(&[diagnostic], false);
     assert!(drawn.chars().all(|c| c == '\n' || !hidden(c)), "{drawn:?}");
     assert!(drawn.contains("a<U+001B>[2J<U+202E>b<U+000D><U+009B>c"), "{drawn}");

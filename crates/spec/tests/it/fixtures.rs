@@ -9,10 +9,7 @@ fn bad_files_are_explained() {
     let fixtures = fixtures("bad");
     assert!(fixtures.len() >= 40, "only {} fixtures", fixtures.len());
     for (name, text) in fixtures {
-        let errors = match load_bytes(text.as_bytes()) {
-            Ok(_) => panic!("{name} was accepted"),
-            Err(errors) => errors,
-        };
+        let Err(errors) = load_bytes(text.as_bytes()) else { panic!("{name} was accepted") };
         for error in &errors {
             assert!(!error.labels.is_empty(), "{name}: {error} has no place");
             assert!(error.help.is_some() || !error.notes.is_empty() || error.message.len() > 20, "{name}: {error}");

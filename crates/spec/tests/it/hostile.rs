@@ -80,7 +80,10 @@ fn nul_bytes() {
 fn deep_nesting_overflows_no_stack() {
     for open in ["[", "{a: ", "- ", "? ", "a:\n ", "[{a: ", "!!seq [", "&a ["] {
         let deep = format!("{HEAD}services: {}", open.repeat(100_000));
-        assert!(refused(deep.as_bytes()).iter().any(|e| matches!(e.code, Code::TOO_COMPLEX | Code::YAML_SYNTAX)), "{open}");
+        assert!(
+            refused(deep.as_bytes()).iter().any(|e| matches!(e.code, Code::TOO_COMPLEX | Code::YAML_SYNTAX)),
+            "{open}"
+        );
     }
     let mut block = String::from(HEAD);
     for depth in 0..3_000 {
@@ -117,7 +120,7 @@ fn billion_laughs() {
 #[test]
 fn repeated_long_texts() {
     let mut text = format!("{HEAD}x-long: &long {}\nx-list: [", "a".repeat(1_000_000));
-    text.push_str(&vec!["*long"; 12].join(", "));
+    text.push_str(&["*long"; 12].join(", "));
     text.push_str("]\n");
     code(text.as_bytes(), Code::TOO_COMPLEX);
 }
@@ -160,9 +163,21 @@ fn keys_and_values_of_any_length() {
     let long = "k".repeat(2_000_000);
     refused(format!("{HEAD}services: {{\"{long}\": {{command: [a]}}}}\n").as_bytes());
     refused(format!("{HEAD}\"{long}\": 1\n").as_bytes());
-    refused(format!("{HEAD}services: {{a: {{command: [a], depends_on: [\"{long}\"], ports: {{http: \"{long}\"}}}}}}").as_bytes());
-    refused(format!("{HEAD}services: {{a: {{command: [\"{{{{ {long} }}}}\"], replicas: {}}}}}", "9".repeat(1_000_000)).as_bytes());
-    refused(format!("{HEAD}services: {{a: {{command: [a], health: {{ready: {{log: \"{}\"}}}}}}}}", "(a{1000}){1000}".repeat(1000)).as_bytes());
+    refused(
+        format!("{HEAD}services: {{a: {{command: [a], depends_on: [\"{long}\"], ports: {{http: \"{long}\"}}}}}}")
+            .as_bytes(),
+    );
+    refused(
+        format!("{HEAD}services: {{a: {{command: [\"{{{{ {long} }}}}\"], replicas: {}}}}}", "9".repeat(1_000_000))
+            .as_bytes(),
+    );
+    refused(
+        format!(
+            "{HEAD}services: {{a: {{command: [a], health: {{ready: {{log: \"{}\"}}}}}}}}",
+            "(a{1000}){1000}".repeat(1000)
+        )
+        .as_bytes(),
+    );
     refused(format!("{HEAD}services: {{a: {{command: [a], directory: \"{long}\"}}}}").as_bytes());
 }
 
@@ -177,7 +192,10 @@ fn braces_without_end() {
 
 #[test]
 fn pathological_scans() {
-    for text in ["&a ", "!a ", "*a ", "? ", "- - ", "a: ", ": ", "\"", "'", "| ", "> ", "%a ", "--- ", "a\n", " \n", "#\n", "\t", "!<", "&", "{}", "[],"] {
+    for text in [
+        "&a ", "!a ", "*a ", "? ", "- - ", "a: ", ": ", "\"", "'", "| ", "> ", "%a ", "--- ", "a\n", " \n", "#\n",
+        "\t", "!<", "&", "{}", "[],",
+    ] {
         let start = Instant::now();
         let _ = load_bytes(text.repeat(1_000_000 / text.len()).as_bytes());
         let _ = load_bytes(format!("{HEAD}services: {}", text.repeat(1_000_000 / text.len())).as_bytes());

@@ -46,7 +46,10 @@ fn what_is_known_is_put_in() {
 #[test]
 fn what_is_not_known_stays_a_typed_hole() {
     let name = |text: &str| text.parse::<Name>().unwrap();
-    let text = env("a:\n    command: [a]\n    ports: {http: auto}", "x{{ self.url }}y{{ instance.ports.http }}{{ services.one.port }} {{ instance.ordinal }}");
+    let text = env(
+        "a:\n    command: [a]\n    ports: {http: auto}",
+        "x{{ self.url }}y{{ instance.ports.http }}{{ services.one.port }} {{ instance.ordinal }}",
+    );
     assert_eq!(
         text.0,
         [
@@ -90,7 +93,8 @@ fn an_error_points_at_the_expression_whatever_the_quotes() {
         // An expression that is written with escapes is not found: the whole value is underlined.
         ("\"{{ nope\\x2Ea }}\"", 13, 17),
     ] {
-        let file = format!("version: 1\nname: demo\nservices:\n  a:\n    command: [a]\n    env:\n      NAMES: {value}\n");
+        let file =
+            format!("version: 1\nname: demo\nservices:\n  a:\n    command: [a]\n    env:\n      NAMES: {value}\n");
         let errors = errors(file.as_bytes());
         let location = &errors[0].labels[0].location;
         assert_eq!((errors[0].code, location.line), (Code::INTERPOLATION, 7), "{value}");

@@ -52,11 +52,15 @@ fn closed(desired: &Desired, id: &ResourceId, resource: &Resource) {
 
 fn ports_exist(check: &Check, program: &orchestra_model::desired::Program) {
     match check {
-        Check::Http { port, .. } | Check::Tcp { port } | Check::Grpc { port, .. } => assert!(program.ports.contains(port)),
+        Check::Http { port, .. } | Check::Tcp { port } | Check::Grpc { port, .. } => {
+            assert!(program.ports.contains(port));
+        }
         Check::Log => assert!(program.ready_line.is_some()),
         Check::Notify => assert!(program.notify),
         Check::All(parts) | Check::Any(parts) | Check::AtLeast { of: parts, .. } => {
-            parts.iter().for_each(|part| ports_exist(part, program));
+            for part in parts {
+                ports_exist(part, program);
+            }
         }
         Check::Exec { command } => assert!(!command.is_empty()),
         Check::Dependency { .. } => {}
@@ -74,9 +78,54 @@ enum Mutation {
 
 fn mutation() -> impl Strategy<Value = Mutation> {
     let pieces = prop::sample::select(vec![
-        "{", "}", "[", "]", ":", ": ", ", ", "\n", "\n  ", "- ", "? ", "&a ", "*a ", "!!str ", "!x ", "\"", "'", "|\n", ">\n", "#", "~", "null",
-        "<<: ", "{{ ", " }}", "{{{{", "{{ self.url }}", "{{ volumes.data.path }}", "-1", "0", "1e9", "99999999999999999999", "true", "auto",
-        "0.0.0.0:1", "services:\n", "x-a: ", "\t", "\u{1b}", "\0", "\u{feff}", "日", "\u{202e}", "---\n", "...\n", "%YAML 1.2\n", "api", "depends_on: [api]",
+        "{",
+        "}",
+        "[",
+        "]",
+        ":",
+        ": ",
+        ", ",
+        "\n",
+        "\n  ",
+        "- ",
+        "? ",
+        "&a ",
+        "*a ",
+        "!!str ",
+        "!x ",
+        "\"",
+        "'",
+        "|\n",
+        ">\n",
+        "#",
+        "~",
+        "null",
+        "<<: ",
+        "{{ ",
+        " }}",
+        "{{{{",
+        "{{ self.url }}",
+        "{{ volumes.data.path }}",
+        "-1",
+        "0",
+        "1e9",
+        "99999999999999999999",
+        "true",
+        "auto",
+        "0.0.0.0:1",
+        "services:\n",
+        "x-a: ",
+        "\t",
+        "\u{1b}",
+        "\0",
+        "\u{feff}",
+        "日",
+        "\u{202e}",
+        "---\n",
+        "...\n",
+        "%YAML 1.2\n",
+        "api",
+        "depends_on: [api]",
     ]);
     prop_oneof![
         (any::<Index>(), any::<u8>()).prop_map(|(at, length)| Mutation::Delete(at, length)),

@@ -58,7 +58,10 @@ fn examples_in_the_reference_are_valid() {
     for example in examples {
         let whole = if example.contains("version:") {
             example.to_owned()
-        } else if example.starts_with("services:") || example.starts_with("jobs:") || example.starts_with("environments:") {
+        } else if example.starts_with("services:")
+            || example.starts_with("jobs:")
+            || example.starts_with("environments:")
+        {
             format!("version: 1\nname: example\n{example}")
         } else {
             continue;
@@ -67,7 +70,8 @@ fn examples_in_the_reference_are_valid() {
             panic!("{}\n{whole}", orchestra_spec::render_text(&errors, false));
         }
         let value = json(&whole);
-        let errors: Vec<String> = schema.iter_errors(&value).map(|error| format!("{}: {error}", error.instance_path())).collect();
+        let errors: Vec<String> =
+            schema.iter_errors(&value).map(|error| format!("{}: {error}", error.instance_path())).collect();
         assert_eq!(errors, Vec::<String>::new(), "{whole}");
     }
 }
@@ -107,7 +111,8 @@ fn the_schema_accepts_what_the_decoder_accepts() {
         if let Some(environments) = value.get_mut("environments").and_then(Value::as_object_mut) {
             environments.retain(|_, environment| environment.get("target").is_none_or(|target| target == "process"));
         }
-        let errors: Vec<String> = schema.iter_errors(&value).map(|error| format!("{}: {error}", error.instance_path())).collect();
+        let errors: Vec<String> =
+            schema.iter_errors(&value).map(|error| format!("{}: {error}", error.instance_path())).collect();
         assert_eq!(errors, Vec::<String>::new(), "{name}");
     }
 }

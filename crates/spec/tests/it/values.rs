@@ -1,7 +1,7 @@
 //! Notations and their meaning, environments and their overlays.
 
 use orchestra_model::{
-    Code, Resource,
+    Code, Name, Resource,
     desired::{Limit, Program, Protocol, Strategy},
     quantity::Amount,
 };
@@ -25,7 +25,16 @@ fn masks_are_octal_however_they_are_written() {
 #[test]
 fn scalars_in_env_are_the_text_that_stands_there() {
     let program = program("env: {A: 1.10, B: no, C: TRUE, D: 0x1F, E: ' a ', F: 007, G: 1e3, H: 2026-11-21}");
-    for (key, text) in [("A", "1.10"), ("B", "no"), ("C", "TRUE"), ("D", "0x1F"), ("E", " a "), ("F", "007"), ("G", "1e3"), ("H", "2026-11-21")] {
+    for (key, text) in [
+        ("A", "1.10"),
+        ("B", "no"),
+        ("C", "TRUE"),
+        ("D", "0x1F"),
+        ("E", " a "),
+        ("F", "007"),
+        ("G", "1e3"),
+        ("H", "2026-11-21"),
+    ] {
         assert_eq!(program.env[key].known().unwrap(), text, "{key}");
     }
 }
@@ -41,7 +50,10 @@ fn a_command_as_a_text_runs_in_the_shell() {
 #[test]
 fn limits_take_numbers_sizes_and_unlimited() {
     let limits = program("limits: {nofile: unlimited, nproc: 5, core: 1Mi, cpu: 0x10}").limits;
-    assert_eq!(limits.into_iter().collect::<Vec<_>>(), [(Limit::Nofile, u64::MAX), (Limit::Nproc, 5), (Limit::Core, 1 << 20), (Limit::Cpu, 16)]);
+    assert_eq!(
+        limits.into_iter().collect::<Vec<_>>(),
+        [(Limit::Nofile, u64::MAX), (Limit::Nproc, 5), (Limit::Core, 1 << 20), (Limit::Cpu, 16)]
+    );
 }
 
 #[test]
@@ -103,10 +115,10 @@ fn overlays_merge_mappings_replace_the_rest_and_delete_by_null() {
     assert_eq!(api.replicas, 4);
     assert_eq!(api.program.command.len(), 2);
     assert_eq!(api.program.env.keys().collect::<Vec<_>>(), ["A", "C"]);
-    assert_eq!(api.ports.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["http"]);
+    assert_eq!(api.ports.keys().map(Name::as_str).collect::<Vec<_>>(), ["http"]);
     let Strategy::Rolling { max_surge, .. } = api.rollout.strategy;
     assert_eq!(max_surge, "25%".parse::<Amount>().unwrap());
-    assert_eq!(prod.environments.iter().map(|name| name.as_str()).collect::<Vec<_>>(), ["dev", "prod", "test"]);
+    assert_eq!(prod.environments.iter().map(Name::as_str).collect::<Vec<_>>(), ["dev", "prod", "test"]);
     assert_eq!(prod.lines.values().copied().collect::<Vec<_>>(), [18, 4, 16]);
 }
 
@@ -135,12 +147,19 @@ fn another_environment_may_belong_to_another_target() {
     let text = LAYERED.replace("services: 5x", "services: {}");
     assert!(load_in(&text, Some("dev")).is_ok());
     let errors = load_in(&text, Some("test")).unwrap_err();
-    assert_eq!(errors.iter().map(|e| e.code).collect::<Vec<_>>(), [Code::NOT_YET_SUPPORTED], "{}", render_text(&errors, false));
+    assert_eq!(
+        errors.iter().map(|e| e.code).collect::<Vec<_>>(),
+        [Code::NOT_YET_SUPPORTED],
+        "{}",
+        render_text(&errors, false)
+    );
 }
 
 #[test]
 fn deleting_nothing_and_empty_stacks_are_worth_a_warning() {
-    let loaded = loaded("version: 1\nname: demo\nservices: {a: {command: [a]}}\nenvironments: {dev: {services: {a: {env: null}}}}\n");
+    let loaded = loaded(
+        "version: 1\nname: demo\nservices: {a: {command: [a]}}\nenvironments: {dev: {services: {a: {env: null}}}}\n",
+    );
     assert_eq!(loaded.warnings.len(), 1);
     assert!(loaded.warnings[0].message.contains("deletes nothing"), "{}", loaded.warnings[0]);
     let empty = crate::loaded("version: 1\nname: demo\n");
@@ -151,7 +170,14 @@ fn deleting_nothing_and_empty_stacks_are_worth_a_warning() {
 
 #[test]
 fn relative_paths_start_at_the_stack_file_and_keep_their_parents() {
-    for (path, expected) in [("app", "/srv/demo/app"), ("./a//b/.", "/srv/demo/a/b"), ("/abs/./x", "/abs/x"), ("../up", "/srv/demo/../up"), (".", "/srv/demo"), ("/", "/")] {
+    for (path, expected) in [
+        ("app", "/srv/demo/app"),
+        ("./a//b/.", "/srv/demo/a/b"),
+        ("/abs/./x", "/abs/x"),
+        ("../up", "/srv/demo/../up"),
+        (".", "/srv/demo"),
+        ("/", "/"),
+    ] {
         assert_eq!(program(&format!("directory: {path}")).directory, expected);
     }
     let root = Context { directory: "/".into(), ..context(None) };
@@ -171,7 +197,14 @@ fn a_waiting_check_is_no_deadlock_where_only_the_start_is_waited_for() {
 
 #[test]
 fn a_volume_may_share_the_name_of_a_service() {
-    let loaded = loaded("version: 1\nname: demo\nservices: {db: {command: ['{{ volumes.db.path }}']}}\nvolumes: {db: }\n");
+    let loaded =
+        loaded("version: 1\nname: demo\nservices: {db: {command: ['{{ volumes.db.path }}']}}\nvolumes: {db: }\n");
     assert_eq!(loaded.desired.resources.len(), 2);
-    assert!(loaded.desired.resources.values().any(|resource| matches!(resource, Resource::Volume(volume) if volume.managed)));
+    assert!(
+        loaded
+            .desired
+            .resources
+            .values()
+            .any(|resource| matches!(resource, Resource::Volume(volume) if volume.managed))
+    );
 }
