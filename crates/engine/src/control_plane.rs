@@ -260,6 +260,7 @@ impl ControlPlane {
             trouble: mailbox.trouble,
             first,
             created: BTreeMap::new(),
+            postponed: std::collections::VecDeque::new(),
             begun: Some(begin),
         };
         self.inner.ports.tree.start(TaskKind::Loop, "environment", task.run());

@@ -7,7 +7,10 @@
 //! Nothing else touches the machine, so there is no lock. What is asked of it (plans, status, runs) comes through the
 //! same inbox and is answered between two events, from one consistent state.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use orchestra_machine::{Batch, Environment, Event, status::Status};
 use orchestra_model::{
@@ -65,6 +68,8 @@ pub(crate) struct EnvironmentTask {
     pub(crate) first: Batch,
     /// When instances that were made here were made.
     pub(crate) created: BTreeMap<InstanceId, UnixMillis>,
+    /// Requests that came while nothing could be written.
+    pub(crate) postponed: VecDeque<Request>,
     /// Told once the recovery's batch is committed and its effects have begun.
     pub(crate) begun: Option<oneshot::Sender<()>>,
 }
@@ -100,6 +105,9 @@ impl EnvironmentTask {
     }
 
     async fn wake(&mut self) -> Wake {
+        if let Some(request) = self.postponed.pop_front() {
+            return Wake::Request(request);
+        }
         let deadline = self.machine.deadline().map(|at| self.clock.instant(at));
         let timer = async {
             match deadline {
@@ -135,7 +143,7 @@ impl EnvironmentTask {
                         // Without its intent on disk no effect may begin: wait until it can be written.
                         tracing::error!(environment = %self.machine.record().id, %error, "cannot write; waiting");
                         self.trouble.send_replace(Some(error.to_string()));
-                        tokio::time::sleep(COMMIT_RETRY).await;
+                        self.answer_in_trouble(&error).await;
                     }
                     Err(error) => {
                         let cause = std::error::Error::source(&error).map(ToString::to_string);
@@ -150,6 +158,35 @@ impl EnvironmentTask {
             self.effects.begin(effect).await;
         }
         true
+    }
+
+    /// Waits for the next try of a commit. Meanwhile it answers what needs no write and refuses new runs; a cancellation
+    /// waits for its turn.
+    async fn answer_in_trouble(&mut self, error: &CommitError) {
+        let again = tokio::time::sleep(COMMIT_RETRY);
+        tokio::pin!(again);
+        loop {
+            // Cancel-safe: what was not received stays in its channel, and the pause goes on.
+            let request = tokio::select! {
+                () = &mut again => return,
+                request = self.requests.recv() => request,
+            };
+            match request {
+                Some(Request::View(reply)) => {
+                    let status = self.machine.status(self.clock.now());
+                    let _ = reply.send((self.machine.record().clone(), self.machine.resources().clone(), status));
+                }
+                Some(Request::Plan(request, reply)) => {
+                    let _ = reply.send(self.plan(&request).map(|planned| planned.plan));
+                }
+                Some(Request::Start(_, reply)) => {
+                    let _ = reply.send(Err(EngineError::Write(error.clone())));
+                }
+                Some(request @ Request::Cancel(..)) => self.postponed.push_back(request),
+                // Nobody can ask any more; the commit is still worth its tries.
+                None => return again.await,
+            }
+        }
     }
 
     /// Puts the wall clock into records that carry it. Machines do not know it.

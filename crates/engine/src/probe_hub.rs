@@ -33,15 +33,14 @@ impl ProbeHub {
         let id = {
             let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
             let name = (environment.clone(), key);
-            match names.ids.get(&name) {
-                Some(id) => *id,
-                None => {
-                    names.last += 1;
-                    let id = ProbeId(names.last);
-                    names.ids.insert(name.clone(), id);
-                    names.keys.insert(id, name);
-                    id
-                }
+            if let Some(id) = names.ids.get(&name) {
+                *id
+            } else {
+                names.last += 1;
+                let id = ProbeId(names.last);
+                names.ids.insert(name.clone(), id);
+                names.keys.insert(id, name);
+                id
             }
         };
         let leaf = match target.leaf {

@@ -3,7 +3,12 @@
 //! Each type parses the text that a user writes, prints the shortest text that parses back to the same value, and
 //! serializes as that text.
 
-use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt::{self, Write as _},
+    str::FromStr,
+    time::Duration,
+};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -129,7 +134,7 @@ impl fmt::Display for Timespan {
             [("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000), ("us", 1)]
         {
             if micros >= size {
-                text.push_str(&format!("{}{unit}", micros / size));
+                let _ = write!(text, "{}{unit}", micros / size);
                 micros %= size;
             }
         }

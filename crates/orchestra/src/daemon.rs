@@ -68,6 +68,8 @@ pub(crate) async fn run(options: ServerOptions) -> Result<(), Vec<Diagnostic>> {
         )
         .with_ansi(false)
         .with_writer(io::stderr)
+        // On a full disk the log cannot be written, and complaining about that on the same file would panic.
+        .log_internal_errors(false)
         .init();
     let token = options.token.clone().or_else(|| std::env::var(crate::client::TOKEN).ok());
     let home = options.home.to_str().ok_or_else(|| vec![not_text(&options.home)])?.to_owned();
@@ -108,7 +110,7 @@ pub(crate) async fn run(options: ServerOptions) -> Result<(), Vec<Diagnostic>> {
     }
     let socket = orchestra_api::socket_path(&options.home);
     let listener = orchestra_server::listen_unix(&socket).map_err(|error| start_failure("no socket", &error))?;
-    orchestra_server::serve_unix(&tree, listener, router);
+    orchestra_server::serve_unix(&tree, socket.clone(), listener, router);
     tracing::info!(socket = %socket.display(), pid = std::process::id(), "serving");
 
     let outcome = wait(&tree, &stop).await;

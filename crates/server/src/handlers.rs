@@ -181,14 +181,12 @@ async fn run(State(app): State<App>, Path(id): Path<RunId>) -> Answer<RunRecord>
 
 async fn cancel_run(State(app): State<App>, Path(id): Path<RunId>) -> Result<Response, Failure> {
     let control = app.live()?;
-    match control.cancel(id).await? {
-        Some(record) => Ok((StatusCode::ACCEPTED, Json(record)).into_response()),
-        None => {
-            let error = Diagnostic::error(Code::RUN_CANCELLED, format!("{id} has ended already"))
-                .help("`orchestra history` shows how");
-            Err(Failure::new(StatusCode::CONFLICT, error))
-        }
+    if let Some(record) = control.cancel(id).await? {
+        return Ok((StatusCode::ACCEPTED, Json(record)).into_response());
     }
+    let error = Diagnostic::error(Code::RUN_CANCELLED, format!("{id} has ended already"))
+        .help("`orchestra history` shows how");
+    Err(Failure::new(StatusCode::CONFLICT, error))
 }
 
 async fn run_events(State(app): State<App>, Path(id): Path<RunId>, headers: HeaderMap) -> Result<Response, Failure> {

@@ -33,11 +33,10 @@ pub(crate) fn write(text: &mut String, views: &[View]) {
     family("orchestra_service_instances_ready", "Instances that are ready.", &ready);
     family("orchestra_service_instances_desired", "Instances that are wanted.", &desired);
     family("orchestra_service_instance_restarts", "Restarts of the instances that exist.", &restarts);
-    let lines: String = phases
-        .into_iter()
-        .map(|((environment, service, phase), count)| {
-            format!("orchestra_instances{{environment=\"{environment}\",service=\"{service}\",phase=\"{phase}\"}} {count}\n")
-        })
-        .collect();
+    let mut lines = String::new();
+    for ((environment, service, phase), count) in phases {
+        let labels = format!("environment=\"{environment}\",service=\"{service}\",phase=\"{phase}\"");
+        let _ = writeln!(lines, "orchestra_instances{{{labels}}} {count}");
+    }
     family("orchestra_instances", "Instances by phase.", &lines);
 }

@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use axum::Router;
@@ -12,6 +13,9 @@ use orchestra_task::{TaskKind, TaskTree};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::auth;
+
+/// How often the server looks whether its socket is still there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Why a socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +43,33 @@ pub fn listen_unix(path: &Path) -> Result<UnixListener, ServeError> {
     Ok(listener)
 }
 
-/// Serves on a Unix socket until the tree is cancelled.
-pub fn serve_unix(tree: &TaskTree, listener: UnixListener, router: Router) {
+/// Serves on a Unix socket until the tree is cancelled. If its file is deleted it is made again: without it nobody could
+/// reach the server, and its lock would keep every other one from starting.
+pub fn serve_unix(tree: &TaskTree, path: PathBuf, listener: UnixListener, router: Router) {
+    serve(tree, listener, router.clone());
+    let stop = tree.clone();
+    tree.start(TaskKind::Loop, "api socket", async move {
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            // A file that somebody else put there is left alone.
+            let missing = matches!(std::fs::symlink_metadata(&path), Err(error) if error.kind() == io::ErrorKind::NotFound);
+            let folder = path.parent().is_some_and(Path::exists);
+            if missing && folder {
+                match listen_unix(&path) {
+                    Ok(listener) => {
+                        tracing::warn!(socket = %path.display(), "the socket was deleted; it was made again");
+                        serve(&stop, listener, router.clone());
+                    }
+                    Err(error) => tracing::error!(%error, "the socket was deleted and cannot be made again"),
+                }
+            }
+        }
+    });
+}
+
+fn serve(tree: &TaskTree, listener: UnixListener, router: Router) {
     let stop = tree.clone();
     tree.start(TaskKind::Loop, "api (unix)", async move {
         let serve = axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await });

@@ -207,7 +207,8 @@ impl Shim {
             return Err(error);
         }
         if let Some(go) = go {
-            rustix::io::write(&go, b"g")?;
+            // Nobody reads it if the child has failed already; the failure pipe tells why.
+            let _ = rustix::io::write(&go, b"g");
         }
         let interval = file.launch.watchdog.map(|interval| clock::millis(interval.duration()).max(1));
         let mut shim = Self {
