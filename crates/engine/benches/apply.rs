@@ -14,8 +14,8 @@ use orchestra_machine::Settings;
 use orchestra_model::{
     Desired, EnvironmentId, Event, EventKind, Resource, ResourceId, Text,
     desired::{
-        Condition, Dependency, Drain, Health, OnLoss, Program, Resources, Restart, RestartPolicy, Rollout, Service, Signal, Stop,
-        Strategy, Target,
+        Condition, Dependency, Drain, Health, OnLoss, Program, Resources, Restart, RestartPolicy, Rollout, Service,
+        Signal, Stop, Strategy, Target,
     },
     quantity::{Amount, Timespan},
     route::{EndpointKey, RouteTable},
@@ -155,7 +155,8 @@ fn cpu_time() -> Duration {
 }
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     println!("| what | n | wall | CPU |\n|---|---|---|---|");
     for count in [100, 1000] {
         let (wall, cpu, _) = runtime.block_on(apply(stack("creates", count, false)));

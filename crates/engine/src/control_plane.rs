@@ -11,7 +11,8 @@ use std::{
 
 use orchestra_machine::{Environment, Event, Settings, status::Status};
 use orchestra_model::{
-    Code, Diagnostic, EnvironmentId, Generation, InstanceId, Name, Plan, ReleaseNumber, ResourceId, ResourceKind, RunId,
+    Code, Diagnostic, EnvironmentId, Generation, InstanceId, Name, Plan, ReleaseNumber, ResourceId, ResourceKind,
+    RunId,
     launch::{LaunchKey, Observed, ProviderEvent, Termination},
     quantity::Timespan,
     record::{EnvironmentRecord, ReleaseRecord, ReleaseState, ResourceRecord, RunRecord},
@@ -185,21 +186,35 @@ impl ControlPlane {
             let id = record.id;
             // Its inbox first: a launch that is adopted below may report at once, and no report may be lost.
             let mailbox = self.register(&id).await;
-            let Some(state) = self.inner.store.read({
-                let id = id.clone();
-                move |reader| reader.state(&id)
-            }).await? else { continue };
+            let Some(state) = self
+                .inner
+                .store
+                .read({
+                    let id = id.clone();
+                    move |reader| reader.state(&id)
+                })
+                .await?
+            else {
+                continue;
+            };
             let mut observed: BTreeMap<InstanceId, Option<Observed>> = BTreeMap::new();
             for (instance, record) in &state.instances {
                 let key = LaunchKey { environment: id.clone(), instance: instance.clone(), attempt: record.attempt };
-                let found = self.inner.ports.provider.find_by_intent(key.clone()).await.map_err(|error| EngineError::Refused(vec![diagnostic(&error)]))?;
+                let found = self
+                    .inner
+                    .ports
+                    .provider
+                    .find_by_intent(key.clone())
+                    .await
+                    .map_err(|error| EngineError::Refused(vec![diagnostic(&error)]))?;
                 if found.as_ref().is_some_and(|f| !f.gone) {
                     self.inner.ports.pool.assume(key, record.ports.values().copied());
                 }
                 observed.insert(instance.clone(), found);
             }
             self.end_strays(&id, &state.instances.iter().map(|(i, r)| (i.clone(), r.attempt)).collect()).await;
-            let (machine, first) = Environment::recover(state, &observed, self.inner.settings.clone(), self.inner.clock.now());
+            let (machine, first) =
+                Environment::recover(state, &observed, self.inner.settings.clone(), self.inner.clock.now());
             begun.push(self.drive(machine, first, mailbox));
         }
         for begun in begun {
@@ -333,7 +348,11 @@ impl ControlPlane {
     }
 
     /// The handle of an environment; a new one is made for `up` and `apply`.
-    async fn handle_for(&self, environment: &EnvironmentId, request: &RunRequest) -> Result<EnvironmentHandle, EngineError> {
+    async fn handle_for(
+        &self,
+        environment: &EnvironmentId,
+        request: &RunRequest,
+    ) -> Result<EnvironmentHandle, EngineError> {
         if let Some(handle) = self.handle(environment) {
             return Ok(handle);
         }
@@ -366,7 +385,11 @@ impl ControlPlane {
     }
 
     /// A request to go back to a release; to the last one that was in force before the present one if none is named.
-    pub async fn rollback(&self, environment: &EnvironmentId, to: Option<ReleaseNumber>) -> Result<RunRequest, EngineError> {
+    pub async fn rollback(
+        &self,
+        environment: &EnvironmentId,
+        to: Option<ReleaseNumber>,
+    ) -> Result<RunRequest, EngineError> {
         self.known(environment)?;
         let view = self.view(environment).await?;
         let id = environment.clone();
@@ -375,13 +398,17 @@ impl ControlPlane {
             Some(number) => number,
             None => releases
                 .iter()
-                .filter(|r| r.state == ReleaseState::Retired && Some(r.number) < view.record.stable.or(Some(ReleaseNumber(u64::MAX))))
+                .filter(|r| {
+                    r.state == ReleaseState::Retired
+                        && Some(r.number) < view.record.stable.or(Some(ReleaseNumber(u64::MAX)))
+                })
                 .map(|r| r.number)
                 .next()
                 .ok_or_else(|| {
                     let message = format!("{environment} has no earlier release that was in force");
                     EngineError::Refused(vec![
-                        Diagnostic::error(Code::NOTHING_TO_ROLL_BACK_TO, message).help("`orchestra history` lists its releases"),
+                        Diagnostic::error(Code::NOTHING_TO_ROLL_BACK_TO, message)
+                            .help("`orchestra history` lists its releases"),
                     ])
                 })?,
         };
@@ -429,7 +456,9 @@ impl ControlPlane {
     /// Metrics of the data plane in Prometheus text format.
     pub async fn data_plane_metrics(&self) -> Result<String, EngineError> {
         self.inner.data_plane.metrics().await.map_err(|error| {
-            EngineError::Refused(vec![Diagnostic::error(Code::PROXY_UNAVAILABLE, "the proxy does not answer").caused_by(&error)])
+            EngineError::Refused(vec![
+                Diagnostic::error(Code::PROXY_UNAVAILABLE, "the proxy does not answer").caused_by(&error),
+            ])
         })
     }
 }

@@ -110,7 +110,12 @@ impl Effects {
         }
     }
 
-    fn in_order(&mut self, instance: InstanceId, name: &'static str, effect: impl Future<Output = ()> + Send + 'static) {
+    fn in_order(
+        &mut self,
+        instance: InstanceId,
+        name: &'static str,
+        effect: impl Future<Output = ()> + Send + 'static,
+    ) {
         let before = self.last.remove(&instance).filter(|task| !task.is_finished());
         let task = self.ports.tree.start(TaskKind::Effect, name, async move {
             if let Some(before) = before {
@@ -132,6 +137,8 @@ pub(crate) fn diagnostic(error: &Error) -> Diagnostic {
     if let Some(source) = &error.source {
         diagnostic = diagnostic.caused_by(&**source);
     }
-    let help = error.help.clone().or_else(|| (error.code == Code::INTERNAL).then(|| "report it with the output of `orchestra doctor --json`".to_owned()));
+    let help = error.help.clone().or_else(|| {
+        (error.code == Code::INTERNAL).then(|| "report it with the output of `orchestra doctor --json`".to_owned())
+    });
     Diagnostic { help, ..diagnostic }
 }

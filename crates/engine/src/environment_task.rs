@@ -199,7 +199,9 @@ impl EnvironmentTask {
                 Change::ForgetInstance(_, instance) => {
                     self.created.remove(instance);
                 }
-                Change::Run(run) if run.state.is_final() && run.ended_at.is_none() => run.ended_at = Some(Clock::wall()),
+                Change::Run(run) if run.state.is_final() && run.ended_at.is_none() => {
+                    run.ended_at = Some(Clock::wall())
+                }
                 _ => {}
             }
         }
@@ -321,4 +323,3 @@ pub(crate) fn reason(kind: &RunKind) -> String {
 pub(crate) fn refused(diagnostic: Diagnostic) -> EngineError {
     EngineError::Refused(vec![diagnostic])
 }
-

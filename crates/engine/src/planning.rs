@@ -46,7 +46,8 @@ pub struct LoadedStack {
 
 /// Reads a stack file. `volumes` is the folder of managed volumes.
 pub fn load(source: &StackSource, volumes: &str) -> Result<LoadedStack, EngineError> {
-    let directory = source.path.rsplit_once('/').map_or("/", |(folder, _)| if folder.is_empty() { "/" } else { folder });
+    let directory =
+        source.path.rsplit_once('/').map_or("/", |(folder, _)| if folder.is_empty() { "/" } else { folder });
     let context = Context {
         directory: directory.to_owned(),
         volumes: volumes.to_owned(),
@@ -71,7 +72,9 @@ pub fn plan_stack(
 ) -> Result<Plan, EngineError> {
     let mut desired = desired.clone();
     for (id, resource) in &mut desired.resources {
-        if let (Resource::Service(service), Some(Resource::Service(now))) = (resource, resources.get(id).map(|r| &r.applied)) {
+        if let (Resource::Service(service), Some(Resource::Service(now))) =
+            (resource, resources.get(id).map(|r| &r.applied))
+        {
             service.restarts = now.restarts;
         }
     }
@@ -178,7 +181,8 @@ fn chosen<'a>(
     desired: &'a mut Desired,
     names: &[Name],
 ) -> Result<Vec<&'a mut orchestra_model::desired::Service>, EngineError> {
-    let known: Vec<String> = desired.resources.iter().filter(|(_, r)| r.as_service().is_some()).map(|(id, _)| id.name.to_string()).collect();
+    let known: Vec<String> =
+        desired.resources.iter().filter(|(_, r)| r.as_service().is_some()).map(|(id, _)| id.name.to_string()).collect();
     let missing: Vec<Diagnostic> = names
         .iter()
         .filter(|name| !known.iter().any(|known| known == name.as_str()))

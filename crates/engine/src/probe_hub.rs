@@ -29,7 +29,14 @@ impl ProbeHub {
     }
 
     /// Begins to ask, or asks at another rate.
-    pub(crate) fn start(&self, environment: &EnvironmentId, key: ProbeKey, target: ProbeTarget, every: Duration, timeout: Duration) {
+    pub(crate) fn start(
+        &self,
+        environment: &EnvironmentId,
+        key: ProbeKey,
+        target: ProbeTarget,
+        every: Duration,
+        timeout: Duration,
+    ) {
         let id = {
             let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
             let name = (environment.clone(), key);
@@ -44,15 +51,17 @@ impl ProbeHub {
             }
         };
         let leaf = match target.leaf {
-            Leaf::Http { address, method, path, headers, body, status, contains } => orchestra_probe::Leaf::Http(HttpCheck {
-                address,
-                method,
-                path,
-                headers,
-                body,
-                status: status.into_iter().collect(),
-                contains,
-            }),
+            Leaf::Http { address, method, path, headers, body, status, contains } => {
+                orchestra_probe::Leaf::Http(HttpCheck {
+                    address,
+                    method,
+                    path,
+                    headers,
+                    body,
+                    status: status.into_iter().collect(),
+                    contains,
+                })
+            }
             Leaf::Tcp { address } => orchestra_probe::Leaf::Tcp { address },
             Leaf::Grpc { address, service } => orchestra_probe::Leaf::Grpc { address, service },
             Leaf::Exec { command } => orchestra_probe::Leaf::Exec(Exec { key: target.launch, command, timeout }),

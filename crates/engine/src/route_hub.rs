@@ -70,7 +70,11 @@ impl RouteHub {
         Self { data_plane, store, tree, parts: BTreeMap::new(), begun: false, retry: false }
     }
 
-    pub(crate) async fn run(mut self, mut messages: mpsc::Receiver<Message>, mut reports: mpsc::Receiver<DataPlaneEvent>) {
+    pub(crate) async fn run(
+        mut self,
+        mut messages: mpsc::Receiver<Message>,
+        mut reports: mpsc::Receiver<DataPlaneEvent>,
+    ) {
         loop {
             // Every arm is cancel-safe: receiving loses nothing, and the timer starts anew.
             tokio::select! {
@@ -185,10 +189,15 @@ impl RouteHub {
         let mut problems: BTreeMap<EnvironmentId, BTreeMap<RouteId, Diagnostic>> = BTreeMap::new();
         for part in self.parts.values() {
             for route in part.routes() {
-                let Some((address, reason)) = addresses.iter().find(|(address, _)| *address == route.listen) else { continue };
-                let problem = Diagnostic::error(Code::ADDRESS_IN_USE, format!("cannot listen on {address} for {}", route.id.service))
-                    .note(reason.clone())
-                    .help("stop the program that listens there, or publish another port");
+                let Some((address, reason)) = addresses.iter().find(|(address, _)| *address == route.listen) else {
+                    continue;
+                };
+                let problem = Diagnostic::error(
+                    Code::ADDRESS_IN_USE,
+                    format!("cannot listen on {address} for {}", route.id.service),
+                )
+                .note(reason.clone())
+                .help("stop the program that listens there, or publish another port");
                 problems.entry(route.id.environment.clone()).or_default().insert(route.id.clone(), problem);
             }
         }

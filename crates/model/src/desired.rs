@@ -38,7 +38,10 @@ pub enum Target {
 }
 
 /// A node of the graph with all that is desired of it.
-#[expect(clippy::large_enum_variant, reason = "nearly every resource is a service: a box would cost more than it saves")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every resource is a service: a box would cost more than it saves"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Resource {

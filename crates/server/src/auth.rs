@@ -12,7 +12,8 @@ use crate::answer::Failure;
 
 /// Lets requests with the right bearer token pass (RFC 6750, section 2.1).
 pub(crate) async fn require_token(State(token): State<std::sync::Arc<str>>, request: Request, next: Next) -> Response {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    let given =
+        request.headers().get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     if given.is_some_and(|given| equal(given, token.as_bytes())) {
         return next.run(request).await;
     }

@@ -46,7 +46,8 @@ impl App {
         match &self.backend {
             Backend::Live(control) => Ok(control),
             Backend::Recorded(_) => Err(EngineError::Refused(vec![
-                Diagnostic::error(Code::SERVER_UNREACHABLE, "no server is running").help("start one: `orchestra server start`"),
+                Diagnostic::error(Code::SERVER_UNREACHABLE, "no server is running")
+                    .help("start one: `orchestra server start`"),
             ])),
         }
     }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use orchestra_api::{
-    Address, CheckState, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus, InFlight, InstancePhase,
-    InstanceStatus, JobState, JobStatus, Progress, ProgressState, RunSummary, ServiceState, ServiceStatus, VolumeState,
-    VolumeStatus, Waiting,
+    Address, CheckState, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus, InFlight,
+    InstancePhase, InstanceStatus, JobState, JobStatus, Progress, ProgressState, RunSummary, ServiceState,
+    ServiceStatus, VolumeState, VolumeStatus, Waiting,
 };
 use orchestra_engine::{Clock, View};
 use orchestra_machine::{
@@ -208,10 +208,8 @@ pub(crate) fn progress(run: &RunRecord, step: &Step, view: &View, elapsed_ms: u6
         Some(StepState::Failed) => ProgressState::Failed,
     };
     let done = state.is_final();
-    let message = seen
-        .filter(|_| !done)
-        .and_then(|seen| seen.instances.iter().find_map(|i| i.problem.clone()))
-        .or_else(|| {
+    let message =
+        seen.filter(|_| !done).and_then(|seen| seen.instances.iter().find_map(|i| i.problem.clone())).or_else(|| {
             let draining = seen?.instances.iter().filter(|i| i.phase == "draining");
             let (count, streams) = draining.fold((0, 0), |(n, s), i| (n + 1, s + i.in_flight.1));
             (count > 0).then(|| format!("{count} draining, {streams} streams"))

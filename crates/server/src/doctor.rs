@@ -54,7 +54,9 @@ fn space(app: &App) -> DoctorCheck {
                 DoctorCheck::ok("disk space", detail)
             }
         }
-        Err(error) => DoctorCheck::warning("disk space", format!("cannot be read: {error}"), "check the state directory"),
+        Err(error) => {
+            DoctorCheck::warning("disk space", format!("cannot be read: {error}"), "check the state directory")
+        }
     }
 }
 

@@ -109,7 +109,8 @@ pub(crate) fn events(tree: &TaskTree, control: &ControlPlane, filter: EventFilte
             let newest = store.read(move |reader| reader.events(&newest)).await.unwrap_or_default();
             if tail == 0 {
                 filter.after_sequence = newest.last().map_or(filter.after_sequence, |event| event.sequence);
-            } else if let Some(first) = store.read(move |reader| reader.events(&last)).await.unwrap_or_default().first() {
+            } else if let Some(first) = store.read(move |reader| reader.events(&last)).await.unwrap_or_default().first()
+            {
                 filter.after_sequence = first.sequence - 1;
             }
         }
@@ -129,7 +130,8 @@ pub(crate) fn events(tree: &TaskTree, control: &ControlPlane, filter: EventFilte
 pub(crate) fn run(tree: &TaskTree, control: ControlPlane, record: RunRecord, after: Option<u64>) -> Response {
     let (frames, receiver) = mpsc::channel(64);
     tree.start(TaskKind::Connection, "follow run", async move {
-        let mut follower = Follower { control, record, frames, sent: HashMap::new(), begun: HashMap::new(), took: HashMap::new() };
+        let mut follower =
+            Follower { control, record, frames, sent: HashMap::new(), begun: HashMap::new(), took: HashMap::new() };
         // An error means that the client is gone.
         let _ = follower.follow(after.unwrap_or(0)).await;
     });
@@ -279,7 +281,13 @@ async fn explain(control: &ControlPlane, record: &mut RunRecord) {
             text.push_str("\n  ");
             text.push_str(String::from_utf8_lossy(&line.bytes).trim_end_matches(['\n', '\r']));
         }
-        let Some(problem) = record.problems.iter_mut().find(|p| p.message.contains(&culprit.to_string()) || p.message.contains(culprit.workload.as_str())) else { continue };
+        let Some(problem) = record
+            .problems
+            .iter_mut()
+            .find(|p| p.message.contains(&culprit.to_string()) || p.message.contains(culprit.workload.as_str()))
+        else {
+            continue;
+        };
         problem.notes.push(if text.is_empty() {
             format!("{culprit} wrote nothing")
         } else {

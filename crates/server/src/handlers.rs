@@ -11,7 +11,8 @@ use axum::{
 };
 use orchestra_api::{
     DoctorReport, Empty, EnvironmentStatus, EnvironmentSummary, EventsQuery, LogsQuery, Page, PageQuery, PlanRequest,
-    PlanResponse, ReleaseSummary, ReleasesQuery, ResourceCount, Source, StartRun, StartedRun, ValidateResponse, Version,
+    PlanResponse, ReleaseSummary, ReleasesQuery, ResourceCount, Source, StartRun, StartedRun, ValidateResponse,
+    Version,
 };
 use orchestra_engine::{EngineError, LoadedStack, RunRequest, StackSource};
 use orchestra_model::{
@@ -139,7 +140,8 @@ async fn recorded_plan(app: &App, environment: EnvironmentId, request: Planned) 
     let id = environment.clone();
     let recorded = app
         .read(move |reader| {
-            let base = reader.environments()?.into_iter().find(|record| record.id == id).and_then(|record| record.stable);
+            let base =
+                reader.environments()?.into_iter().find(|record| record.id == id).and_then(|record| record.stable);
             Ok((base, reader.resources(&id)?))
         })
         .await?;
@@ -184,8 +186,8 @@ async fn cancel_run(State(app): State<App>, Path(id): Path<RunId>) -> Result<Res
     if let Some(record) = control.cancel(id).await? {
         return Ok((StatusCode::ACCEPTED, Json(record)).into_response());
     }
-    let error = Diagnostic::error(Code::RUN_CANCELLED, format!("{id} has ended already"))
-        .help("`orchestra history` shows how");
+    let error =
+        Diagnostic::error(Code::RUN_CANCELLED, format!("{id} has ended already")).help("`orchestra history` shows how");
     Err(Failure::new(StatusCode::CONFLICT, error))
 }
 
@@ -199,10 +201,7 @@ fn last_event_id(headers: &HeaderMap) -> Option<u64> {
     headers.get("last-event-id")?.to_str().ok()?.parse().ok()
 }
 
-async fn environments(
-    State(app): State<App>,
-    Query(query): Query<PageQuery>,
-) -> Answer<Page<EnvironmentSummary>> {
+async fn environments(State(app): State<App>, Query(query): Query<PageQuery>) -> Answer<Page<EnvironmentSummary>> {
     let limit = usize::try_from(query.limit.unwrap_or(100).clamp(1, 1000)).unwrap_or(1000);
     let control = match &app.backend {
         Backend::Live(control) => control,
@@ -210,7 +209,11 @@ async fn environments(
     };
     let mut items = Vec::new();
     let mut next = None;
-    for id in control.environment_ids().into_iter().filter(|id| query.after.as_ref().is_none_or(|after| id.to_string() > *after)) {
+    for id in control
+        .environment_ids()
+        .into_iter()
+        .filter(|id| query.after.as_ref().is_none_or(|after| id.to_string() > *after))
+    {
         if items.len() == limit {
             next = items.last().map(|last: &EnvironmentSummary| last.id.to_string());
             break;
@@ -332,7 +335,11 @@ async fn events(
     Ok(Json(Page { items, next }).into_response())
 }
 
-async fn logs(State(app): State<App>, path: EnvironmentPath, Query(query): Query<LogsQuery>) -> Result<Response, Failure> {
+async fn logs(
+    State(app): State<App>,
+    path: EnvironmentPath,
+    Query(query): Query<LogsQuery>,
+) -> Result<Response, Failure> {
     let id = environment_id(path);
     known(&app, &id).await?;
     let control = app.live()?;

@@ -27,7 +27,8 @@ impl Transport for InProcess {
                 Ok(response) => response,
                 Err(never) => match never {},
             };
-            let lost = |error: axum::Error| TransportError::Lost { endpoint: "this process".to_owned(), source: error.into() };
+            let lost =
+                |error: axum::Error| TransportError::Lost { endpoint: "this process".to_owned(), source: error.into() };
             Ok(response.map(|body| body.map_err(lost).boxed_unsync()))
         })
     }

@@ -21,7 +21,8 @@ pub(crate) fn write(text: &mut String, views: &[View]) {
             let count: u32 = resource.instances.iter().map(|i| i.restarts).sum();
             let _ = writeln!(restarts, "orchestra_service_instance_restarts{{{labels}}} {count}");
             for instance in &resource.instances {
-                *phases.entry((environment.to_string(), resource.id.name.to_string(), instance.phase)).or_default() += 1;
+                *phases.entry((environment.to_string(), resource.id.name.to_string(), instance.phase)).or_default() +=
+                    1;
             }
         }
     }

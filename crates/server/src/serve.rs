@@ -54,7 +54,8 @@ pub fn serve_unix(tree: &TaskTree, path: PathBuf, listener: UnixListener, router
         loop {
             looks.tick().await;
             // A file that somebody else put there is left alone.
-            let missing = matches!(std::fs::symlink_metadata(&path), Err(error) if error.kind() == io::ErrorKind::NotFound);
+            let missing =
+                matches!(std::fs::symlink_metadata(&path), Err(error) if error.kind() == io::ErrorKind::NotFound);
             let folder = path.parent().is_some_and(Path::exists);
             if missing && folder {
                 match listen_unix(&path) {

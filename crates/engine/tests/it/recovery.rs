@@ -22,7 +22,14 @@ async fn instances_are_adopted_and_routes_stay() {
     assert_eq!(running.run(&id, running.stack(&stack)).await.state, RunState::Succeeded);
     let pids = running.pids(&id).await;
     let endpoints = |place: &Place| {
-        place.network.table().routes.iter().flat_map(|r| r.backends.clone()).flat_map(|b| b.endpoints).collect::<Vec<_>>()
+        place
+            .network
+            .table()
+            .routes
+            .iter()
+            .flat_map(|r| r.backends.clone())
+            .flat_map(|b| b.endpoints)
+            .collect::<Vec<_>>()
     };
     let before = endpoints(&place);
     running.kill().await;

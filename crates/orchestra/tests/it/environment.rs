@@ -319,7 +319,7 @@ impl TestEnvironment {
     }
 
     pub(crate) fn processes(&self) -> Vec<Process> {
-        processes::of(self.root.path())
+        processes::of(&[self.root.path(), &self.home])
     }
 
     pub(crate) fn all(&self, role: Role) -> Vec<Process> {

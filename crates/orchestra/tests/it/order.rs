@@ -151,6 +151,7 @@ services:
     let after = env.pids();
     assert_eq!(after.get("holds-r1-1"), before.get("holds-r1-1"));
     assert_ne!(after.values().collect::<Vec<_>>(), before.values().collect::<Vec<_>>(), "`stop` stopped nothing");
+    drop(events);
     env.finish();
 }
 
@@ -221,5 +222,6 @@ services:
     events.event("instance_ready", "api");
     env.assert_consistent(&[("api", 1)], "after a restart by liveness");
     assert_ne!(env.pids(), before);
+    drop(events);
     env.finish();
 }

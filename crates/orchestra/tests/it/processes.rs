@@ -28,6 +28,8 @@ pub(crate) struct Process {
     pub(crate) role: Role,
     /// `demo/dev/api-r1-1#1`, of shims and instances.
     pub(crate) launch: Option<String>,
+    /// For whoever reads a failure.
+    #[expect(dead_code, reason = "it is read by `Debug` alone")]
     pub(crate) command: String,
     pub(crate) zombie: bool,
 }
@@ -74,11 +76,11 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// Every process that has `root` in its command line, environment or working directory, and zombies that our own ones should
-/// collect.
-pub(crate) fn of(root: &Path) -> Vec<Process> {
+/// Every process that has one of the folders in its command line, environment or working directory, and zombies that our
+/// own ones should collect.
+pub(crate) fn of(folders: &[&Path]) -> Vec<Process> {
     let own = std::process::id();
-    let needle = root.as_os_str().as_encoded_bytes();
+    let named = |bytes: &[u8]| folders.iter().any(|folder| contains(bytes, folder.as_os_str().as_encoded_bytes()));
     let mut found = Vec::new();
     let mut zombies = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -95,7 +97,7 @@ pub(crate) fn of(root: &Path) -> Vec<Process> {
             zombies.push(Process { pid, parent, role: Role::Other, launch: None, command: command_text, zombie });
             continue;
         }
-        if !contains(&command, needle) && !contains(&environment, needle) && !directory.starts_with(root) {
+        if !named(&command) && !named(&environment) && !folders.iter().any(|folder| directory.starts_with(folder)) {
             continue;
         }
         let marker = environment.split(|byte| *byte == 0).find_map(|variable| variable.strip_prefix(b"ORCHESTRA_LAUNCH="));

@@ -342,6 +342,7 @@ fn ctrl_c_cancels_and_says_what_it_leaves() {
     let cancelled = up.wait().expect(5);
     assert!(cancelled.stderr.contains("nothing runs"), "{cancelled}");
     env.assert_consistent(&[], "after Ctrl-C in a first `up`");
+    drop(events);
     env.finish();
 }
 

@@ -1,0 +1,86 @@
+//! The handlers without a control plane behind them: every operation of the table is served, and what needs no server
+//! works without one.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use orchestra_api::{Method, ROUTES, Transport};
+use orchestra_server::{Backend, Facts, InProcess, router};
+use orchestra_task::TaskTree;
+use serde_json::{Value, json};
+
+fn server() -> InProcess {
+    let facts = Facts {
+        version: "0.0.0".to_owned(),
+        home: "/nowhere".to_owned(),
+        volumes: "/nowhere/volumes".to_owned(),
+        started_at: 0,
+    };
+    InProcess::new(router(Backend::Recorded(None), facts, TaskTree::new(), Arc::default()))
+}
+
+async fn ask(method: &str, path: &str, body: &Value) -> (StatusCode, Value) {
+    let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
+    let request = Request::builder().method(method).uri(path).header("content-type", "application/json").body(body).unwrap();
+    let response = server().send(request).await.unwrap();
+    let status = response.status();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+fn stack(text: &str) -> Value {
+    json!({"source_path": "/stack/orchestra.yaml", "source_text": text, "display_path": "orchestra.yaml"})
+}
+
+#[tokio::test]
+async fn every_operation_of_the_table_is_served() {
+    for route in ROUTES {
+        let path = route
+            .path
+            .replace("{stack}", "demo")
+            .replace("{environment}", "dev")
+            .replace("{run}", "run_1")
+            .replace("{release}", "1");
+        let method = match route.method {
+            Method::Get => "GET",
+            Method::Post => "POST",
+        };
+        let (status, answer) = ask(method, &path, &Value::Null).await;
+        let message = answer["errors"][0]["message"].as_str().unwrap_or_default();
+        assert!(!message.contains("operation"), "{method} {path} is not served: {message}");
+        assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+        if status.is_client_error() || status.is_server_error() {
+            assert!(answer["errors"][0]["code"].as_str().unwrap().starts_with("ORC"), "{method} {path}: {answer}");
+        }
+    }
+    let (status, answer) = ask("GET", "/v1/nothing", &Value::Null).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert_eq!(answer["errors"][0]["code"], "ORC0405");
+    assert_eq!(ask("DELETE", "/v1/runs", &Value::Null).await.0, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn validate_and_plan_need_no_server() {
+    let good = stack("{version: 1, name: demo, services: {api: {command: [run]}}}");
+    let (status, answer) = ask("POST", "/v1/validate", &good).await;
+    assert_eq!((status, &answer["environment"]), (StatusCode::OK, &json!("demo/dev")));
+    let (status, answer) = ask("POST", "/v1/plan", &json!({"up": good})).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(answer["plan"]["steps"][0]["action"], "create");
+    let (status, answer) = ask("POST", "/v1/runs", &json!({"up": {"source": good}})).await;
+    assert_eq!((status, &answer["errors"][0]["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("ORC0801")));
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said_as_diagnostics() {
+    let (status, answer) = ask("POST", "/v1/validate", &stack("{version: 1, name: demo, servises: {}}")).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    let error = &answer["errors"][0];
+    assert_eq!((&error["code"], &error["labels"][0]["location"]["file"]), (&json!("ORC0201"), &json!("orchestra.yaml")));
+    let (status, answer) = ask("POST", "/v1/plan", &json!({"sideways": {}})).await;
+    assert!(status.is_client_error() && answer["errors"][0]["code"] == "ORC0803", "{status} {answer}");
+    let (status, _) = ask("GET", "/v1/environments/demo/dev/events?tail=many", &Value::Null).await;
+    assert!(status.is_client_error());
+}
