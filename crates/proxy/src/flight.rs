@@ -176,11 +176,8 @@ mod tests {
     use super::*;
 
     fn flight() -> Arc<Flight> {
-        let key = EndpointKey {
-            environment: "demo/dev".parse().unwrap(),
-            instance: "api-r1-1".parse().unwrap(),
-            attempt: 1,
-        };
+        let key =
+            EndpointKey { environment: "demo/dev".parse().unwrap(), instance: "api-r1-1".parse().unwrap(), attempt: 1 };
         Arc::new(Flight::new(key, Arc::default()))
     }
 

@@ -101,7 +101,8 @@ impl Listener {
         }
         if self.ending.last.is_cancelled() {
             // One look without waiting for each that is in the queue.
-            while let Poll::Ready(Ok((tcp, peer))) = std::future::poll_fn(|cx| Poll::Ready(self.tcp.poll_accept(cx))).await
+            while let Poll::Ready(Ok((tcp, peer))) =
+                std::future::poll_fn(|cx| Poll::Ready(self.tcp.poll_accept(cx))).await
             {
                 self.take(tcp, peer, None);
             }
@@ -186,11 +187,7 @@ async fn serve(proxy: Arc<Proxy>, arrival: Arrival, mut stream: Stream, drain: C
     } else {
         let mut builder = http1::Builder::new();
         // No header timer of hyper's: see above.
-        builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(None)
-            .max_buf_size(MAX_HEAD)
-            .max_headers(MAX_HEADERS);
+        builder.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
         let connection = builder.serve_connection(io, service).with_upgrades();
         drive(connection, &client, &drain, http1::UpgradeableConnection::graceful_shutdown).await;
     }

@@ -248,8 +248,9 @@ impl Registry {
             .collect();
         // Sorted by service, then release: the latest of each service stay.
         for (index, key) in idle.iter().enumerate() {
-            let same = |other: &&Key| (&other.stack, &other.environment, &other.service)
-                == (&key.stack, &key.environment, &key.service);
+            let same = |other: &&Key| {
+                (&other.stack, &other.environment, &other.service) == (&key.stack, &key.environment, &key.service)
+            };
             if idle[index + 1..].iter().take_while(same).count() >= OLD_RELEASES {
                 all.remove(key);
             }

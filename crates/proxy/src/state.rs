@@ -175,13 +175,7 @@ impl Proxy {
         self.reporter.notify_one();
     }
 
-    fn upstream(
-        &self,
-        known: &mut Known,
-        route: &Route,
-        release: ReleaseNumber,
-        endpoint: &Endpoint,
-    ) -> Arc<Upstream> {
+    fn upstream(&self, known: &mut Known, route: &Route, release: ReleaseNumber, endpoint: &Endpoint) -> Arc<Upstream> {
         let key = key(route, &endpoint.instance, endpoint.attempt);
         let entry = known.endpoints.entry(key.clone()).or_insert_with(|| KnownEndpoint {
             flight: Arc::new(Flight::new(key, Arc::clone(&self.reporter))),
@@ -300,8 +294,7 @@ impl Proxy {
                 }
                 _ => {
                     endpoint.told = Some((counts, now));
-                    let event =
-                        ProxyEvent::Draining { endpoint: key.clone(), requests: counts.0, streams: counts.1 };
+                    let event = ProxyEvent::Draining { endpoint: key.clone(), requests: counts.0, streams: counts.1 };
                     reports.push(Response::Event { version, event });
                 }
             }

@@ -91,7 +91,8 @@ impl RoutePlan {
     /// What is in `avoid` was tried already. `None` if nothing is left.
     pub(crate) fn choose(&self, avoid: &[Arc<Upstream>]) -> Option<&Arc<Upstream>> {
         let bits = self.shared.draw();
-        let (high, low) = (u32::try_from(bits >> 32).expect("32 bits"), u32::try_from(bits & 0xFFFF_FFFF).expect("32 bits"));
+        let (high, low) =
+            (u32::try_from(bits >> 32).expect("32 bits"), u32::try_from(bits & 0xFFFF_FFFF).expect("32 bits"));
         if avoid.is_empty() {
             let total: u32 = self.backends.iter().fold(0, |sum, b| sum.saturating_add(b.weight));
             let mut ticket = below(high, total);

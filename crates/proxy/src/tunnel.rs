@@ -52,10 +52,8 @@ pub(crate) async fn upgraded(tunnel: Tunnel, client: Upgraded, instance: Upgrade
     let up = Pump { from: from_client, to: to_instance, frames: frames(Side::Client), cut };
     let down = Pump { from: from_instance, to: to_client, frames: frames(Side::Server), cut };
     // An error of one direction ends both: the other one would wait for a peer that is gone.
-    let _ = tokio::try_join!(
-        up.run(|bytes| tunnel.series.received(bytes)),
-        down.run(|bytes| tunnel.series.sent(bytes))
-    );
+    let _ =
+        tokio::try_join!(up.run(|bytes| tunnel.series.received(bytes)), down.run(|bytes| tunnel.series.sent(bytes)));
 }
 
 /// Serves a connection to a TCP route.

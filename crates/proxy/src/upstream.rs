@@ -1,11 +1,6 @@
 //! Connections to one endpoint of one route.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -13,8 +8,8 @@ use orchestra_model::desired::Protocol;
 use orchestra_task::{TaskKind, TaskTree};
 
 use crate::{
-    flight::Flight,
     exchange::replay::RequestBody,
+    flight::Flight,
     metrics::{RetryKind, Series},
     stream::Stream,
 };

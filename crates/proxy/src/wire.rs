@@ -172,10 +172,8 @@ impl Reader {
                 }
             }
             let mut part = [0; 16 << 10];
-            let (count, fds) = self
-                .stream
-                .async_io(Interest::READABLE, || receive(self.stream.as_fd(), &mut part))
-                .await?;
+            let (count, fds) =
+                self.stream.async_io(Interest::READABLE, || receive(self.stream.as_fd(), &mut part)).await?;
             self.fds.extend(fds);
             if count == 0 {
                 return if self.bytes.is_empty() {
@@ -192,8 +190,7 @@ impl Reader {
 fn receive(socket: BorrowedFd<'_>, part: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let message =
-        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(part)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let message = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(part)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
     let mut fds = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {

@@ -132,6 +132,11 @@ impl Background {
         self.child.id()
     }
 
+    /// Whether it has ended already.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         processes::kill(self.pid(), signal);
     }

@@ -14,7 +14,7 @@ use crate::{environment::TestEnvironment, processes::Role};
 /// Lanes run at the same time, each with its own environment and seed.
 const LANES: u64 = 4;
 /// Latest moment of a kill after the command began, in microseconds: a little more than a change takes.
-const LATEST: u64 = 450_000;
+const LATEST: u64 = 160_000;
 
 /// What a lane wants at the moment.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ volumes:
 jobs:
   migrate:
     command: [APP, job]
-    env: {{VERSION: "{version}", DATA: "{{{{ volumes.data.path }}}}"}}
+    env: {{VERSION: "{version}", START_DELAY_MS: "25", DATA: "{{{{ volumes.data.path }}}}"}}
     retries: 5
     backoff: 20ms
 services:
@@ -48,7 +48,7 @@ services:
     command: [APP]
     replicas: {api}
     ports: {{http: auto}}
-    env: {{VERSION: "{version}"}}
+    env: {{VERSION: "{version}", START_DELAY_MS: "25"}}
     depends_on: {{db: ready, migrate: completed}}
     health: {{ready: {{http: /ready, every: 500ms, every_starting: 20ms}}}}
     {common}
@@ -72,11 +72,17 @@ services:
 
 #[derive(Debug, Default)]
 struct Counts {
+    /// Kills while the command was in progress.
     points: u64,
+    /// Kills that came after its end.
+    after: u64,
+    /// Moments at which there was nothing to kill yet.
+    missed: u64,
     victims: BTreeMap<&'static str, u64>,
     exits: BTreeMap<String, u64>,
-    missed: u64,
+    /// Commands that found the run of the one before still going on.
     waited: u64,
+    /// Longest time to converge.
     slowest: Duration,
 }
 
@@ -86,10 +92,11 @@ fn lane(seed: u64, points: u64) -> Counts {
     let mut wanted = Wanted { version: 1, api: 2 };
     let env = TestEnvironment::new();
     env.write(&wanted.stack());
-    // From nothing: the first `up` is a change as well.
     while counts.points < points {
         let point = format!("seed {seed} point {}", counts.points);
-        let change = match random.below(10) {
+        // The first `up` is a change from nothing.
+        let choice = if counts.points == 0 { 0 } else { random.below(10) };
+        let change = match choice {
             0..=4 => {
                 wanted.version += 1;
                 wanted.api = 1 + random.below(3);
@@ -102,7 +109,7 @@ fn lane(seed: u64, points: u64) -> Counts {
             _ => vec!["down".to_owned()],
         };
         let arguments: Vec<&str> = change.iter().map(String::as_str).collect();
-        let command = env.spawn(&arguments);
+        let mut command = env.spawn(&arguments);
         // The moment is what is varied here: any instant must do.
         std::thread::sleep(Duration::from_micros(random.below(LATEST)));
         let role = match random.below(10) {
@@ -118,6 +125,12 @@ fn lane(seed: u64, points: u64) -> Counts {
         match random.pick(&victims) {
             Some(victim) => {
                 victim.kill();
+                if command.has_ended() {
+                    // It still must be survived, but it is no point of a change in progress.
+                    counts.after += 1;
+                } else {
+                    counts.points += 1;
+                }
                 let name = match victim.role {
                     Role::Server => "server",
                     Role::Proxy => "proxy",
@@ -125,7 +138,6 @@ fn lane(seed: u64, points: u64) -> Counts {
                     _ => "instance",
                 };
                 *counts.victims.entry(name).or_default() += 1;
-                counts.points += 1;
             }
             None => counts.missed += 1,
         }
@@ -136,7 +148,8 @@ fn lane(seed: u64, points: u64) -> Counts {
         assert!(!ended.stderr.contains("panicked"), "{context}: {ended}");
         // The state is readable at once.
         let status = env.run(&["status", "--json"]);
-        assert_eq!(status.code(), Some(0), "{context}: {status}");
+        let nothing_yet = counts.points + counts.after <= 1 && status.text().contains("ORC0405");
+        assert!(status.code() == Some(0) || nothing_yet, "{context}: {status}");
         status.json();
         // And one command makes everything as wanted.
         let began = Instant::now();
@@ -176,6 +189,7 @@ fn any_part_may_be_killed_at_any_moment() {
     for counts in results.iter().flatten() {
         total.points += counts.points;
         total.missed += counts.missed;
+        total.after += counts.after;
         total.waited += counts.waited;
         total.slowest = total.slowest.max(counts.slowest);
         for (victim, count) in &counts.victims {

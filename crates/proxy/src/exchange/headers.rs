@@ -127,8 +127,7 @@ impl Head {
 
     /// Whether it may be sent again although an instance may have seen it (RFC 9110 9.2.2).
     pub(crate) fn is_idempotent(&self) -> bool {
-        [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::PUT, Method::DELETE]
-            .contains(&self.method)
+        [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::PUT, Method::DELETE].contains(&self.method)
     }
 
     /// Whether it is a gRPC call.
@@ -369,10 +368,10 @@ mod tests {
         let h2c = [("host", "a"), ("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")];
         assert_eq!(upgraded(&h2c, Version::HTTP_11), None);
         let sent = sent(Version::HTTP_11, "/", &websocket, "127.0.0.1:5", false);
-        assert_eq!((&sent.headers()["connection"], &sent.headers()["upgrade"]), (
-            &HeaderValue::from_static("upgrade"),
-            &HeaderValue::from_static("websocket")
-        ));
+        assert_eq!(
+            (&sent.headers()["connection"], &sent.headers()["upgrade"]),
+            (&HeaderValue::from_static("upgrade"), &HeaderValue::from_static("websocket"))
+        );
     }
 
     #[test]

@@ -20,26 +20,27 @@ pub(super) struct Events(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    waiting: Mutex<VecDeque<DataPlaneEvent>>,
+    waiting: Mutex<VecDeque<(u64, DataPlaneEvent)>>,
     changed: Notify,
 }
 
 /// A queue and the engine's end of it.
 pub(super) fn queue(tree: &TaskTree) -> (Events, mpsc::Receiver<DataPlaneEvent>) {
-    let (sender, receiver) = mpsc::channel(256);
+    // One: what is in the channel cannot be taken back when a newer table overtakes it.
+    let (sender, receiver) = mpsc::channel(1);
     let inner = Arc::new(Inner::default());
     let events = Events(Arc::clone(&inner));
     tree.start(TaskKind::Connection, "proxy events", async move {
         loop {
+            // Room first, so that nothing is taken out of the list before it can go.
+            let Ok(permit) = sender.reserve().await else { return };
             let next = inner.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             match next {
-                Some(event) => {
-                    if sender.send(event).await.is_err() {
-                        // Nobody wants reports any more.
-                        return;
-                    }
+                Some((_, event)) => permit.send(event),
+                None => {
+                    drop(permit);
+                    inner.changed.notified().await;
                 }
-                None => inner.changed.notified().await,
             }
         }
     });
@@ -47,16 +48,25 @@ pub(super) fn queue(tree: &TaskTree) -> (Events, mpsc::Receiver<DataPlaneEvent>)
 }
 
 impl Events {
-    /// Adds a report.
-    pub(super) fn push(&self, event: DataPlaneEvent) {
-        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Adds a report that is true for this version of the table.
+    pub(super) fn push(&self, version: u64, event: DataPlaneEvent) {
+        let mut waiting = self.waiting();
         if let DataPlaneEvent::Proxy(ProxyEvent::Draining { endpoint, .. }) = &event {
-            waiting.retain(|old| {
+            waiting.retain(|(_, old)| {
                 !matches!(old, DataPlaneEvent::Proxy(ProxyEvent::Draining { endpoint: e, .. }) if e == endpoint)
             });
         }
-        waiting.push_back(event);
+        waiting.push_back((version, event));
         drop(waiting);
         self.0.changed.notify_one();
+    }
+
+    /// Keeps only those that are still wanted.
+    pub(super) fn retain(&self, wanted: impl Fn(u64, &DataPlaneEvent) -> bool) {
+        self.waiting().retain(|(version, event)| wanted(*version, event));
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, VecDeque<(u64, DataPlaneEvent)>> {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -6,10 +6,7 @@
 use std::{
     collections::BTreeSet,
     io,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -289,11 +286,12 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-/// Sends the proxy's reports on to the engine, and makes them whole across several proxies.
+/// Sends the proxy's reports on to the engine, and makes them whole across versions and across several proxies.
 ///
-/// While an old proxy is leaving, an endpoint is drained only when nothing is in flight to it in either. When a proxy
-/// is killed, everything that was in flight in it is over: endpoints that the table does not have any more, and that
-/// were not reported yet, are reported then.
+/// A report that was overtaken by a newer table is dropped: the endpoint may be active again, and if it is not, the proxy
+/// reports it again under the new version. While an old proxy is leaving, an endpoint is drained only when nothing is in
+/// flight to it in either. When a proxy is killed, everything that was in flight in it is over: endpoints that the table
+/// does not have any more, and that were not reported yet, are reported then.
 #[derive(Clone, Debug)]
 pub(super) struct Reports(Arc<Inner>);
 
@@ -302,56 +300,94 @@ struct Inner {
     events: Events,
     shared: Arc<Shared>,
     tree: TaskTree,
-    version: AtomicU64,
-    owed: Mutex<BTreeSet<EndpointKey>>,
+    books: Mutex<Books>,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    /// Version in force, and the endpoints that it has.
+    version: u64,
+    present: BTreeSet<EndpointKey>,
+    /// Endpoints that left the table and were not reported drained yet.
+    owed: BTreeSet<EndpointKey>,
+}
+
+impl Inner {
+    fn books(&self) -> std::sync::MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a report unless it is overtaken.
+    fn report(&self, version: u64, event: ProxyEvent) {
+        // Under the lock: a table that comes into force afterwards finds the report in the queue and drops it there.
+        let books = self.books();
+        if !books.overtakes(version, &event) {
+            self.events.push(version, DataPlaneEvent::Proxy(event));
+        }
+    }
+}
+
+impl Books {
+    fn overtakes(&self, version: u64, event: &ProxyEvent) -> bool {
+        let (ProxyEvent::Drained { endpoint } | ProxyEvent::Draining { endpoint, .. }) = event;
+        version < self.version && self.present.contains(endpoint)
+    }
 }
 
 impl Reports {
     fn new(events: Events, shared: Arc<Shared>, tree: TaskTree) -> Self {
-        Self(Arc::new(Inner { events, shared, tree, version: AtomicU64::new(0), owed: Mutex::default() }))
+        Self(Arc::new(Inner { events, shared, tree, books: Mutex::default() }))
     }
 
+    /// A report of the handle itself.
     fn push(&self, event: DataPlaneEvent) {
-        self.0.events.push(event);
-    }
-
-    fn owed(&self) -> std::sync::MutexGuard<'_, BTreeSet<EndpointKey>> {
-        self.0.owed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.events.push(u64::MAX, event);
     }
 
     /// Notes which endpoints leave with the next table; returns what to restore should it be refused.
     fn expect(&self, old: Option<&RouteTable>, new: &RouteTable) -> BTreeSet<EndpointKey> {
-        let mut owed = self.owed();
-        let before = owed.clone();
         let kept: BTreeSet<EndpointKey> = crate::table::keys(new).collect();
-        owed.extend(old.into_iter().flat_map(crate::table::keys));
-        owed.retain(|key| !kept.contains(key));
+        let mut books = self.0.books();
+        let before = books.owed.clone();
+        books.owed.extend(old.into_iter().flat_map(crate::table::keys));
+        books.owed.retain(|key| !kept.contains(key));
         before
     }
 
     fn restore(&self, before: BTreeSet<EndpointKey>) {
-        *self.owed() = before;
+        self.0.books().owed = before;
     }
 
+    /// A table is in force; overtaken reports that the engine did not read yet are dropped.
     fn in_force(&self, table: Option<&RouteTable>) {
-        self.0.version.fetch_max(table.map_or(0, |t| t.version), Ordering::Relaxed);
+        let Some(table) = table else { return };
+        let mut books = self.0.books();
+        books.version = books.version.max(table.version);
+        books.present = crate::table::keys(table).collect();
+        self.0.events.retain(|version, event| match event {
+            DataPlaneEvent::Proxy(event) => !books.overtakes(version, event),
+            _ => true,
+        });
     }
 
     /// After a proxy was lost: what is owed has come true.
     fn settle(&self) {
-        let version = self.0.version.load(Ordering::Relaxed);
-        for endpoint in std::mem::take(&mut *self.owed()) {
+        let (version, owed) = {
+            let mut books = self.0.books();
+            (books.version, std::mem::take(&mut books.owed))
+        };
+        for endpoint in owed {
             self.heard(version, ProxyEvent::Drained { endpoint });
         }
     }
 
     /// A report of the serving proxy.
     pub(super) fn heard(&self, version: u64, event: ProxyEvent) {
-        let ProxyEvent::Drained { endpoint } = &event else { return self.push(DataPlaneEvent::Proxy(event)) };
-        self.owed().remove(endpoint);
+        let ProxyEvent::Drained { endpoint } = &event else { return self.0.report(version, event) };
+        self.0.books().owed.remove(endpoint);
         let leaving: Vec<Arc<Connection>> = self.0.shared.peers.load().iter().skip(1).cloned().collect();
         if leaving.is_empty() {
-            return self.push(DataPlaneEvent::Proxy(event));
+            return self.0.report(version, event);
         }
         let (inner, endpoint) = (Arc::clone(&self.0), endpoint.clone());
         self.0.tree.start(TaskKind::Connection, "proxy drain of two", async move {
@@ -359,10 +395,7 @@ impl Reports {
                 // An error means that the proxy is gone, and with it all that it had in flight.
                 let _ = peer.ask(Request::AwaitDrained { endpoint: endpoint.clone() }, Vec::new()).await;
             }
-            // A newer table may say otherwise, and then the serving proxy reports again under its version.
-            if inner.version.load(Ordering::Relaxed) <= version {
-                inner.events.push(DataPlaneEvent::Proxy(event));
-            }
+            inner.report(version, event);
         });
     }
 }

@@ -274,11 +274,12 @@ impl Control {
             if self.sockets.contains_key(&info.id) {
                 continue;
             }
-            let listener = fresh.remove(&info.id).ok_or_else(|| io::Error::other("a socket is missing")).and_then(|fd| {
-                let tcp = StdTcpListener::from(fd.try_clone()?);
-                tcp.set_nonblocking(true)?;
-                Ok((fd, TcpListener::from_std(tcp)?))
-            });
+            let listener =
+                fresh.remove(&info.id).ok_or_else(|| io::Error::other("a socket is missing")).and_then(|fd| {
+                    let tcp = StdTcpListener::from(fd.try_clone()?);
+                    tcp.set_nonblocking(true)?;
+                    Ok((fd, TcpListener::from_std(tcp)?))
+                });
             match listener {
                 Ok((fd, tcp)) => listeners.push((info, fd, tcp)),
                 Err(error) => {

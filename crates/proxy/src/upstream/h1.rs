@@ -21,7 +21,7 @@ use orchestra_task::{TaskKind, TaskTree};
 use tokio::time::Instant;
 
 use super::{SendError, Upstream, describe};
-use crate::{flight::Flight, exchange::replay::RequestBody, metrics::RetryKind, stream::Socket};
+use crate::{exchange::replay::RequestBody, flight::Flight, metrics::RetryKind, stream::Socket};
 
 /// How long a connection may be idle.
 const IDLE: Duration = Duration::from_secs(4);

@@ -68,9 +68,8 @@ impl Pool {
         let mut connections = self.connections();
         connections.retain(|c| !c.sender.is_closed());
         // `open` grows only under the lock.
-        let free = |c: &&Arc<Connection>| {
-            c.open.load(Ordering::Acquire) < c.limit.load(Ordering::Acquire).clamp(1, STREAMS)
-        };
+        let free =
+            |c: &&Arc<Connection>| c.open.load(Ordering::Acquire) < c.limit.load(Ordering::Acquire).clamp(1, STREAMS);
         let mut found = connections.iter().find(free);
         if found.is_none() && crowd && connections.len() >= CONNECTIONS {
             found = connections.iter().min_by_key(|c| c.open.load(Ordering::Acquire));

@@ -183,9 +183,7 @@ pub(crate) fn key(endpoint: &Endpoint) -> EndpointKey {
 }
 
 pub(crate) type AnyBody = BoxBody<Bytes, io::Error>;
-type Handler = Arc<
-    dyn Fn(Request<Incoming>) -> Pin<Box<dyn Future<Output = Response<AnyBody>> + Send>> + Send + Sync,
->;
+type Handler = Arc<dyn Fn(Request<Incoming>) -> Pin<Box<dyn Future<Output = Response<AnyBody>> + Send>> + Send + Sync>;
 
 /// An instance in this process.
 pub(crate) struct Instance {
@@ -240,7 +238,11 @@ impl Instance {
             while let Ok((tcp, _)) = listener.accept().await {
                 accepted.fetch_add(1, Ordering::SeqCst);
                 tcp.set_nodelay(true).unwrap();
-                children.start(TaskKind::Connection, "instance connection", serve(tcp, h2, Arc::clone(&handler), children.clone()));
+                children.start(
+                    TaskKind::Connection,
+                    "instance connection",
+                    serve(tcp, h2, Arc::clone(&handler), children.clone()),
+                );
             }
         });
         Self { address, requests, connections, tree }

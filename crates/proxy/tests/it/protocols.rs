@@ -213,9 +213,8 @@ async fn websockets_are_spliced() {
 /// Upgrades and sends every message back.
 pub(crate) async fn websocket_echo(mut request: Request<hyper::body::Incoming>) -> Response<AnyBody> {
     assert_eq!(request.headers()["connection"], "upgrade");
-    let accept = tokio_tungstenite::tungstenite::handshake::derive_accept_key(
-        request.headers()["sec-websocket-key"].as_bytes(),
-    );
+    let accept =
+        tokio_tungstenite::tungstenite::handshake::derive_accept_key(request.headers()["sec-websocket-key"].as_bytes());
     let upgrade = hyper::upgrade::on(&mut request);
     TaskTree::new().start(TaskKind::Connection, "websocket", async move {
         let io = TokioIo::new(upgrade.await.unwrap());

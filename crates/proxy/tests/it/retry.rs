@@ -21,7 +21,8 @@ async fn request(tcp: &mut tokio::net::TcpStream) -> Option<String> {
         }
         let text = String::from_utf8_lossy(&bytes).into_owned();
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")).map_or(0, |l| l.parse().unwrap());
+            let length =
+                head.lines().find_map(|l| l.strip_prefix("content-length: ")).map_or(0, |l| l.parse().unwrap());
             if body.len() >= length {
                 return Some(text);
             }

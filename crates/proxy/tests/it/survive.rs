@@ -319,7 +319,10 @@ async fn a_proxy_that_serves_nothing_and_nobody_steers_ends_itself() {
     world.tree.cancel();
     drop(world.handle);
     gone(pid).await;
-    assert!(!directory.join("control.sock").exists() || std::os::unix::net::UnixStream::connect(directory.join("control.sock")).is_err());
+    assert!(
+        !directory.join("control.sock").exists()
+            || std::os::unix::net::UnixStream::connect(directory.join("control.sock")).is_err()
+    );
 }
 
 #[tokio::test]
