@@ -334,11 +334,18 @@ pub(crate) enum ServerCommand {
     /// Start it in the background
     Start(ListenArgs),
     /// Say whether it runs
-    Status,
+    Status(ServerStatusArgs),
     /// Stop it; instances and proxy go on
     Stop,
     /// Run it in the foreground until it is stopped
     Run(ListenArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServerStatusArgs {
+    /// Print its process id and nothing else, for scripts
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) pid: bool,
 }
 
 #[derive(Debug, Args)]

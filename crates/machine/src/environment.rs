@@ -363,8 +363,12 @@ impl Environment {
     fn to_instance(&mut self, now: Now, id: &InstanceId, event: instance::Event) {
         let Some(instance) = self.instances.get_mut(id) else { return };
         let before = instance.endpoint();
-        let was_ready = instance.is_ready();
+        let (was_ready, was_confirmed) = (instance.is_ready(), instance.is_confirmed());
         let commands = instance.handle(now, event, &mut self.rng);
+        if instance.is_confirmed() != was_confirmed {
+            // After a recovery: its readiness is not new, but a step may have waited for its confirmation.
+            self.changed.insert(ResourceId::new(instance.record().kind, id.workload.clone()));
+        }
         self.after_instance(now, id, commands, before, was_ready);
     }
 

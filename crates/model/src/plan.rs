@@ -78,7 +78,7 @@ pub struct Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Wait {
-    /// The other resource's step, if it has one, is done, and the condition holds.
+    /// The other resource's step, if it has one, is done (for `started`: has begun), and the condition holds.
     Until(Condition),
     /// The other resource is gone.
     Gone,

@@ -6,7 +6,7 @@ use orchestra_model::{Code, Diagnostic};
 use tokio::time::Instant;
 
 use crate::{
-    args::{ListenArgs, ServerCommand},
+    args::{ListenArgs, ServerCommand, ServerStatusArgs},
     deps::ServerOptions,
     exit::Exit,
     failure::{Failure, Result},
@@ -27,7 +27,7 @@ pub(crate) async fn server(
 ) -> Result<Exit> {
     match command {
         ServerCommand::Start(args) => interrupts.guard(start(args, session, output)).await,
-        ServerCommand::Status => interrupts.guard(status(session, output)).await,
+        ServerCommand::Status(args) => interrupts.guard(status(args, session, output)).await,
         ServerCommand::Stop => interrupts.guard(stop(session, output)).await,
         ServerCommand::Run(args) => run(args, session, output, interrupts).await,
     }
@@ -70,16 +70,21 @@ async fn start(args: &ListenArgs, session: &Session, output: &mut Output) -> Res
     Ok(Exit::Success)
 }
 
-async fn status(session: &Session, output: &mut Output) -> Result<Exit> {
+async fn status(args: &ServerStatusArgs, session: &Session, output: &mut Output) -> Result<Exit> {
     let Some((_, version)) = session.running().await? else {
-        if output.json {
+        if args.pid {
+            // Nothing on standard output: `kill $(…)` must not get words.
+            output.note(&format!("not running: nothing listens at {}", session.endpoint()));
+        } else if output.json {
             output.line("null")?;
         } else {
             output.line(&format!("not running: nothing listens at {}", session.endpoint()))?;
         }
         return Ok(Exit::NoServer);
     };
-    if output.json {
+    if args.pid {
+        output.line(&version.pid.to_string())?;
+    } else if output.json {
         output.json(&version)?;
     } else {
         output.line(&format!(

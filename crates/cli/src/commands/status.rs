@@ -274,7 +274,8 @@ fn note(instance: &InstanceStatus) -> String {
             parts.push(format!("{name} check fails{detail}"));
         }
     }
-    if let Some(in_flight) = instance.in_flight {
+    // What a draining instance waits for names them already.
+    if let (Some(in_flight), None) = (instance.in_flight, &instance.waits_for) {
         parts.push(format!("in flight: requests {}, streams {}", in_flight.requests, in_flight.streams));
     }
     if let (Some(exit), true) = (instance.last_exit, instance.restarts > 0 || instance.phase != InstancePhase::Ready) {

@@ -16,6 +16,7 @@ async fn start_status_and_stop() {
     assert_eq!(outcome.stdout, "the server runs already (pid 4321, state in /state)\n");
     let outcome = test.run("server status --json").await;
     assert_eq!((outcome.exit, outcome.json()["pid"].clone()), (Exit::Success, json!(4321)));
+    assert_eq!(test.run("server status --pid").await.stdout, "4321\n");
     let command = test.start("server stop");
     // The scripted server answers the shutdown and, like a real one, ends a little later.
     let end = async {
@@ -28,6 +29,9 @@ async fn start_status_and_stop() {
     assert_eq!(exit, Exit::Success);
     assert!(test.outcome(exit).stderr.contains("was stopped"));
     assert_eq!(test.run("server status").await.exit, Exit::NoServer);
+    // `kill $(orchestra server status --pid)` must not get words.
+    let outcome = test.run("server status --pid").await;
+    assert_eq!((outcome.exit, outcome.stdout.as_str()), (Exit::NoServer, ""));
     test.finish();
 }
 

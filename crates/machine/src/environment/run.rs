@@ -19,7 +19,7 @@ use std::{
 
 use orchestra_model::{
     Code, Diagnostic, EventKind, InstanceId, Name, Now, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
-    desired::{Service, Strategy},
+    desired::{Condition, Service, Strategy},
     plan::{Action, Step, Wait},
     record::{
         Change, JournalKind, ReleaseRecord, ReleaseState, ResourceRecord, RunKind, RunRecord, RunState, StepState,
@@ -223,11 +223,17 @@ impl Environment {
         step.after.iter().find_map(|(on, wait)| {
             let done = run.step(on).is_none() || run.state(on) == Some(StepState::Succeeded);
             match wait {
+                // The step need not be done for this, only begun: what runs is what the step wants then.
+                Wait::Until(Condition::Started)
+                    if (done || run.state(on) == Some(StepState::Running)) && self.holds(on, Condition::Started) =>
+                {
+                    None
+                }
                 Wait::Until(condition) if !done || !self.holds(on, *condition) => {
                     let what = match condition {
-                        orchestra_model::desired::Condition::Started => "to start",
-                        orchestra_model::desired::Condition::Ready => "to be ready",
-                        orchestra_model::desired::Condition::Completed => "to complete",
+                        Condition::Started => "to start",
+                        Condition::Ready => "to be ready",
+                        Condition::Completed => "to complete",
                     };
                     Some(format!("{on} {what}"))
                 }

@@ -98,8 +98,17 @@ impl Environment {
             "ready"
         } else if failed && status.ready == 0 {
             "failed"
-        } else if failed || workload.lost.iter().next().is_some() {
+        } else if failed {
             "degraded"
+        } else if !workload.lost.is_empty() {
+            // Stopped until what it depends on is back, or running without requests.
+            if instances.is_empty() {
+                "waiting"
+            } else if instances.iter().all(|i| is_leaving(i)) {
+                "stopping"
+            } else {
+                "held"
+            }
         } else if !all_current {
             "rolling"
         } else if instances.iter().any(|i| i.restarts() > 0 || *i.phase() == crate::instance::Phase::Unready) {

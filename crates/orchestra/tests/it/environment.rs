@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use crate::processes::{self, Process, Role};
 
 /// Longest a command may take. A hang is a failure with its output shown, not a test that never ends.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks at something that sends no event.
 const LOOK: Duration = Duration::from_millis(15);
 
@@ -176,7 +176,12 @@ impl Background {
 
     /// Waits for its end.
     #[track_caller]
-    pub(crate) fn wait(mut self) -> Ran {
+    pub(crate) fn wait(self) -> Ran {
+        self.wait_or().unwrap_or_else(|hung| panic!("{hung}"))
+    }
+
+    /// Waits for its end, or says what it had written when it should have ended long ago.
+    fn wait_or(mut self) -> Result<Ran, String> {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -187,14 +192,15 @@ impl Background {
                 let _ = self.child.wait();
                 let stderr = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
                 self.seen.extend(self.lines.try_iter());
-                panic!("`{}` did not end within {PATIENCE:?}\n--- stdout\n{}\n--- stderr\n{stderr}", self.what, self.seen.join("\n"));
+                let seen = self.seen.join("\n");
+                return Err(format!("`{}` did not end within {PATIENCE:?}\n--- stdout\n{seen}\n--- stderr\n{stderr}", self.what));
             }
             std::thread::sleep(Duration::from_millis(2));
         };
         self.stdout.take().map(JoinHandle::join);
         let stderr = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
         self.seen.extend(self.lines.try_iter());
-        Ran { status, stdout: self.seen.join("\n").into_bytes(), stderr, what: std::mem::take(&mut self.what) }
+        Ok(Ran { status, stdout: self.seen.join("\n").into_bytes(), stderr, what: std::mem::take(&mut self.what) })
     }
 }
 
@@ -278,8 +284,15 @@ impl TestEnvironment {
         Background::spawn(self.command(arguments), Self::describe(arguments))
     }
 
+    #[track_caller]
     pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
-        self.spawn(arguments).wait()
+        self.spawn(arguments).wait_or().unwrap_or_else(|hung| {
+            let more = [&["status", "--json"][..], &["events"]].map(|look| match self.spawn(look).wait_or() {
+                Ok(ran) => ran.to_string(),
+                Err(hung) => hung,
+            });
+            panic!("{hung}\n{}", more.join("\n"))
+        })
     }
 
     /// Output byte by byte, for `logs --raw`.

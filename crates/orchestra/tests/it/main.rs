@@ -8,14 +8,18 @@
 //! | [`kill`] | any part killed at random moments: the next command converges |
 //! | [`boundary`] | the server killed at every single journal boundary of an `up` |
 //! | [`hostile`] | two of everything, full disks, garbage, replaced binaries, huge and escaping output |
+//! | [`readme`] | the tour of the README, and every command that the book names |
+//! | [`llm_chat`] | a real language model behind a stable address, updated in the middle of a stream |
 //! | [`torture`] | programs that do not want to die, and every byte they write |
 
 mod boundary;
 mod environment;
 mod hostile;
 mod kill;
+mod llm_chat;
 mod load;
 mod order;
 mod processes;
+mod readme;
 mod torture;
 mod tour;

@@ -6,7 +6,10 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
 };
 
 use orchestra_model::launch::{Exit, ProviderEvent};
@@ -40,6 +43,8 @@ const RETRY_MILLIS: u64 = 20;
 const SLOW_RETRY_MILLIS: u64 = 1000;
 /// Turns of a pipe per round of the loop: at most 1 MiB, then everybody else.
 const PUMP_ROUNDS: usize = 16;
+/// Children reaped per round of the loop, then everybody else: in a fork storm there is always one more.
+const REAP_ROUNDS: usize = 512;
 /// Longest `STATUS=` that is kept, in characters.
 const MAX_STATUS: usize = 1024;
 
@@ -63,6 +68,8 @@ pub(crate) struct Shim {
     kill_at: Option<u64>,
     kills: u32,
     childless: bool,
+    /// The last round of reaping was cut short.
+    more_to_reap: bool,
     null: OwnedFd,
     signals: OwnedFd,
     /// Held until the process ends.
@@ -218,6 +225,7 @@ impl Shim {
             dirty: false,
             retry_write_at: None,
             childless: main.is_none(),
+            more_to_reap: false,
             main,
             starting,
             tree,
@@ -284,6 +292,7 @@ impl Shim {
             kill_at: None,
             kills: 0,
             childless: true,
+            more_to_reap: false,
             null,
             signals,
             lock,
@@ -358,7 +367,7 @@ impl Shim {
         for (id, fd, writes) in self.control.connections() {
             add(Token::Connection(id), fd, if writes { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN });
         }
-        let timeout = self.deadline().map(|deadline| {
+        let timeout = if self.more_to_reap { Some(0) } else { self.deadline() }.map(|deadline| {
             let left = deadline.saturating_sub(clock::boot_millis());
             Timespec {
                 tv_sec: i64::try_from(left / 1000).unwrap_or(i64::MAX),
@@ -372,7 +381,12 @@ impl Shim {
             Err(error) => return Err(error.into()),
         }
         let ready = fds.iter().map(PollFd::revents);
-        Ok(tokens.into_iter().zip(ready).filter(|(_, flags)| !flags.is_empty()).collect())
+        let mut ready: Vec<(Token, PollFlags)> =
+            tokens.into_iter().zip(ready).filter(|(_, flags)| !flags.is_empty()).collect();
+        if self.more_to_reap && !ready.iter().any(|(token, _)| matches!(token, Token::Signals)) {
+            ready.push((Token::Signals, PollFlags::IN));
+        }
+        Ok(ready)
     }
 
     fn handle(&mut self, token: Token, flags: PollFlags) {
@@ -506,7 +520,8 @@ impl Shim {
     }
 
     fn reap(&mut self) {
-        loop {
+        self.more_to_reap = false;
+        for _ in 0..REAP_ROUNDS {
             match sys::reap() {
                 Reap::One(reaped) => {
                     if self.main.as_ref().is_some_and(|main| main.child && main.pid == reaped.pid) {
@@ -529,6 +544,8 @@ impl Shim {
                 }
             }
         }
+        self.childless = false;
+        self.more_to_reap = true;
     }
 
     /// Finds out how a main process ended that is not our child.
@@ -749,7 +766,8 @@ impl Shim {
         self.dirty = true;
         loop {
             self.save();
-            if !self.dirty {
+            // Nobody can read the record of a folder that was deleted under us.
+            if !self.dirty || fs::metadata(".").is_ok_and(|folder| folder.nlink() == 0) {
                 break;
             }
             // The end must not be lost for want of disk space. Nothing else is left to do, so waiting is all right.
