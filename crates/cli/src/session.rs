@@ -22,6 +22,8 @@ use crate::{
 
 /// How long a server may take from its start to its first answer. It replays its journal in that time.
 const START: Duration = Duration::from_secs(30);
+/// How long after a server that found the state locked another one is started, if none answers; doubles each time.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// How long a server that hangs up may take until it is gone.
 const ENDING: Duration = Duration::from_secs(5);
@@ -165,9 +167,13 @@ impl Session {
             Diagnostic::error(Code::SERVER_UNREACHABLE, message.to_owned())
                 .help("look for the reason with `orchestra doctor`")
         };
-        let spawned = self.control.spawn(options);
-        let mut spawned = spawned.map_err(|error| failed("the server cannot be started").caused_by(&error))?;
+        let spawn = || {
+            let spawned = self.control.spawn(options);
+            spawned.map_err(|error| failed("the server cannot be started").caused_by(&error))
+        };
+        let mut spawned = spawn()?;
         let deadline = Instant::now() + START;
+        let mut again = AGAIN;
         let mut pause = Duration::from_millis(2);
         let mut ended = None;
         loop {
@@ -177,12 +183,18 @@ impl Session {
                 Err(error) if !error.is_lost() => return Err(error.into()),
                 Ok(None) | Err(_) => {}
             }
-            if let Some(status) = &ended {
+            if let Some((status, since)) = &ended {
                 // Another command may have started one at the same moment: then ours found the state locked, and the
                 // other one answers once it has replayed its journal.
                 let last = last_lines(&spawned.log);
                 if !last.iter().any(|line| line.contains(Code::STATE_LOCKED.as_str())) {
                     return Err(with_notes(failed(&format!("the server ended at once ({status})")), last).into());
+                }
+                // Or the owner was killed and was still leaving, and nobody else comes.
+                if Instant::now() > *since + again {
+                    again *= 2;
+                    spawned = spawn()?;
+                    ended = None;
                 }
             }
             if Instant::now() > deadline {
@@ -192,7 +204,7 @@ impl Session {
             // There is no event for "a socket appeared" that is worth its code: connecting costs microseconds.
             if ended.is_none() {
                 tokio::select! {
-                    status = &mut spawned.exited => ended = Some(status),
+                    status = &mut spawned.exited => ended = Some((status, Instant::now())),
                     () = tokio::time::sleep(pause) => {}
                 }
             } else {

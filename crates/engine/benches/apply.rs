@@ -144,7 +144,7 @@ async fn apply(stack: LoadedStack) -> (Duration, Duration, Vec<Arc<Event>>) {
     let environment = stack.desired.environment.clone();
     let (started, all) = tokio::join!(control.start_run(&environment, RunRequest::up(stack)), collect);
     started.expect("the run is accepted");
-    let times = (begun.elapsed(), cpu_time() - cpu);
+    let times = (begun.elapsed(), cpu_time().checked_sub(cpu).unwrap());
     tree.shutdown(Duration::from_secs(5)).await;
     (times.0, times.1, all)
 }

@@ -200,7 +200,7 @@ impl EnvironmentTask {
                     self.created.remove(instance);
                 }
                 Change::Run(run) if run.state.is_final() && run.ended_at.is_none() => {
-                    run.ended_at = Some(Clock::wall())
+                    run.ended_at = Some(Clock::wall());
                 }
                 _ => {}
             }

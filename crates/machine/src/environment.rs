@@ -32,7 +32,8 @@ use std::{
 };
 
 use orchestra_model::{
-    Diagnostic, Event as Note, EventKind, InstanceId, Name, Now, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
+    Diagnostic, Event as Note, EventKind, InstanceId, Name, Now, ReleaseNumber, Resource, ResourceId, ResourceKind,
+    RunId,
     desired::{Condition, OnLoss, Volume},
     launch::{LaunchKey, ProviderEvent},
     quantity::Timespan,
@@ -282,25 +283,25 @@ impl Environment {
             Event::CancelRequested { run } => self.cancel_requested(now, run),
             Event::Launched(key) => {
                 self.journal(launch_intent(&key), JournalKind::Done);
-                self.to_attempt(now, &key, instance::Event::Launched);
+                self.tell_attempt(now, &key, instance::Event::Launched);
             }
             Event::LaunchFailed { key, problem, retry } => {
                 self.journal(launch_intent(&key), JournalKind::Failed(problem.message.clone()));
-                self.to_attempt(now, &key, instance::Event::LaunchFailed { problem, retry });
+                self.tell_attempt(now, &key, instance::Event::LaunchFailed { problem, retry });
             }
             Event::PortsTaken(key) => self.ports_taken(now, &key),
-            Event::Provider { key, event } => self.to_attempt(now, &key, instance::Event::Provider(event)),
+            Event::Provider { key, event } => self.tell_attempt(now, &key, instance::Event::Provider(event)),
             Event::Probed { key, passed, detail } => {
                 let launch = self.launch_key(&key.instance, key.attempt);
                 let event = instance::Event::Probed { which: key.which, leaf: key.leaf, passed, detail };
-                self.to_attempt(now, &launch, event);
+                self.tell_attempt(now, &launch, event);
             }
             Event::RoutesApplied { revision, addresses } => self.routes_applied(now, revision, &addresses),
             Event::RoutesRefused { revision, problems } => self.routes_refused(now, revision, problems),
             Event::Drained(endpoint) => self.drained(now, &endpoint),
             Event::InFlight { endpoint, requests, streams } => {
                 let key = self.launch_key(&endpoint.instance, endpoint.attempt);
-                self.to_attempt(now, &key, instance::Event::InFlight { requests, streams });
+                self.tell_attempt(now, &key, instance::Event::InFlight { requests, streams });
             }
             Event::VolumeDone { resource, result } => self.volume_done(&resource, result),
             Event::Tick => self.tick(now),
@@ -337,7 +338,7 @@ impl Environment {
             }
             self.timers.pop_first();
             self.timer_of.remove(&id);
-            self.to_instance(now, &id, instance::Event::Tick);
+            self.tell_instance(now, &id, instance::Event::Tick);
             // A back-off that has passed changes nothing in the instance, but it may be launched now.
             if let Some(instance) = self.instances.get(&id) {
                 self.changed.insert(ResourceId::new(instance.record().kind, id.workload.clone()));
@@ -354,13 +355,13 @@ impl Environment {
     }
 
     /// Delivers an event about one attempt; events of other attempts are late and mean nothing any more.
-    fn to_attempt(&mut self, now: Now, key: &LaunchKey, event: instance::Event) {
+    fn tell_attempt(&mut self, now: Now, key: &LaunchKey, event: instance::Event) {
         if self.instances.get(&key.instance).is_some_and(|i| i.record().attempt == key.attempt) {
-            self.to_instance(now, &key.instance, event);
+            self.tell_instance(now, &key.instance, event);
         }
     }
 
-    fn to_instance(&mut self, now: Now, id: &InstanceId, event: instance::Event) {
+    fn tell_instance(&mut self, now: Now, id: &InstanceId, event: instance::Event) {
         let Some(instance) = self.instances.get_mut(id) else { return };
         let before = instance.endpoint();
         let (was_ready, was_confirmed) = (instance.is_ready(), instance.is_confirmed());
@@ -420,7 +421,8 @@ impl Environment {
             instance::Command::Launch => self.launch(id),
             instance::Command::Terminate(how) => self.out.effects.push(Effect::Terminate { key, how }),
             instance::Command::Cut => {
-                let endpoint = EndpointKey { environment: key.environment, instance: key.instance, attempt: key.attempt };
+                let endpoint =
+                    EndpointKey { environment: key.environment, instance: key.instance, attempt: key.attempt };
                 self.out.effects.push(Effect::Cut(endpoint));
             }
             instance::Command::StartProbes(which) => self.start_probes(id, which),
@@ -512,7 +514,7 @@ impl Environment {
             if let Some(service) = resource.as_service() {
                 for probe in [&service.health.ready, &service.health.live].into_iter().flatten() {
                     let health = crate::health::Health::new(probe.clone());
-                    on.extend(health.dependencies().map(|name| service_id(name)));
+                    on.extend(health.dependencies().map(service_id));
                 }
             }
             for dependency in on {
@@ -526,8 +528,9 @@ impl Environment {
         if id.kind != ResourceKind::Service {
             return;
         }
-        let Some(users) = self.users.get(id).cloned() else { return };
+        // Also while nobody depends on it: users that come later lose what was there before them.
         self.note_presence(id);
+        let Some(users) = self.users.get(id).cloned() else { return };
         let serves = self.serves(id);
         for user in users {
             let Some(workload) = self.workloads.get(&user) else { continue };
@@ -536,7 +539,7 @@ impl Environment {
                 self.changed.insert(user);
             }
             for member in members {
-                self.to_instance(now, &member, instance::Event::DependencyReady(id.name.clone(), serves));
+                self.tell_instance(now, &member, instance::Event::DependencyReady(id.name.clone(), serves));
             }
         }
     }
@@ -545,9 +548,13 @@ impl Environment {
     /// cannot be lost in this sense.
     fn losses(&self, id: &ResourceId) -> BTreeSet<ResourceId> {
         let Some(workload) = self.workloads.get(id).filter(|workload| workload.begun) else { return BTreeSet::new() };
-        let Some(service) = workload.want.as_ref().and_then(|want| want.resource.as_service()) else { return BTreeSet::new() };
+        let Some(service) = workload.want.as_ref().and_then(|want| want.resource.as_service()) else {
+            return BTreeSet::new();
+        };
         let matters = service.depends_on.iter().filter(|(on, dependency)| {
-            let Some(other) = self.workloads.get(*on).filter(|_| on.kind == ResourceKind::Service) else { return false };
+            let Some(other) = self.workloads.get(*on).filter(|_| on.kind == ResourceKind::Service) else {
+                return false;
+            };
             let lost = match dependency.until {
                 Condition::Started => other.ran && !self.runs(on),
                 Condition::Ready | Condition::Completed => other.served && !self.serves(on),
@@ -578,7 +585,7 @@ impl Environment {
         let members: Vec<InstanceId> = self.workloads[id].members.iter().cloned().collect();
         for member in members {
             if self.instances.get(&member).is_some_and(|instance| instance.is_held() != held) {
-                self.to_instance(now, &member, instance::Event::Held(held));
+                self.tell_instance(now, &member, instance::Event::Held(held));
             }
         }
     }

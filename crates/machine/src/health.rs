@@ -108,7 +108,9 @@ impl Health {
 
     /// Services whose readiness this check depends on.
     pub fn dependencies(&self) -> impl Iterator<Item = &Name> {
-        self.leaves.iter().filter_map(|leaf| if let Check::Dependency { service } = &leaf.check { Some(service) } else { None })
+        self.leaves
+            .iter()
+            .filter_map(|leaf| if let Check::Dependency { service } = &leaf.check { Some(service) } else { None })
     }
 
     /// The verdict of the whole.
@@ -125,7 +127,11 @@ impl Health {
             .filter(|leaf| leaf.verdict != Verdict::Passing)
             .map(|leaf| {
                 let what = describe(&leaf.check);
-                if leaf.detail.is_empty() { format!("{what}: no answer yet") } else { format!("{what}: {}", leaf.detail) }
+                if leaf.detail.is_empty() {
+                    format!("{what}: no answer yet")
+                } else {
+                    format!("{what}: {}", leaf.detail)
+                }
             })
             .collect();
         failing.join("; ")
@@ -236,8 +242,8 @@ mod tests {
             for (leaf, state) in states.iter().enumerate() {
                 match state { 0 => {}, 1 => health.answered(leaf, true, ""), _ => health.answered(leaf, false, "no") }
             }
-            let passing = u32::try_from(states.iter().filter(|s| **s == 1).count()).unwrap();
-            let failing = u32::try_from(states.iter().filter(|s| **s == 2).count()).unwrap();
+            let count = |of: u8| states.iter().fold(0u32, |n, s| n + u32::from(*s == of));
+            let (passing, failing) = (count(1), count(2));
             let total = u32::try_from(states.len()).unwrap();
             let expected = if passing >= needed { Verdict::Passing }
                 else if total - failing < needed { Verdict::Failing } else { Verdict::Unknown };

@@ -332,7 +332,7 @@ impl Instance {
         instance.status_text.clone_from(&observed.status_text);
         if let Some(exit) = observed.exit {
             instance.enter(Phase::Starting, now);
-            commands.extend(instance.exited(now, exit, observed.message.clone(), rng));
+            commands.extend(instance.exited(now, exit, observed.message.as_deref()));
             if observed.gone {
                 commands.extend(instance.gone(now, rng));
             }
@@ -507,7 +507,9 @@ impl Instance {
             self.problem = None;
         }
         let mut commands = Vec::new();
-        let changed = |old: &Option<Health>, new: &Option<Health>| old.as_ref().map(Health::probe) != new.as_ref().map(Health::probe);
+        let changed = |old: &Option<Health>, new: &Option<Health>| {
+            old.as_ref().map(Health::probe) != new.as_ref().map(Health::probe)
+        };
         if changed(&self.ready, &ready) || changed(&self.live, &live) {
             let stop = self.stop_probes();
             let facts: Vec<(Check, Verdict)> = self.ready.iter().chain(&self.live).flat_map(Health::facts).collect();
@@ -528,7 +530,9 @@ impl Instance {
     }
 
     fn stop_probes(&self) -> Command {
-        let leaves = |which| self.health(which).into_iter().flat_map(move |health| health.leaves().map(move |(leaf, _)| (which, leaf)));
+        let leaves = |which| {
+            self.health(which).into_iter().flat_map(move |health| health.leaves().map(move |(leaf, _)| (which, leaf)))
+        };
         Command::StopProbes(self.record.attempt, leaves(Which::Ready).chain(leaves(Which::Live)).collect())
     }
 
@@ -605,7 +609,9 @@ impl Instance {
     /// The environment lets it be launched; a back-off may still stand in the way.
     fn may_launch(&mut self, now: Now) -> Vec<Command> {
         match &self.phase {
-            Phase::Pending { until, .. } if self.record.intent == InstanceIntent::Run && until.is_none_or(|at| at <= now) => {
+            Phase::Pending { until, .. }
+                if self.record.intent == InstanceIntent::Run && until.is_none_or(|at| at <= now) =>
+            {
                 self.enter(Phase::Launching, now);
                 let cause = if self.record.attempt == 1 {
                     "wanted".to_owned()
@@ -674,12 +680,14 @@ impl Instance {
                 self.status_text = Some(text);
                 Vec::new()
             }
-            ProviderEvent::WatchdogMissed => self.restart_it(now, Code::EXITED, "it missed its watchdog interval".to_owned()),
+            ProviderEvent::WatchdogMissed => {
+                self.restart_it(now, Code::EXITED, "it missed its watchdog interval".to_owned())
+            }
             ProviderEvent::LineMatched => {
                 self.set_fact(|c| matches!(c, Check::Log), true, "");
                 self.judge(now, rng)
             }
-            ProviderEvent::Exited { exit, message } => self.exited(now, exit, message, rng),
+            ProviderEvent::Exited { exit, message } => self.exited(now, exit, message.as_deref()),
             ProviderEvent::Gone => self.gone(now, rng),
         }
     }
@@ -692,7 +700,11 @@ impl Instance {
         let ready = self.ready.as_ref().map_or(Verdict::Passing, Health::verdict);
         match self.phase {
             Phase::Starting if ready == Verdict::Passing => {
-                let cause = if self.ready.is_some() { "ready check passed" } else { "its process runs and it has no ready check" };
+                let cause = if self.ready.is_some() {
+                    "ready check passed"
+                } else {
+                    "its process runs and it has no ready check"
+                };
                 self.become_ready(now, cause)
             }
             Phase::Unready if ready == Verdict::Passing => self.become_ready(now, "ready check passed again"),
@@ -771,7 +783,8 @@ impl Instance {
             }
             return Vec::new();
         }
-        if !matches!(self.phase, Phase::Ready | Phase::Unready | Phase::Starting) || !self.policy.routed || !self.proven {
+        if !matches!(self.phase, Phase::Ready | Phase::Unready | Phase::Starting) || !self.policy.routed || !self.proven
+        {
             return self.stop(now, cause);
         }
         self.record.intent = InstanceIntent::Drain;
@@ -836,16 +849,16 @@ impl Instance {
         ]
     }
 
-    fn exited(&mut self, now: Now, exit: Exit, message: Option<String>, _rng: &mut Rng) -> Vec<Command> {
+    fn exited(&mut self, now: Now, exit: Exit, message: Option<&str>) -> Vec<Command> {
         if matches!(self.phase, Phase::Exited { .. } | Phase::Ended { .. } | Phase::Gone | Phase::Pending { .. }) {
             return Vec::new();
         }
         self.note_readiness(now);
-        let cause = match (&message, exit) {
-            (Some(message), _) => message.clone(),
-            (None, exit) => exit.to_string(),
-        };
-        if self.record.intent == InstanceIntent::Run && self.record.forced.is_none() && !(self.policy.completes && exit.is_success()) {
+        let cause = message.map_or_else(|| exit.to_string(), str::to_owned);
+        if self.record.intent == InstanceIntent::Run
+            && self.record.forced.is_none()
+            && !(self.policy.completes && exit.is_success())
+        {
             let code = if exit == Exit::NotStarted { Code::START_FAILED } else { Code::EXITED };
             let verb = if exit == Exit::NotStarted { "could not be started" } else { "exited by itself" };
             self.problem = Some(Diagnostic::error(code, format!("instance {} {verb}: {cause}", self.record.id)));
@@ -864,7 +877,7 @@ impl Instance {
             Phase::Gone | Phase::Ended { .. } | Phase::Pending { .. } => return Vec::new(),
             // A launch that never was, or whose end nobody saw.
             _ => {
-                commands = self.exited(now, Exit::Unknown, None, rng);
+                commands = self.exited(now, Exit::Unknown, None);
                 Exit::Unknown
             }
         };
@@ -910,11 +923,19 @@ impl Instance {
                     Diagnostic::error(Code::JOB_FAILED, format!("job {} failed: {cause}", id.workload))
                 } else if looping {
                     let count = self.history.recent;
-                    Diagnostic::error(Code::CRASH_LOOP, format!("instance {id} was restarted {count} times without success: {cause}"))
+                    Diagnostic::error(
+                        Code::CRASH_LOOP,
+                        format!("instance {id} was restarted {count} times without success: {cause}"),
+                    )
                 } else if hopeless {
-                    self.problem.take().unwrap_or_else(|| Diagnostic::error(Code::START_FAILED, format!("instance {id} could not be started")))
+                    self.problem.take().unwrap_or_else(|| {
+                        Diagnostic::error(Code::START_FAILED, format!("instance {id} could not be started"))
+                    })
                 } else {
-                    Diagnostic::error(Code::EXITED, format!("instance {id} exited and its policy does not restart it: {cause}"))
+                    Diagnostic::error(
+                        Code::EXITED,
+                        format!("instance {id} exited and its policy does not restart it: {cause}"),
+                    )
                 };
                 let message = problem.message.clone();
                 self.problem = Some(problem);
@@ -942,7 +963,10 @@ impl Instance {
             }
             Phase::Draining { requests_by, streams_by, cut: None } => {
                 self.phase = Phase::Draining { requests_by, streams_by, cut: Some(now) };
-                let cause = format!("drain budget used; cutting {} requests and {} streams", self.in_flight.0, self.in_flight.1);
+                let cause = format!(
+                    "drain budget used; cutting {} requests and {} streams",
+                    self.in_flight.0, self.in_flight.1
+                );
                 vec![Command::Note(EventKind::InstanceDraining, cause), Command::Cut]
             }
             Phase::Draining { cut: Some(_), .. } => self.begin_stop(now, "cut".to_owned()),

@@ -55,7 +55,8 @@ impl History {
         if policy.budget.is_some_and(|budget| self.recent >= budget) {
             return Decision::CrashLoop;
         }
-        let doubled = policy.backoff.duration().saturating_mul(1u32.checked_shl(self.recent.min(31)).unwrap_or(u32::MAX));
+        let doubled =
+            policy.backoff.duration().saturating_mul(1u32.checked_shl(self.recent.min(31)).unwrap_or(u32::MAX));
         let pause = doubled.min(policy.max_backoff.duration());
         // Up to 10 % more, so that instances that died together do not return together.
         let jitter = pause.mul_f64(0.1 * f64::from(u32::try_from(rng.below(1000)).unwrap_or(0)) / 1000.0);

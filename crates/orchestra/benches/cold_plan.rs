@@ -28,7 +28,12 @@ fn stack(count: usize) -> String {
 
 fn orchestra(home: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(ORCHESTRA);
-    command.args(arguments).current_dir(home).env("ORCHESTRA_HOME", home.join("state")).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(arguments)
+        .current_dir(home)
+        .env("ORCHESTRA_HOME", home.join("state"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command
 }
 
@@ -82,7 +87,8 @@ fn end_proxy(home: &Path) {
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(arguments) = std::fs::read(process.path().join("cmdline")) else { continue };
         let mut parts = arguments.split(|byte| *byte == 0);
-        let ours = parts.clone().any(|part| part == b"proxy") && parts.any(|part| part == wanted.as_os_str().as_encoded_bytes());
+        let ours = parts.clone().any(|part| part == b"proxy")
+            && parts.any(|part| part == wanted.as_os_str().as_encoded_bytes());
         if let (true, Some(pid)) = (ours, process.file_name().to_str().and_then(|name| name.parse::<i32>().ok())) {
             let pid = rustix::process::Pid::from_raw(pid).expect("a process id is not zero");
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

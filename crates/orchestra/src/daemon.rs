@@ -63,9 +63,7 @@ pub(crate) fn not_text(home: &Path) -> Diagnostic {
 /// Serves until a signal or a client asks it to stop. Instances and proxy go on without it.
 pub(crate) async fn run(options: ServerOptions) -> Result<(), Vec<Diagnostic>> {
     tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("ORCHESTRA_LOG").unwrap_or_else(|_| "info".into()),
-        )
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("ORCHESTRA_LOG").unwrap_or_else(|_| "info".into()))
         .with_ansi(false)
         .with_writer(io::stderr)
         // On a full disk the log cannot be written, and complaining about that on the same file would panic.
@@ -78,14 +76,12 @@ pub(crate) async fn run(options: ServerOptions) -> Result<(), Vec<Diagnostic>> {
     let stop = Arc::new(Notify::new());
 
     let store = Store::open(&options.home, Clock::wall).map_err(|error| vec![error.diagnostic()])?;
-    let provider = ProcessProvider::open(
-        orchestra_provider_process::Options::below(&options.home, &program),
-        tree.clone(),
-    )
-    .map_err(|error| start_failure("its launch folders cannot be used", &error))?;
+    let provider =
+        ProcessProvider::open(orchestra_provider_process::Options::below(&options.home, &program), tree.clone())
+            .map_err(|error| start_failure("its launch folders cannot be used", &error))?;
     let mut proxy = orchestra_proxy::Options::new(&options.home, &program);
     proxy.proxy_args = vec!["proxy".into()];
-    let proxy = ProxyHandle::open(proxy, &tree).await.map_err(|error| start_failure("no proxy", &error))?;
+    let proxy = Box::pin(ProxyHandle::open(proxy, &tree)).await.map_err(|error| start_failure("no proxy", &error))?;
     let facts = facts(home);
     let control = ControlPlane::open(orchestra_engine::Options {
         store,
@@ -101,7 +97,10 @@ pub(crate) async fn run(options: ServerOptions) -> Result<(), Vec<Diagnostic>> {
     let router = orchestra_server::router(Backend::Live(control), facts, tree.clone(), stop.clone());
     if let Some(address) = options.listen {
         let token = token.ok_or_else(|| {
-            vec![Diagnostic::error(Code::UNAUTHORIZED, "a server that listens on TCP needs a token").help("give one with `--token-file`")]
+            vec![
+                Diagnostic::error(Code::UNAUTHORIZED, "a server that listens on TCP needs a token")
+                    .help("give one with `--token-file`"),
+            ]
         })?;
         let listener = TcpListener::bind(address)
             .await

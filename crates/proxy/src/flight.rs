@@ -239,7 +239,9 @@ mod tests {
                 std::hint::spin_loop();
             }
             stopped.store(true, Ordering::SeqCst);
-            workers.into_iter().for_each(|w| drop(w.join().unwrap()));
+            for worker in workers {
+                worker.join().unwrap();
+            }
         }
     }
 }

@@ -171,7 +171,7 @@ impl Reader {
                     return Ok(Some(Received { id: frame.id, body: frame.body, fds }));
                 }
             }
-            let mut part = [0; 16 << 10];
+            let mut part = vec![0; 16 << 10];
             let (count, fds) =
                 self.stream.async_io(Interest::READABLE, || receive(self.stream.as_fd(), &mut part)).await?;
             self.fds.extend(fds);

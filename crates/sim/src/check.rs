@@ -39,7 +39,8 @@ impl Checks {
 fn longest(run: &RunRecord, disk: &Disk) -> Duration {
     let mut total = Duration::from_secs(60);
     let states = run.plan.desired.iter().chain(disk.stable().map(|stable| &stable.desired));
-    let resources = states.flat_map(|desired| desired.resources.iter()).map(|(id, resource)| (id.clone(), resource.clone()));
+    let resources =
+        states.flat_map(|desired| desired.resources.iter()).map(|(id, resource)| (id.clone(), resource.clone()));
     let applied = disk.resources.iter().map(|(id, record)| (id.clone(), record.applied.clone()));
     for (_, resource) in resources.chain(applied) {
         let one = match &resource {
@@ -69,7 +70,10 @@ fn surge(service: &Service) -> (u32, u32) {
 }
 
 pub(crate) fn command(resource: &Resource) -> Vec<String> {
-    resource.program().map(|program| program.command.iter().map(|text| text.known().unwrap_or_default()).collect()).unwrap_or_default()
+    resource
+        .program()
+        .map(|program| program.command.iter().map(|text| text.known().unwrap_or_default()).collect())
+        .unwrap_or_default()
 }
 
 /// A program that either serves until it is told to stop or never serves at all.
@@ -79,7 +83,8 @@ fn is_predictable(service: &Service) -> bool {
     if service.health.ready.is_none() {
         return it.exit.is_none() && it.hang.is_none();
     }
-    let never = it.missing || it.ready.is_none() || it.exit.is_some_and(|(at, _)| it.ready.is_none_or(|ready| at < ready));
+    let never =
+        it.missing || it.ready.is_none() || it.exit.is_some_and(|(at, _)| it.ready.is_none_or(|ready| at < ready));
     Behaviour::is_solid(command) || never
 }
 
@@ -114,17 +119,24 @@ impl World {
     /// What a service could be at the moment: as applied, as the run wants it, as the stable release has it.
     fn forms(&self, id: &ResourceId) -> Vec<&Service> {
         let applied = self.disk.resources.get(id).map(|record| &record.applied);
-        let wanted = self.disk.active_run().and_then(|run| run.plan.desired.as_ref()).and_then(|desired| desired.resources.get(id));
+        let wanted = self
+            .disk
+            .active_run()
+            .and_then(|run| run.plan.desired.as_ref())
+            .and_then(|desired| desired.resources.get(id));
         let stable = self.disk.stable().and_then(|release| release.desired.resources.get(id));
         [applied, wanted, stable].into_iter().flatten().filter_map(Resource::as_service).collect()
     }
 
     /// Whether nothing but the control plane can take an endpoint of this service away.
     fn is_steady(&self, id: &ResourceId) -> bool {
-        let run_removes =
-            self.disk.active_run().is_some_and(|run| run.plan.desired.as_ref().is_none_or(|desired| !desired.resources.contains_key(id)));
+        let run_removes = self
+            .disk
+            .active_run()
+            .is_some_and(|run| run.plan.desired.as_ref().is_none_or(|desired| !desired.resources.contains_key(id)));
         let forms = self.forms(id);
-        let stable = self.disk.resources.contains_key(id) && self.disk.stable().is_some_and(|r| r.desired.resources.contains_key(id));
+        let stable = self.disk.resources.contains_key(id)
+            && self.disk.stable().is_some_and(|r| r.desired.resources.contains_key(id));
         let asks = |service: &Service| service.health.ready.as_ref().map(|probe| probe.check.clone());
         stable
             && forms.windows(2).all(|pair| asks(pair[0]) == asks(pair[1]))
@@ -147,7 +159,13 @@ impl World {
             .disk
             .resources
             .keys()
-            .chain(self.disk.active_run().iter().flat_map(|run| run.plan.desired.iter()).flat_map(|desired| desired.resources.keys()))
+            .chain(
+                self.disk
+                    .active_run()
+                    .iter()
+                    .flat_map(|run| run.plan.desired.iter())
+                    .flat_map(|desired| desired.resources.keys()),
+            )
             .filter(|id| id.kind == ResourceKind::Service)
             .cloned()
             .collect();
@@ -164,7 +182,11 @@ impl World {
                 .disk
                 .instances
                 .values()
-                .filter(|record| record.kind == ResourceKind::Service && record.id.workload == id.name && record.intent == InstanceIntent::Run)
+                .filter(|record| {
+                    record.kind == ResourceKind::Service
+                        && record.id.workload == id.name
+                        && record.intent == InstanceIntent::Run
+                })
                 .count();
             if staying > (most + extra) as usize {
                 broken.push(format!("{id} has {staying} staying instances, but may have {most} + {extra}"));
@@ -218,7 +240,9 @@ impl World {
             let most = forms.iter().map(|service| service.replicas).max().unwrap_or(0);
             let alive = self.provider.alive().filter(|(other, _)| other.instance.workload == id.name).count();
             if alive >= most as usize {
-                self.violate(format!("{key} is launched beside {alive} processes, but without surge there may be {most}"));
+                self.violate(format!(
+                    "{key} is launched beside {alive} processes, but without surge there may be {most}"
+                ));
             }
         }
         let holes = launch.command.iter().chain(launch.env.values()).any(|text| text.contains("{{"));
@@ -229,7 +253,10 @@ impl World {
 
     /// Laws of a termination that is about to begin.
     pub(crate) fn check_terminate(&mut self, key: &LaunchKey) {
-        let instance = self.server.as_ref().and_then(|server| server.instances().find(|instance| instance.record().id == key.instance));
+        let instance = self
+            .server
+            .as_ref()
+            .and_then(|server| server.instances().find(|instance| instance.record().id == key.instance));
         if instance.is_some_and(|instance| instance.record().forced.is_some()) {
             return;
         }
@@ -298,7 +325,8 @@ impl World {
             }
             (ResourceKind::Job, Condition::Completed | Condition::Ready) => self.provider.completed.contains(&on.name),
             (_, condition) => {
-                let service = run.plan.desired.as_ref().and_then(|d| d.resources.get(on)).and_then(Resource::as_service);
+                let service =
+                    run.plan.desired.as_ref().and_then(|d| d.resources.get(on)).and_then(Resource::as_service);
                 let unasked = service.is_some_and(|service| service.health.ready.is_none());
                 let count = self
                     .provider
@@ -324,7 +352,12 @@ impl World {
         let moving = |phase: &Phase| {
             matches!(
                 phase,
-                Phase::Pending { .. } | Phase::Launching | Phase::Starting | Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Exited { .. }
+                Phase::Pending { .. }
+                    | Phase::Launching
+                    | Phase::Starting
+                    | Phase::Draining { .. }
+                    | Phase::Stopping { .. }
+                    | Phase::Exited { .. }
             )
         };
         server.run().is_none()
@@ -335,9 +368,12 @@ impl World {
 
     /// Whether a resource and everything whose loss would stop it can be relied on.
     fn is_reliable(&self, id: &ResourceId) -> bool {
-        let Some(resource) = self.disk.stable().and_then(|release| release.desired.resources.get(id)) else { return false };
+        let Some(resource) = self.disk.stable().and_then(|release| release.desired.resources.get(id)) else {
+            return false;
+        };
         let returns = resource.as_service().is_some_and(|service| {
-            let restarts = service.restart.policy != RestartPolicy::Never && service.restart.budget.is_none_or(|budget| budget > 4);
+            let restarts = service.restart.policy != RestartPolicy::Never
+                && service.restart.budget.is_none_or(|budget| budget > 4);
             restarts || !self.killed_once
         });
         let own = id.kind != ResourceKind::Service || (Behaviour::is_solid(&command(resource)) && returns);
@@ -348,12 +384,12 @@ impl World {
                 false
             }
         };
-        let asks = resource.as_service().and_then(|s| s.health.ready.as_ref()).is_some_and(|probe| any(&probe.check, &check));
+        let asks =
+            resource.as_service().and_then(|s| s.health.ready.as_ref()).is_some_and(|probe| any(&probe.check, &check));
         own && !asks
-            && resource
-                .dependencies()
-                .iter()
-                .all(|(on, dependency)| dependency.on_loss == OnLoss::Ignore || on.kind != ResourceKind::Service || self.is_reliable(on))
+            && resource.dependencies().iter().all(|(on, dependency)| {
+                dependency.on_loss == OnLoss::Ignore || on.kind != ResourceKind::Service || self.is_reliable(on)
+            })
     }
 
     /// Whether everything that is desired can be relied on, so that the world must come to rest.
@@ -385,7 +421,8 @@ impl World {
         let resources = desired.as_ref().map(|desired| desired.resources.clone()).unwrap_or_default();
         // What runs belongs to the stable release and is launched as it says.
         for (key, process) in self.provider.alive() {
-            let id = self.disk.instances.get(&key.instance).map(|r| ResourceId::new(r.kind, key.instance.workload.clone()));
+            let id =
+                self.disk.instances.get(&key.instance).map(|r| ResourceId::new(r.kind, key.instance.workload.clone()));
             let Some(id) = id else { continue };
             let record = &self.disk.instances[&key.instance];
             match resources.get(&id) {
@@ -403,7 +440,9 @@ impl World {
             let Some(service) = resource.as_service() else { continue };
             let alive: Vec<&LaunchKey> =
                 self.provider.alive().map(|(key, _)| key).filter(|key| key.instance.workload == id.name).collect();
-            let staying = alive.iter().filter(|key| self.disk.instances.get(&key.instance).is_some_and(|r| r.intent == InstanceIntent::Run));
+            let staying = alive
+                .iter()
+                .filter(|key| self.disk.instances.get(&key.instance).is_some_and(|r| r.intent == InstanceIntent::Run));
             if staying.clone().count() > service.replicas as usize {
                 broken.push(format!("{id} stays {} times, but {} are wanted", staying.count(), service.replicas));
             }
@@ -414,7 +453,8 @@ impl World {
                 broken.push(format!("{id} runs {} times, but {} are wanted", alive.len(), service.replicas));
             }
             for port in service.ports.keys() {
-                let route = self.data_plane.routes.iter().find(|route| route.id.service == id.name && route.id.port == *port);
+                let route =
+                    self.data_plane.routes.iter().find(|route| route.id.service == id.name && route.id.port == *port);
                 let Some(route) = route else {
                     broken.push(format!("{id} has no route for port {port}"));
                     continue;
@@ -441,7 +481,9 @@ impl World {
             }
         }
         for route in &self.data_plane.routes {
-            let service = resources.get(&ResourceId::new(ResourceKind::Service, route.id.service.clone())).and_then(Resource::as_service);
+            let service = resources
+                .get(&ResourceId::new(ResourceKind::Service, route.id.service.clone()))
+                .and_then(Resource::as_service);
             if !service.is_some_and(|service| service.ports.contains_key(&route.id.port)) && !unrepaired {
                 broken.push(format!("{} is still routed", route.id));
             }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use orchestra_model::{
     EnvironmentId, Event, Generation, InstanceId, Name, ReleaseNumber, ResourceId, RunId,
     record::{
-        Change, EnvironmentRecord, EnvironmentState, InstanceRecord, JournalKind, ReleaseRecord, ReleaseState, ResourceRecord,
-        RunRecord, RunState,
+        Change, EnvironmentRecord, EnvironmentState, InstanceRecord, JournalKind, ReleaseRecord, ReleaseState,
+        ResourceRecord, RunRecord, RunState,
     },
 };
 
@@ -64,7 +64,8 @@ impl Disk {
         for change in changes {
             self.change(change)?;
         }
-        let stable: Vec<_> = self.releases.values().filter(|r| r.state == ReleaseState::Stable).map(|r| r.number).collect();
+        let stable: Vec<_> =
+            self.releases.values().filter(|r| r.state == ReleaseState::Stable).map(|r| r.number).collect();
         if stable.len() > 1 {
             return Err(format!("releases {stable:?} would both be stable"));
         }
@@ -84,7 +85,9 @@ impl Disk {
     fn change(&mut self, change: &Change) -> Result<(), String> {
         match change {
             Change::Environment(record) => {
-                if record.generation < self.environment.generation || record.last_release < self.environment.last_release {
+                if record.generation < self.environment.generation
+                    || record.last_release < self.environment.last_release
+                {
                     return Err("a number of the environment went backwards".to_owned());
                 }
                 self.check_ports(record)?;
@@ -98,9 +101,15 @@ impl Disk {
             }
             Change::ReleaseState(_, number, to) => {
                 use ReleaseState::{Deploying, Retired, Stable};
-                let Some(release) = self.releases.get_mut(number) else { return Err(format!("release {number} is not known")) };
+                let Some(release) = self.releases.get_mut(number) else {
+                    return Err(format!("release {number} is not known"));
+                };
                 let from = release.state;
-                if from != *to && from != Deploying && (from, *to) != (Stable, Retired) && (from, *to) != (Retired, Stable) {
+                if from != *to
+                    && from != Deploying
+                    && (from, *to) != (Stable, Retired)
+                    && (from, *to) != (Retired, Stable)
+                {
                     return Err(format!("release {number} cannot go from {from:?} to {to:?}"));
                 }
                 release.state = *to;
@@ -166,7 +175,9 @@ impl Disk {
             None if record.attempt > 1 || record.last_exit.is_some() => {
                 return Err(format!("{} was forgotten, and is written with a past", record.id));
             }
-            Some(old) if old.attempt > record.attempt => return Err(format!("the attempt of {} went backwards", record.id)),
+            Some(old) if old.attempt > record.attempt => {
+                return Err(format!("the attempt of {} went backwards", record.id));
+            }
             Some(old) if old.launch_digest != record.launch_digest || old.kind != record.kind => {
                 return Err(format!("what {} was born with changed", record.id));
             }

@@ -92,14 +92,17 @@ pub fn until(world: &mut World, limit: Now, condition: impl Fn(&World) -> bool) 
 /// What the world shows of what was applied.
 fn observe(world: &World) -> BTreeMap<ResourceId, Observation> {
     let Some(server) = &world.server else { return BTreeMap::new() };
-    let ended = |resource: &orchestra_machine::status::ResourceStatus| resource.instances.iter().any(|i| i.phase == "ended");
+    let ended =
+        |resource: &orchestra_machine::status::ResourceStatus| resource.instances.iter().any(|i| i.phase == "ended");
     let status = server.status(world.now);
     status
         .resources
         .into_iter()
         .map(|resource| {
             let observation = match resource.id.kind {
-                ResourceKind::Service if ended(&resource) => Observation::Degraded("an instance was given up".to_owned()),
+                ResourceKind::Service if ended(&resource) => {
+                    Observation::Degraded("an instance was given up".to_owned())
+                }
                 _ => Observation::Present,
             };
             (resource.id, observation)

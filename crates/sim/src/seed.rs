@@ -62,7 +62,8 @@ pub fn run(seed: u64, trace: bool) -> Result<Report, Failure> {
     if let Some(law) = world.failure().map(str::to_owned) {
         return Err(fail(&mut world, law));
     }
-    let mut report = Report { steps: world.steps, crashes: world.crashes, launches: world.provider.ever.len(), ..Report::default() };
+    let mut report =
+        Report { steps: world.steps, crashes: world.crashes, launches: world.provider.ever.len(), ..Report::default() };
     for run in world.disk.runs.values() {
         match run.state {
             RunState::Succeeded => report.runs.0 += 1,
@@ -125,10 +126,15 @@ fn operate(world: &mut World, rng: &mut Rng) {
                 operator::submit(world, RunKind::Up, Some(desired))
             }
             (_, 5 | 6, Some(mut desired)) => {
-                let services: Vec<Name> = desired.resources.values_mut().filter_map(|r| if let Resource::Service(s) = r { Some(s) } else { None }).map(|s| {
-                    s.restarts += 1;
-                    "all".parse().expect("a name")
-                }).collect();
+                let services: Vec<Name> = desired
+                    .resources
+                    .values_mut()
+                    .filter_map(|r| if let Resource::Service(s) = r { Some(s) } else { None })
+                    .map(|s| {
+                        s.restarts += 1;
+                        "all".parse().expect("a name")
+                    })
+                    .collect();
                 operator::submit(world, RunKind::Restart { services }, Some(desired))
             }
             (_, 7, Some(mut desired)) => {
@@ -183,7 +189,8 @@ fn operate(world: &mut World, rng: &mut Rng) {
 fn idle(world: &mut World) -> bool {
     // No run takes as long; its own deadline is checked all the time.
     let limit = world.now + Duration::from_secs(24 * 3600);
-    let idle = operator::until(world, limit, |world| world.server.as_ref().is_some_and(|server| server.run().is_none()));
+    let idle =
+        operator::until(world, limit, |world| world.server.as_ref().is_some_and(|server| server.run().is_none()));
     if !idle && world.failure().is_none() {
         world.violate("the run never ended");
     }

@@ -9,8 +9,8 @@ use orchestra_machine::rng::Rng;
 use orchestra_model::{
     Desired, EnvironmentId, Name, Resource, ResourceId, ResourceKind, Text,
     desired::{
-        Check, Condition, Dependency, Drain, Health, Job, OnLoss, Port, Probe, Program, Protocol, Resources, Restart, RestartPolicy,
-        Rollout, Service, Stop, Strategy, Target, Volume,
+        Check, Condition, Dependency, Drain, Health, Job, OnLoss, Port, Probe, Program, Protocol, Resources, Restart,
+        RestartPolicy, Rollout, Service, Stop, Strategy, Target, Volume,
     },
     quantity::{Amount, Timespan},
 };
@@ -125,7 +125,11 @@ impl Stack {
         });
         let jobs = self.jobs.iter().map(|(name, shape)| (job(name), Resource::Job(shape.desired())));
         let services = self.services.iter().map(|(name, shape)| (service(name), Resource::Service(shape.desired())));
-        Desired { environment: environment.clone(), target: Target::Process, resources: volumes.chain(jobs).chain(services).collect() }
+        Desired {
+            environment: environment.clone(),
+            target: Target::Process,
+            resources: volumes.chain(jobs).chain(services).collect(),
+        }
     }
 }
 
@@ -149,7 +153,8 @@ fn program(words: &[String], port: bool) -> Program {
 
 impl ServiceShape {
     fn desired(&self) -> Service {
-        let mut program = program(&self.words, self.port.is_some() || matches!(self.ready, ReadyBy::Http | ReadyBy::Deep));
+        let mut program =
+            program(&self.words, self.port.is_some() || matches!(self.ready, ReadyBy::Http | ReadyBy::Deep));
         program.env.insert("LEVEL".to_owned(), Text::literal(self.level.to_string()));
         program.notify = self.ready == ReadyBy::Notify;
         program.ready_line = (self.ready == ReadyBy::Log).then(|| "listening".to_owned());
@@ -170,7 +175,11 @@ impl ServiceShape {
             ReadyBy::Log => Some(Check::Log),
             ReadyBy::Deep => {
                 let on = self.depends_on.keys().filter(|on| on.kind == ResourceKind::Service);
-                Some(Check::All(std::iter::once(http()).chain(on.map(|on| Check::Dependency { service: on.name.clone() })).collect()))
+                Some(Check::All(
+                    std::iter::once(http())
+                        .chain(on.map(|on| Check::Dependency { service: on.name.clone() }))
+                        .collect(),
+                ))
             }
         };
         let probe = |check| Probe {
@@ -181,7 +190,9 @@ impl ServiceShape {
             pass_after: self.thresholds.0,
             fail_after: self.thresholds.1,
         };
-        let published = self.port.map(|port| (name("http"), Port { host: IpAddr::V4(Ipv4Addr::LOCALHOST), port, protocol: Protocol::Http }));
+        let published = self
+            .port
+            .map(|port| (name("http"), Port { host: IpAddr::V4(Ipv4Addr::LOCALHOST), port, protocol: Protocol::Http }));
         Service {
             program,
             replicas: self.replicas,
@@ -245,14 +256,15 @@ impl Stack {
         if coin(rng, 50) {
             let mut job = JobShape::random(rng);
             if stack.volumes.contains_key("data") && coin(rng, 50) {
-                job.depends_on.insert(volume("data"), Dependency { until: Condition::Started, on_loss: OnLoss::Ignore });
+                job.depends_on
+                    .insert(volume("data"), Dependency { until: Condition::Started, on_loss: OnLoss::Ignore });
             }
             stack.jobs.insert("migrate".to_owned(), job);
         }
         let count = 1 + rng.below(4);
-        for index in 0..usize::try_from(count).unwrap_or(1) {
+        for (index, name) in SERVICES.iter().enumerate().take(usize::try_from(count).unwrap_or(1)) {
             let shape = ServiceShape::random(rng, &stack, index);
-            stack.services.insert(SERVICES[index].to_owned(), shape);
+            stack.services.insert((*name).to_owned(), shape);
         }
         if coin(rng, 25) {
             let mut job = JobShape::random(rng);
@@ -276,10 +288,11 @@ impl Stack {
                 0..=3 => shape.level += 1,
                 4 => shape.words = words(rng, true),
                 5 => {
-                    shape.words = one_of(rng, &["never-ready", "exit=1@30ms", "missing", "exit=1@400ms", "exit=0@100ms"])
-                        .split(' ')
-                        .map(str::to_owned)
-                        .collect();
+                    shape.words =
+                        one_of(rng, &["never-ready", "exit=1@30ms", "missing", "exit=1@400ms", "exit=0@100ms"])
+                            .split(' ')
+                            .map(str::to_owned)
+                            .collect();
                 }
                 6 | 7 => shape.replicas = u32::try_from(rng.below(5)).unwrap_or(0),
                 8 => {
@@ -291,7 +304,12 @@ impl Stack {
                     };
                 }
                 9 => shape.every = one_of(rng, &[300, 1000, 2000]),
-                10 => shape.ready = one_of(rng, &[ReadyBy::Nothing, ReadyBy::Http, ReadyBy::Exec, ReadyBy::Notify, ReadyBy::Log, ReadyBy::Deep]),
+                10 => {
+                    shape.ready = one_of(
+                        rng,
+                        &[ReadyBy::Nothing, ReadyBy::Http, ReadyBy::Exec, ReadyBy::Notify, ReadyBy::Log, ReadyBy::Deep],
+                    );
+                }
                 11 => shape.surge = surge(rng),
                 12 => shape.live = !shape.live,
                 13 => {
@@ -306,7 +324,7 @@ impl Stack {
                 14 => {
                     if let Some(index) = SERVICES.iter().position(|name| !stack.services.contains_key(*name)) {
                         let shape = ServiceShape::random(rng, &before, index);
-                        stack.services.insert(SERVICES[index].to_owned(), shape);
+                        stack.services.insert((*name).to_owned(), shape);
                     }
                 }
                 15 => {
@@ -321,7 +339,7 @@ impl Stack {
                 }
                 17 => {
                     if let Some(path) = stack.volumes.get_mut("data") {
-                        *path = one_of(rng, &["/managed/data", "/managed/other", "/elsewhere/data"]).to_owned();
+                        one_of(rng, &["/managed/data", "/managed/other", "/elsewhere/data"]).clone_into(path);
                     }
                 }
                 _ => {
@@ -402,12 +420,26 @@ impl ServiceShape {
             }
         }
         if stack.jobs.contains_key("migrate") && coin(rng, 40) {
-            depends_on.insert(job("migrate"), Dependency { until: Condition::Completed, on_loss: one_of(rng, &[OnLoss::Ignore, OnLoss::Hold]) });
+            depends_on.insert(
+                job("migrate"),
+                Dependency { until: Condition::Completed, on_loss: one_of(rng, &[OnLoss::Ignore, OnLoss::Hold]) },
+            );
         }
         if stack.volumes.contains_key("data") && coin(rng, 40) {
             depends_on.insert(volume("data"), Dependency { until: Condition::Started, on_loss: OnLoss::Ignore });
         }
-        let ready = one_of(rng, &[ReadyBy::Nothing, ReadyBy::Http, ReadyBy::Http, ReadyBy::Exec, ReadyBy::Notify, ReadyBy::Log, ReadyBy::Deep]);
+        let ready = one_of(
+            rng,
+            &[
+                ReadyBy::Nothing,
+                ReadyBy::Http,
+                ReadyBy::Http,
+                ReadyBy::Exec,
+                ReadyBy::Notify,
+                ReadyBy::Log,
+                ReadyBy::Deep,
+            ],
+        );
         Self {
             words: words(rng, true),
             level: 0,
@@ -422,7 +454,10 @@ impl ServiceShape {
             every: one_of(rng, &[500, 1000, 3000]),
             thresholds: (one_of(rng, &[1, 1, 2]), one_of(rng, &[1, 2, 3])),
             live: coin(rng, 40),
-            restart: one_of(rng, &[RestartPolicy::Always, RestartPolicy::Always, RestartPolicy::OnFailure, RestartPolicy::Never]),
+            restart: one_of(
+                rng,
+                &[RestartPolicy::Always, RestartPolicy::Always, RestartPolicy::OnFailure, RestartPolicy::Never],
+            ),
             budget: one_of(rng, &[None, Some(2), Some(5)]),
             grace: one_of(rng, &[100, 1000, 5000]),
             surge: surge(rng),

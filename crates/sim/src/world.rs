@@ -350,11 +350,8 @@ impl World {
         }
         let now = self.now;
         let Some(server) = &mut self.server else { return };
-        let batch = if events.len() == 1 {
-            server.handle(now, events.remove(0))
-        } else {
-            server.handle_all(now, events)
-        };
+        let batch =
+            if events.len() == 1 { server.handle(now, events.remove(0)) } else { server.handle_all(now, events) };
         self.carry_out(batch);
     }
 
@@ -498,7 +495,7 @@ impl World {
             Call::SetRoutes { revision, version, routes } => self.offer(epoch, revision, version, routes),
             Call::Cut(endpoint) => self.cut(&endpoint),
             Call::CreateVolume(resource, path) => self.create_volume(epoch, resource, path),
-            Call::DeleteVolume(resource, path) => self.delete_volume(epoch, resource, path),
+            Call::DeleteVolume(resource, path) => self.delete_volume(epoch, resource, &path),
         }
     }
 
@@ -554,7 +551,11 @@ impl World {
             .instances
             .values()
             .map(|record| {
-                let key = LaunchKey { environment: record.environment.clone(), instance: record.id.clone(), attempt: record.attempt };
+                let key = LaunchKey {
+                    environment: record.environment.clone(),
+                    instance: record.id.clone(),
+                    attempt: record.attempt,
+                };
                 (record.id.clone(), self.provider.find(&key))
             })
             .collect();
@@ -585,12 +586,12 @@ impl World {
         self.answer(epoch, after, Event::VolumeDone { resource, result });
     }
 
-    fn delete_volume(&mut self, epoch: u64, resource: ResourceId, path: String) {
+    fn delete_volume(&mut self, epoch: u64, resource: ResourceId, path: &str) {
         let fails = self.faults.volume_fails;
         let result = if self.chance(fails) {
             Err(orchestra_model::Diagnostic::error(orchestra_model::Code::STATE_WRITE, format!("cannot delete {path}")))
         } else {
-            self.volumes.remove(&path);
+            self.volumes.remove(path);
             Ok(())
         };
         let after = self.latency(0, 5);
@@ -607,10 +608,14 @@ impl World {
 fn brief(event: &Event) -> String {
     match event {
         Event::Launched(key) => format!("launched {}#{}", key.instance, key.attempt),
-        Event::LaunchFailed { key, retry, .. } => format!("launch failed {}#{} retry {retry:?}", key.instance, key.attempt),
+        Event::LaunchFailed { key, retry, .. } => {
+            format!("launch failed {}#{} retry {retry:?}", key.instance, key.attempt)
+        }
         Event::PortsTaken(key) => format!("ports taken {}#{}", key.instance, key.attempt),
         Event::Provider { key, event } => format!("{}#{} {event:?}", key.instance, key.attempt),
-        Event::Probed { key, passed, .. } => format!("probed {}#{} {:?} {passed}", key.instance, key.attempt, key.which),
+        Event::Probed { key, passed, .. } => {
+            format!("probed {}#{} {:?} {passed}", key.instance, key.attempt, key.which)
+        }
         Event::RoutesApplied { revision, .. } => format!("routes {revision} applied"),
         Event::RoutesRefused { revision, problems } => {
             let of: Vec<String> = problems.keys().map(|route| route.service.to_string()).collect();
@@ -629,7 +634,9 @@ fn brief(event: &Event) -> String {
 
 fn brief_effect(effect: &Effect) -> String {
     match effect {
-        Effect::Launch(launch) => format!("launch {}#{} {}", launch.key.instance, launch.key.attempt, launch.command.join(" ")),
+        Effect::Launch(launch) => {
+            format!("launch {}#{} {}", launch.key.instance, launch.key.attempt, launch.command.join(" "))
+        }
         Effect::Terminate { key, .. } => format!("terminate {}#{}", key.instance, key.attempt),
         Effect::Forget(key) => format!("forget {}#{}", key.instance, key.attempt),
         Effect::SetRoutes { revision, routes } => {

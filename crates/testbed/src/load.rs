@@ -41,7 +41,7 @@ pub struct Plan {
     pub work_ms: u32,
     /// Token streams that are open at every moment: one that ended is followed by another.
     pub streams: u32,
-    /// WebSockets that are open at every moment.
+    /// WebSocket sessions that are open at every moment.
     pub websockets: u32,
     /// Length of a token stream or WebSocket session.
     pub session: Duration,

@@ -37,16 +37,16 @@ async fn instances_are_adopted_and_routes_stay() {
         running_again(&place, &id, &pids).await;
         assert_eq!(endpoints(&place), before, "the first table after a recovery has every endpoint");
     }
+}
 
-    async fn running_again(
-        place: &Place,
-        id: &orchestra_model::EnvironmentId,
-        pids: &std::collections::BTreeMap<String, u32>,
-    ) {
-        let running = place.open().await;
-        assert_eq!(&running.pids(id).await, pids);
-        running.kill().await;
-    }
+async fn running_again(
+    place: &Place,
+    id: &orchestra_model::EnvironmentId,
+    pids: &std::collections::BTreeMap<String, u32>,
+) {
+    let running = place.open().await;
+    assert_eq!(&running.pids(id).await, pids);
+    running.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

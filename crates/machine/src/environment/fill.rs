@@ -36,7 +36,9 @@ impl Environment {
     /// The value of a reference that does not depend on the instance; an empty text stands for those that do.
     fn stack_value(&self, reference: &Reference) -> Option<String> {
         match reference {
-            Reference::ServicePort { service, port } => self.published(service, port).map(|(_, number)| number.to_string()),
+            Reference::ServicePort { service, port } => {
+                self.published(service, port).map(|(_, number)| number.to_string())
+            }
             Reference::ServiceUrl { service, port } => self.published(service, port).map(|(url, _)| url),
             Reference::InstanceId | Reference::InstanceOrdinal | Reference::InstancePort { .. } => Some(String::new()),
         }
@@ -110,7 +112,11 @@ impl Environment {
             env.insert(format!("PORT_{name}"), port.to_string());
         }
         // `$PORT` is the port named `http`, or the only one.
-        let main = ports.iter().find(|(name, _)| name.as_str() == "http").or(if ports.len() == 1 { ports.iter().next() } else { None });
+        let main = ports.iter().find(|(name, _)| name.as_str() == "http").or(if ports.len() == 1 {
+            ports.iter().next()
+        } else {
+            None
+        });
         if let Some((_, port)) = main {
             env.insert("PORT".to_owned(), port.to_string());
         }
@@ -147,7 +153,7 @@ impl Environment {
             format!("a port chosen for {} was taken by another program", key.instance),
         );
         let retry = Some(std::time::Duration::ZERO);
-        self.to_attempt(now, key, crate::instance::Event::LaunchFailed { problem, retry });
+        self.tell_attempt(now, key, crate::instance::Event::LaunchFailed { problem, retry });
     }
 
     /// Emits the questions of a check, at the rate that fits the instance's phase.
@@ -181,7 +187,12 @@ impl Environment {
                     Leaf::Exec { command: command.iter().map(|text| self.text(text, id, &record.ports)).collect() }
                 }
                 // Facts, not questions; composites are not leaves.
-                Check::Log | Check::Notify | Check::Dependency { .. } | Check::All(_) | Check::Any(_) | Check::AtLeast { .. } => continue,
+                Check::Log
+                | Check::Notify
+                | Check::Dependency { .. }
+                | Check::All(_)
+                | Check::Any(_)
+                | Check::AtLeast { .. } => continue,
             };
             let key = ProbeKey { instance: id.clone(), attempt: record.attempt, which, leaf };
             let target = ProbeTarget { launch: launch.clone(), leaf: target };

@@ -42,13 +42,15 @@ impl Environment {
             this.index_dependencies(&id, Some(&resource));
             match (id.kind, resource) {
                 (ResourceKind::Volume, Resource::Volume(volume)) => {
-                    this.volumes.insert(id, VolumeState { made: Some(volume.path.clone()), want: Some(volume), ..VolumeState::default() });
+                    this.volumes.insert(
+                        id,
+                        VolumeState { made: Some(volume.path.clone()), want: Some(volume), ..VolumeState::default() },
+                    );
                 }
                 (ResourceKind::Service, resource) => {
                     let wanted = resource.as_service().is_some_and(|service| service.replicas > 0);
                     let want = Want::new(resource, release);
-                    let workload =
-                        Workload {
+                    let workload = Workload {
                         last: Some(want.resource.clone()),
                         want: Some(want),
                         begun: true,
@@ -66,7 +68,8 @@ impl Environment {
             let resource = ResourceId::new(record.kind, id.workload.clone());
             let want = this.spec_of(&resource, &record.launch_digest, running.as_ref());
             let seen = observed.get(&id).and_then(Option::as_ref);
-            let (policy, (ready, live)) = want.as_ref().map_or_else(|| (Policy::unknown(), (None, None)), |w| (w.policy(), w.health()));
+            let (policy, (ready, live)) =
+                want.as_ref().map_or_else(|| (Policy::unknown(), (None, None)), |w| (w.policy(), w.health()));
             let (instance, commands) = Instance::recover(record, policy, ready, live, seen, now, &mut this.rng);
             this.instances.insert(id.clone(), instance);
             let workload = this.workloads.entry(resource.clone()).or_default();
@@ -109,9 +112,11 @@ impl Environment {
             let resource = run.plan.desired.as_ref()?.resources.get(id)?.clone();
             Some(Want::new(resource, run.release?))
         });
-        let stable = self.record.stable.and_then(|n| self.releases.get(&n)).and_then(|release| {
-            Some(Want::new(release.desired.resources.get(id)?.clone(), release.number))
-        });
+        let stable = self
+            .record
+            .stable
+            .and_then(|n| self.releases.get(&n))
+            .and_then(|release| Some(Want::new(release.desired.resources.get(id)?.clone(), release.number)));
         let candidates: Vec<Want> = [current, planned, stable].into_iter().flatten().collect();
         let exact = candidates.iter().find(|want| want.launch_digest == *launch_digest);
         exact.or(candidates.first()).cloned()

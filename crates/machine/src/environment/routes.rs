@@ -11,8 +11,8 @@ use std::{
 
 use orchestra_model::{
     Diagnostic, InstanceId, Name, Now, ReleaseNumber, ResourceId, ResourceKind,
-    quantity::Timespan,
     desired::Port,
+    quantity::Timespan,
     route::{Backend, Endpoint, EndpointKey, EndpointState, Route, RouteId},
 };
 
@@ -171,7 +171,7 @@ impl Environment {
         self.routes.leaving = sent.leaving;
         for (instance, attempt) in self.routes.leaving.clone() {
             let key = self.launch_key(&instance, attempt);
-            self.to_attempt(now, &key, crate::instance::Event::Withdrawn);
+            self.tell_attempt(now, &key, crate::instance::Event::Withdrawn);
         }
         let early = std::mem::take(&mut self.routes.early);
         if early.iter().any(|start| self.routes.leaving.contains(start)) {
@@ -230,8 +230,9 @@ impl Environment {
         let start = (endpoint.instance.clone(), endpoint.attempt);
         if self.routes.leaving.contains(&start) {
             let key = self.launch_key(&endpoint.instance, endpoint.attempt);
-            self.to_attempt(now, &key, crate::instance::Event::Drained);
-        } else if self.instances.get(&endpoint.instance).is_some_and(|i| i.endpoint() == Some(EndpointState::Draining)) {
+            self.tell_attempt(now, &key, crate::instance::Event::Drained);
+        } else if self.instances.get(&endpoint.instance).is_some_and(|i| i.endpoint() == Some(EndpointState::Draining))
+        {
             self.routes.early.insert(start);
         }
     }
@@ -282,7 +283,9 @@ impl Environment {
         let mut by_release: BTreeMap<ReleaseNumber, Vec<Endpoint>> = BTreeMap::new();
         for member in &workload.members {
             let Some(instance) = self.instances.get(member) else { continue };
-            let (Some(state), Some(number)) = (instance.endpoint(), instance.record().ports.get(port)) else { continue };
+            let (Some(state), Some(number)) = (instance.endpoint(), instance.record().ports.get(port)) else {
+                continue;
+            };
             by_release.entry(member.release).or_default().push(Endpoint {
                 instance: member.clone(),
                 attempt: instance.record().attempt,

@@ -27,9 +27,7 @@ use orchestra_model::{
 };
 
 use super::{Environment, workload::Want};
-use crate::{
-    instance::{CUT_PATIENCE, Event, Instance},
-};
+use crate::instance::{CUT_PATIENCE, Event, Instance};
 
 /// Time for a volume to be made or deleted.
 const VOLUME_DEADLINE: Duration = Duration::from_secs(60);
@@ -183,7 +181,8 @@ impl Environment {
 
     pub(super) fn run_tick(&mut self, now: Now) {
         let Some(run) = &self.run else { return };
-        let due: Vec<ResourceId> = run.deadlines.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
+        let due: Vec<ResourceId> =
+            run.deadlines.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
         for id in due {
             // An earlier one may have turned the run back, and with it every deadline.
             if self.run.as_ref().is_none_or(|run| run.deadlines.get(&id).is_none_or(|at| *at > now)) {
@@ -330,7 +329,7 @@ impl Environment {
             .cloned()
             .collect();
         for instance in failed {
-            self.to_instance(now, &instance, Event::Stop { cause: "it is replaced".to_owned() });
+            self.tell_instance(now, &instance, Event::Stop { cause: "it is replaced".to_owned() });
         }
         match id.kind {
             ResourceKind::Service => self.want_service(now, id, target),
@@ -353,7 +352,8 @@ impl Environment {
                 workload.want.clone_from(&wanted);
                 let runs = workload.members.iter().any(|m| {
                     self.instances.get(m).is_some_and(|i| {
-                        !super::is_leaving(i) && wanted.as_ref().is_some_and(|w| w.launch_digest == i.record().launch_digest)
+                        !super::is_leaving(i)
+                            && wanted.as_ref().is_some_and(|w| w.launch_digest == i.record().launch_digest)
                     })
                 });
                 if let Some(want) = wanted
@@ -407,7 +407,9 @@ impl Environment {
 
     /// Where a resource stands on its way to what is wanted of it.
     fn target_state(&self, id: &ResourceId, delete: bool) -> TargetState {
-        if let Some(problem) = self.routes.problems.iter().find(|(route, _)| id.kind == ResourceKind::Service && route.service == id.name) {
+        if let Some(problem) =
+            self.routes.problems.iter().find(|(route, _)| id.kind == ResourceKind::Service && route.service == id.name)
+        {
             return TargetState::Failed(problem.1.clone(), None);
         }
         match id.kind {
@@ -424,9 +426,13 @@ impl Environment {
             }
             ResourceKind::Job => {
                 let Some(workload) = self.workloads.get(id) else { return TargetState::Moving };
-                let mut instances = workload.members.iter().filter_map(|m| self.instances.get(m)).filter(|i| !super::is_leaving(i));
+                let mut instances =
+                    workload.members.iter().filter_map(|m| self.instances.get(m)).filter(|i| !super::is_leaving(i));
                 if let Some(failed) = instances.clone().find(|i| i.is_failed()) {
-                    let problem = failed.problem().cloned().unwrap_or_else(|| Diagnostic::error(Code::JOB_FAILED, format!("{id} failed")));
+                    let problem = failed
+                        .problem()
+                        .cloned()
+                        .unwrap_or_else(|| Diagnostic::error(Code::JOB_FAILED, format!("{id} failed")));
                     return TargetState::Failed(problem, Some(failed.record().id.clone()));
                 }
                 if instances.any(Instance::is_completed) { TargetState::Reached } else { TargetState::Moving }
@@ -439,12 +445,16 @@ impl Environment {
         let Some(workload) = self.workloads.get(id) else { return TargetState::Moving };
         let Some(want) = &workload.want else { return TargetState::Moving };
         let Some(service) = want.resource.as_service() else { return TargetState::Moving };
-        let instances = || workload.members.iter().filter_map(|m| self.instances.get(m)).filter(|i| !super::is_leaving(i));
+        let instances =
+            || workload.members.iter().filter_map(|m| self.instances.get(m)).filter(|i| !super::is_leaving(i));
         let current = |i: &&Instance| i.record().launch_digest == want.launch_digest;
         // One that was given up, or that was not ready in time, decides; one that only exited may still recover.
-        let hopeless = instances().filter(current).find(|i| i.is_failed() || i.problem().is_some_and(|p| p.code == Code::NOT_READY));
+        let hopeless = instances()
+            .filter(current)
+            .find(|i| i.is_failed() || i.problem().is_some_and(|p| p.code == Code::NOT_READY));
         if let Some(failed) = hopeless {
-            let problem = failed.problem().cloned().unwrap_or_else(|| Diagnostic::error(Code::EXITED, format!("{id} failed")));
+            let problem =
+                failed.problem().cloned().unwrap_or_else(|| Diagnostic::error(Code::EXITED, format!("{id} failed")));
             return TargetState::Failed(problem, Some(failed.record().id.clone()));
         }
         let ready = instances().filter(current).filter(|i| {
@@ -469,7 +479,13 @@ impl Environment {
             self.write_resource(id, applied, release, true);
         }
         self.clear_job(now, id);
-        self.note(EventKind::StepSucceeded, Some(id.clone()), None, None, if delete { "gone" } else { "as wanted" }.to_owned());
+        self.note(
+            EventKind::StepSucceeded,
+            Some(id.clone()),
+            None,
+            None,
+            if delete { "gone" } else { "as wanted" }.to_owned(),
+        );
         self.wake_waiters(now, id);
     }
 
@@ -511,7 +527,7 @@ impl Environment {
         if id.kind == ResourceKind::Job {
             let members: Vec<InstanceId> = self.workloads.get(id).into_iter().flat_map(|w| w.members.clone()).collect();
             for member in members {
-                self.to_instance(now, &member, Event::Stop { cause: "the job has ended".to_owned() });
+                self.tell_instance(now, &member, Event::Stop { cause: "the job has ended".to_owned() });
             }
             if let Some(workload) = self.workloads.get_mut(id) {
                 workload.want = None;

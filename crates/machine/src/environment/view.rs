@@ -33,9 +33,8 @@ impl Environment {
                 status.state = match self.volumes.get(&status.id) {
                     Some(volume) if volume.problem.is_some() => "failed",
                     Some(volume) if volume.exists() => "present",
-                    Some(_) => "waiting",
                     None if step == Some(StepState::Succeeded) => "gone",
-                    None => "waiting",
+                    Some(_) | None => "waiting",
                 };
             }
             ResourceKind::Job => {

@@ -148,7 +148,7 @@ impl Environment {
             } else {
                 format!("replaced by release {}", want.release)
             };
-            self.to_instance(now, &retired, Event::Drain { cause, brief: false });
+            self.tell_instance(now, &retired, Event::Drain { cause, brief: false });
         }
         for _ in 0..decision.start {
             self.add_instance(now, id, want);
@@ -162,7 +162,8 @@ impl Environment {
             id: instance.record().id.clone(),
             current: instance.record().launch_digest == want.launch_digest,
             healthy: instance.is_ready(),
-            ready: instance.is_ready() && (service.ports.is_empty() || self.routes.admitted(&instance.record().id, instance.record().attempt)),
+            ready: instance.is_ready()
+                && (service.ports.is_empty() || self.routes.admitted(&instance.record().id, instance.record().attempt)),
             leaving: is_leaving(instance),
             failed: instance.is_failed(),
         })
@@ -173,7 +174,7 @@ impl Environment {
         let members: Vec<InstanceId> = self.workloads[id].members.iter().cloned().collect();
         for member in members {
             if self.instances.get(&member).is_some_and(|i| i.intent() != InstanceIntent::Stop) {
-                self.to_instance(now, &member, Event::Drain { cause: cause.to_owned(), brief });
+                self.tell_instance(now, &member, Event::Drain { cause: cause.to_owned(), brief });
             }
         }
     }
@@ -217,7 +218,7 @@ impl Environment {
             .collect();
         for service in dependencies {
             let serves = self.serves(&super::service_id(&service));
-            self.to_instance(now, id, Event::DependencyReady(service, serves));
+            self.tell_instance(now, id, Event::DependencyReady(service, serves));
         }
     }
 
@@ -230,7 +231,8 @@ impl Environment {
             .iter()
             .filter(|member| {
                 self.instances.get(*member).is_some_and(|i| {
-                    !is_leaving(i) && matches!(i.phase(), Phase::Pending { until, .. } if until.is_none_or(|at| at <= now))
+                    !is_leaving(i)
+                        && matches!(i.phase(), Phase::Pending { until, .. } if until.is_none_or(|at| at <= now))
                 })
             })
             .cloned()
@@ -239,13 +241,12 @@ impl Environment {
             // An instance of an older release that waits for its restart keeps waiting: it is about to be retired.
             let current = self.instances[&member].record().launch_digest == want.launch_digest;
             let obstacle = if current { self.launch_obstacle(id, &want) } else { Some("its replacement".to_owned()) };
-            match obstacle {
-                Some(obstacle) => self.instances.get_mut(&member).expect("listed above").wait_for(obstacle),
-                None => {
-                    let ports = self.choose_ports(&want);
-                    self.instances.get_mut(&member).expect("listed above").set_ports(ports);
-                    self.to_instance(now, &member, Event::MayLaunch);
-                }
+            if let Some(obstacle) = obstacle {
+                self.instances.get_mut(&member).expect("listed above").wait_for(obstacle);
+            } else {
+                let ports = self.choose_ports(&want);
+                self.instances.get_mut(&member).expect("listed above").set_ports(ports);
+                self.tell_instance(now, &member, Event::MayLaunch);
             }
         }
     }
@@ -285,7 +286,8 @@ impl Environment {
             ResourceKind::Volume => self.volumes.get(id).is_some_and(VolumeState::exists),
             ResourceKind::Job => self.holds(id, Condition::Completed),
             ResourceKind::Service => self.workloads.get(id).is_some_and(|workload| {
-                let wanted_none = workload.want.as_ref().and_then(|w| w.resource.as_service()).is_some_and(|s| s.replicas == 0);
+                let wanted_none =
+                    workload.want.as_ref().and_then(|w| w.resource.as_service()).is_some_and(|s| s.replicas == 0);
                 wanted_none || workload.members.iter().any(|m| self.instances.get(m).is_some_and(Instance::is_ready))
             }),
         }
@@ -294,7 +296,8 @@ impl Environment {
     /// Whether a process of a service runs, or none is wanted.
     pub(super) fn runs(&self, id: &ResourceId) -> bool {
         self.workloads.get(id).is_some_and(|workload| {
-            let wanted_none = workload.want.as_ref().and_then(|w| w.resource.as_service()).is_some_and(|s| s.replicas == 0);
+            let wanted_none =
+                workload.want.as_ref().and_then(|w| w.resource.as_service()).is_some_and(|s| s.replicas == 0);
             wanted_none || workload.members.iter().any(|m| self.instances.get(m).is_some_and(Instance::is_started))
         })
     }
@@ -323,7 +326,9 @@ impl Environment {
                     .filter(|i| match condition {
                         Condition::Started => i.is_started(),
                         Condition::Ready | Condition::Completed => {
-                            i.is_ready() && (service.ports.is_empty() || self.routes.admitted(&i.record().id, i.record().attempt))
+                            i.is_ready()
+                                && (service.ports.is_empty()
+                                    || self.routes.admitted(&i.record().id, i.record().attempt))
                         }
                     })
                     .count();

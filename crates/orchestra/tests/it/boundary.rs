@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use crate::{
     environment::{PATIENCE, TestEnvironment, binary},
     processes::{self, Role},
+    readme::skipped,
     tour::STACK,
 };
 
@@ -73,7 +74,7 @@ fn strace_works() -> bool {
     let works = Command::new("strace").args(["-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
     let works = works.is_ok_and(|status| status.success());
     if !works {
-        eprintln!("SKIPPED: strace is not there or may not trace; install it with `apt-get install strace`");
+        skipped("kills at journal boundaries", "strace is not there or may not trace; `apt-get install strace`");
     }
     works
 }

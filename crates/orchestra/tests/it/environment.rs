@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use crate::processes::{self, Process, Role};
 
 /// Longest a command may take. A hang is a failure with its output shown, not a test that never ends.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at something that sends no event.
 const LOOK: Duration = Duration::from_millis(15);
 
@@ -78,7 +78,9 @@ impl Ran {
     /// Its output as one JSON value per line.
     #[track_caller]
     pub(crate) fn json_lines(&self) -> Vec<Value> {
-        let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("no JSON ({error}) in `{line}` from {self}"));
+        let parse = |line: &str| {
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("no JSON ({error}) in `{line}` from {self}"))
+        };
         self.text().lines().map(parse).collect()
     }
 
@@ -193,7 +195,10 @@ impl Background {
                 let stderr = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
                 self.seen.extend(self.lines.try_iter());
                 let seen = self.seen.join("\n");
-                return Err(format!("`{}` did not end within {PATIENCE:?}\n--- stdout\n{seen}\n--- stderr\n{stderr}", self.what));
+                return Err(format!(
+                    "`{}` did not end within {PATIENCE:?}\n--- stdout\n{seen}\n--- stderr\n{stderr}",
+                    self.what
+                ));
             }
             std::thread::sleep(Duration::from_millis(2));
         };
@@ -284,6 +289,13 @@ impl TestEnvironment {
         Background::spawn(self.command(arguments), Self::describe(arguments))
     }
 
+    /// Follows events. Something must have happened before: its last event says that the command listens.
+    pub(crate) fn follow(&self) -> Background {
+        let mut events = self.spawn(&["events", "--follow", "--json", "--tail", "1"]);
+        events.line("last event", |_| true);
+        events
+    }
+
     #[track_caller]
     pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
         self.spawn(arguments).wait_or().unwrap_or_else(|hung| {
@@ -322,7 +334,11 @@ impl TestEnvironment {
             if fits(&status) {
                 return status;
             }
-            assert!(Instant::now() < deadline, "waited in vain for {what}: {status:#}\n{}", self.ok(&["events", "--tail", "40"]).text());
+            assert!(
+                Instant::now() < deadline,
+                "waited in vain for {what}: {status:#}\n{}",
+                self.ok(&["events", "--tail", "40"]).text()
+            );
             std::thread::sleep(LOOK);
         }
     }
@@ -483,7 +499,9 @@ fn consistent(status: &Value, processes: &[Process], replicas: &[(&str, u64)]) -
     }
     let environment = status["id"].as_str().unwrap_or_default();
     let known: BTreeMap<String, u64> = instances(status)
-        .filter_map(|(id, instance)| Some((format!("{environment}/{id}#{}", instance["attempt"]), instance["pid"].as_u64()?)))
+        .filter_map(|(id, instance)| {
+            Some((format!("{environment}/{id}#{}", instance["attempt"]), instance["pid"].as_u64()?))
+        })
         .collect();
     let names = |role| processes::launches(processes, role).into_keys().collect::<BTreeSet<_>>();
     for role in [Role::Instance, Role::Shim] {

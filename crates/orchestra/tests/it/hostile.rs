@@ -1,6 +1,7 @@
 //! What strangers do to it.
 
 use std::{
+    fmt::Write as _,
     fs,
     os::unix::fs::PermissionsExt,
     path::Path,
@@ -11,6 +12,7 @@ use std::{
 use crate::{
     environment::{TestEnvironment, binary},
     processes::Role,
+    readme::skipped,
     tour::{STACK, version},
 };
 
@@ -20,17 +22,21 @@ fn two_of_everything() {
     env.write(STACK);
     // Two first commands at once: one server, one run; the other command is refused or finds nothing to do.
     let both = [env.spawn(&["up"]), env.spawn(&["up"])];
-    let codes: Vec<_> = both.map(|command| command.wait()).into_iter().map(|ran| {
-        assert!(ran.code() == Some(0) || ran.stderr.contains("ORC0702"), "{ran}");
-        ran.code()
-    }).collect();
+    let codes: Vec<_> = both
+        .map(|command| command.wait())
+        .into_iter()
+        .map(|ran| {
+            assert!(ran.code() == Some(0) || ran.stderr.contains("ORC0702"), "{ran}");
+            ran.code()
+        })
+        .collect();
     assert!(codes.contains(&Some(0)), "{codes:?}");
     env.assert_consistent(&[("api", 2), ("worker", 1)], "after two `up`");
     assert_eq!(env.ok(&["history", "--json"]).json().as_array().unwrap().len(), 1);
 
     // A second run during a run is refused in one clear line, and disturbs nothing.
     env.write(&STACK.replace("VERSION: one", "VERSION: two, START_DELAY_MS: \"500\""));
-    let mut events = env.spawn(&["events", "--follow", "--json", "--tail", "0"]);
+    let mut events = env.follow();
     let up = env.spawn(&["up"]);
     events.event("instance_starting", "api-r2");
     for command in [&["up"][..], &["scale", "api=1"], &["down"], &["restart"]] {
@@ -124,7 +130,7 @@ fn a_home_that_cannot_be_written_is_one_clear_error() {
     assert!(env.run(&["doctor"]).expect(1).text().contains("is not a folder"));
 
     let Some(mount) = Mount::tmpfs("size=1m,mode=0700") else {
-        eprintln!("SKIPPED (read-only home): mounting needs root");
+        skipped("a read-only home", "mounting needs root");
         return;
     };
     let env = TestEnvironment::new().with_home(mount.path().to_owned());
@@ -140,7 +146,7 @@ fn a_home_that_cannot_be_written_is_one_clear_error() {
 #[test]
 fn a_full_disk_stops_nothing_that_runs_and_is_survived() {
     let Some(mount) = Mount::tmpfs("size=4m,mode=0700") else {
-        eprintln!("SKIPPED: mounting needs root");
+        skipped("a full disk", "mounting needs root");
         return;
     };
     let env = TestEnvironment::new().with_home(mount.path().to_owned());
@@ -251,7 +257,8 @@ fn two_hundred_services() {
     let mut stack = String::from("version: 1\nname: many\nservices:\n");
     for index in 0..200 {
         let depends = if index >= 20 { format!(", depends_on: [s{}]", index - 20) } else { String::new() };
-        stack += &format!("  s{index}: {{command: [sleep, \"1000\"], env: {{N: \"{index}\"}}{depends}, stop: {{grace: 5s}}}}\n");
+        let service = "command: [sleep, \"1000\"], stop: {grace: 5s}";
+        writeln!(stack, "  s{index}: {{{service}, env: {{N: \"{index}\"}}{depends}}}").unwrap();
     }
     env.write(&stack);
     let began = Instant::now();

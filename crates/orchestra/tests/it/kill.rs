@@ -183,7 +183,8 @@ fn any_part_may_be_killed_at_any_moment() {
     let seed = std::env::var("ORCHESTRA_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_121);
     eprintln!("ORCHESTRA_SEED={seed}");
     let began = Instant::now();
-    let lanes: Vec<_> = (0..LANES).map(|index| std::thread::spawn(move || lane(seed + index, points.div_ceil(LANES)))).collect();
+    let lanes: Vec<_> =
+        (0..LANES).map(|index| std::thread::spawn(move || lane(seed + index, points.div_ceil(LANES)))).collect();
     let results: Vec<_> = lanes.into_iter().map(std::thread::JoinHandle::join).collect();
     let mut total = Counts::default();
     for counts in results.iter().flatten() {

@@ -93,7 +93,8 @@ impl Read for Body {
         }
         if self.chunk == 0 {
             let line = self.line()?;
-            self.chunk = usize::from_str_radix(&line, 16).map_err(|_| std::io::Error::other(format!("cut off at `{line}`")))?;
+            self.chunk =
+                usize::from_str_radix(&line, 16).map_err(|_| std::io::Error::other(format!("cut off at `{line}`")))?;
             if self.chunk == 0 {
                 self.line()?;
                 self.ended = true;
@@ -199,7 +200,8 @@ fn a_model_is_updated_in_the_middle_of_its_answer() {
         assert!(get(address, "/v1/models").contains("gemma3-270m-2"), "the old instance still gets requests");
     }
     let status = env.status();
-    let old = find(&status, "chat")["instances"].as_array().unwrap().iter().find(|instance| instance["id"] == "chat-r1-1");
+    let old =
+        find(&status, "chat")["instances"].as_array().unwrap().iter().find(|instance| instance["id"] == "chat-r1-1");
     let old = old.unwrap_or_else(|| panic!("the old instance did not wait for its stream: {status:#}"));
     assert_eq!((&old["phase"], &old["in_flight"]["streams"]), (&"draining".into(), &1.into()), "{old:#}");
 
@@ -207,10 +209,13 @@ fn a_model_is_updated_in_the_middle_of_its_answer() {
     while next().is_some() {}
     assert_eq!(data.pop().as_deref(), Some("[DONE]"));
     let parsed: Vec<Value> = data.iter().map(|data| serde_json::from_str(data).unwrap()).collect();
-    let tokens = parsed.iter().filter(|event| event["choices"][0]["delta"]["content"].as_str().is_some_and(|text| !text.is_empty()));
+    let tokens = parsed
+        .iter()
+        .filter(|event| event["choices"][0]["delta"]["content"].as_str().is_some_and(|text| !text.is_empty()));
     let tokens = tokens.count();
     assert_eq!(parsed.iter().filter(|event| event["choices"][0]["finish_reason"] == "length").count(), 1);
-    let said: Vec<&Value> = parsed.iter().map(|event| &event["usage"]["completion_tokens"]).filter(|count| !count.is_null()).collect();
+    let said: Vec<&Value> =
+        parsed.iter().map(|event| &event["usage"]["completion_tokens"]).filter(|count| !count.is_null()).collect();
     assert_eq!(said, [LONG]);
     // A few tokens are parts of one character and come with the next one.
     assert!(tokens > LONG * 9 / 10 && tokens <= LONG, "{tokens} of {LONG} tokens came");

@@ -43,7 +43,8 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> io::Result<String> {
     write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other(format!("no head in `{answer}`")))?;
+    let (head, body) =
+        answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other(format!("no head in `{answer}`")))?;
     if !head.starts_with("HTTP/1.1 200") {
         return Err(io::Error::other(answer));
     }
@@ -70,6 +71,8 @@ struct Loaded {
     runtime: tokio::runtime::Runtime,
     load: Option<Load>,
     handled: PathBuf,
+    /// Instances are killed.
+    kills: bool,
 }
 
 impl Loaded {
@@ -82,7 +85,7 @@ impl Loaded {
         let plan = plan(env.address("api"));
         let load = runtime.block_on(async { Load::start(plan) });
         let handled = env.path("handled");
-        let this = Self { env, runtime, load: Some(load), handled };
+        let this = Self { env, runtime, load: Some(load), handled, kills: false };
         this.more(200);
         this
     }
@@ -106,8 +109,15 @@ impl Loaded {
         let report = self.runtime.block_on(load.stop());
         eprintln!("load during {what}:\n{report}");
         let handled = handled::read(&self.handled).unwrap();
-        let twice = handled::twice(&handled, "");
-        assert!(twice.is_empty(), "handled twice: {twice:?}");
+        for kind in [Kind::Post, Kind::H2c, Kind::WebSocket] {
+            let twice = handled::twice(&handled, kind.as_str());
+            assert!(twice.is_empty(), "handled twice: {twice:?}");
+        }
+        // The data plane may send an idempotent request without a body again if a kept connection to an instance ended
+        // in silence (RFC 9110, 9.2.2); that happens to those alone whose instance was killed.
+        let again = handled::twice(&handled, "");
+        eprintln!("sent to a second instance after a kill of the first: {again:?}");
+        assert!(again.is_empty() || self.kills, "sent twice though no instance was killed: {again:?}");
         for kind in [Kind::Get, Kind::Post, Kind::Fresh, Kind::H2c, Kind::Stream, Kind::WebSocket] {
             let tally = report.of(kind);
             assert_eq!(tally.sent, tally.ok + tally.failures(), "something is not accounted for");
@@ -162,6 +172,7 @@ fn unexcused(report: &Report, moments: &[Duration], excused: impl Fn(&Failure) -
 #[test]
 fn a_killed_instance_fails_only_what_it_had_begun() {
     let mut loaded = Loaded::start();
+    loaded.kills = true;
     let mut moments = Vec::new();
     for _ in 0..3 {
         let pids = loaded.env.pids();

@@ -1,6 +1,6 @@
 //! Dependencies and checks.
 
-use std::fs;
+use std::{fmt::Write as _, fs};
 
 use serde_json::Value;
 
@@ -8,11 +8,13 @@ use crate::environment::{TestEnvironment, find};
 
 fn position(events: &[Value], kind: &str, about: &str) -> usize {
     let fits = |event: &Value| {
-        event["kind"] == kind && (event["instance"].as_str().is_some_and(|id| id.starts_with(about)) || event["resource"] == about)
+        event["kind"] == kind
+            && (event["instance"].as_str().is_some_and(|id| id.starts_with(about)) || event["resource"] == about)
     };
     events.iter().position(fits).unwrap_or_else(|| {
-        let all: String = events.iter().map(|event| format!("{} {} {}\n", event["kind"], event["instance"], event["resource"])).collect();
-        panic!("no {kind} of {about} in\n{all}")
+        let line = |event: &Value| format!("{} {} {}", event["kind"], event["instance"], event["resource"]);
+        let all: Vec<String> = events.iter().map(line).collect();
+        panic!("no {kind} of {about} in {all:#?}")
     })
 }
 
@@ -88,7 +90,10 @@ services:
     assert_eq!(fs::read_to_string(env.path("tries")).unwrap().lines().count(), 3, "one try and two retries");
     env.assert_consistent(&[], "after a failed job");
     let events = env.ok(&["events", "--json"]).json_lines();
-    assert!(!events.iter().any(|event| event["instance"].as_str().is_some_and(|id| id.starts_with("api"))), "api was started");
+    assert!(
+        !events.iter().any(|event| event["instance"].as_str().is_some_and(|id| id.starts_with("api"))),
+        "api was started"
+    );
     // A job that does not end within its time.
     env.write(&stack.replace("EXIT_CODE: \"3\"", "START_DELAY_MS: \"60000\"").replace("retries: 2", "timeout: 200ms"));
     let failed = env.run(&["up"]).expect(1);
@@ -100,7 +105,7 @@ services:
 fn a_lost_dependency_holds_stops_or_is_ignored() {
     let env = TestEnvironment::new();
     env.write(
-        r#"
+        r"
 version: 1
 name: loss
 services:
@@ -128,17 +133,18 @@ services:
     depends_on: {db: {until: ready, on_loss: ignore}}
     health: {ready: {http: /ready, every: 50ms, every_starting: 20ms}}
     stop: {grace: 5s}
-"#,
+",
     );
     env.ok(&["up"]);
     let all = [("db", 1), ("holds", 1), ("stops", 1), ("ignores", 1)];
     env.assert_consistent(&all, "after `up`");
     let before = env.pids();
-    let mut events = env.spawn(&["events", "--follow", "--json", "--tail", "0"]);
+    let mut events = env.follow();
     fs::write(env.path("unready"), "").unwrap();
     events.event("instance_unready", "db");
     let status = env.wait_for("the consequences", |status| {
-        find(status, "holds")["state"] == "held" && find(status, "stops")["instances"].as_array().is_none_or(|all| all.iter().all(|i| i["pid"].is_null()))
+        find(status, "holds")["state"] == "held"
+            && find(status, "stops")["instances"].as_array().is_none_or(|all| all.iter().all(|i| i["pid"].is_null()))
     });
     assert_eq!(status["health"], "degraded");
     assert_eq!(find(&status, "ignores")["state"], "ready", "{status:#}");
@@ -173,10 +179,12 @@ fn every_kind_of_check_works() {
     ];
     for (name, check) in checks {
         let port = if name == "grpc" { "grpc" } else { "http" };
-        stack += &format!(
+        write!(
+            stack,
             "  {name}:\n    command: [APP]\n    ports: {{{port}: auto}}\n    env: {{NOTIFY: \"1\", LOG_READY: here we am, START_DELAY_MS: \"50\", UNREADY_FILE: HERE/unready}}\n    \
              health: {{ready: {{{check}, every: 100ms, every_starting: 20ms, timeout: 2s}}, start_deadline: 20s}}\n    stop: {{grace: 5s}}\n"
-        );
+        )
+        .unwrap();
     }
     env.write(&stack);
     env.ok(&["up"]);
@@ -197,7 +205,7 @@ fn every_kind_of_check_works() {
 fn a_failed_live_check_restarts() {
     let env = TestEnvironment::new();
     env.write(
-        r#"
+        r"
 version: 1
 name: live
 services:
@@ -210,11 +218,11 @@ services:
       live: {http: /ready, every: 50ms, fail_after: 2}
     restart: {backoff: 20ms, max_backoff: 50ms, budget: unlimited}
     stop: {grace: 5s}
-"#,
+",
     );
     env.ok(&["up"]);
     let before = env.pids();
-    let mut events = env.spawn(&["events", "--follow", "--json", "--tail", "0"]);
+    let mut events = env.follow();
     fs::write(env.path("dead"), "").unwrap();
     let stopping = events.event("instance_stopping", "api");
     assert!(stopping["cause"].as_str().is_some_and(|cause| cause.contains("503")), "{stopping}");

@@ -100,7 +100,8 @@ pub(crate) fn of(folders: &[&Path]) -> Vec<Process> {
         if !named(&command) && !named(&environment) && !folders.iter().any(|folder| directory.starts_with(folder)) {
             continue;
         }
-        let marker = environment.split(|byte| *byte == 0).find_map(|variable| variable.strip_prefix(b"ORCHESTRA_LAUNCH="));
+        let marker =
+            environment.split(|byte| *byte == 0).find_map(|variable| variable.strip_prefix(b"ORCHESTRA_LAUNCH="));
         let marker = marker.map(|marker| String::from_utf8_lossy(marker).into_owned());
         let mut words = command.split(|byte| *byte == 0);
         let is_ours = words.next().is_some_and(|program| program.ends_with(b"/orchestra"));
@@ -108,7 +109,9 @@ pub(crate) fn of(folders: &[&Path]) -> Vec<Process> {
         let role = match rest.first() {
             Some(&b"shim") if is_ours => Role::Shim,
             Some(&b"proxy") if is_ours => Role::Proxy,
-            Some(_) if is_ours && rest.windows(2).any(|pair| pair == [b"server".as_slice(), b"run".as_slice()]) => Role::Server,
+            Some(_) if is_ours && rest.windows(2).any(|pair| pair == [b"server".as_slice(), b"run".as_slice()]) => {
+                Role::Server
+            }
             _ if is_ours => Role::Other,
             _ if marker.is_some() => Role::Instance,
             _ => Role::Other,

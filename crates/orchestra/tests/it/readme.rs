@@ -151,7 +151,8 @@ fn the_tour_of_the_readme_is_true() {
         return skipped("the tour of the README", "there is no curl");
     }
     let readme = fs::read_to_string(repository().join("README.md")).unwrap();
-    let tour = readme.split("\n## ").find(|section| section.starts_with("Sixty seconds")).expect("the README has a tour");
+    let tour =
+        readme.split("\n## ").find(|section| section.starts_with("Sixty seconds")).expect("the README has a tour");
     let tour = commands(tour);
     assert!(tour.len() >= 12, "the tour is too short: {tour:#?}");
 
@@ -160,8 +161,12 @@ fn the_tour_of_the_readme_is_true() {
     let env = env.with_home(home);
     let ports = free_ports(PORTS.len());
     copy_quickstart(&env, &ports);
-    let there = |text: &str| PORTS.iter().zip(&ports).fold(text.to_owned(), |text, (from, to)| text.replace(from, &to.to_string()));
-    let back = |text: &str| PORTS.iter().zip(&ports).fold(text.to_owned(), |text, (to, from)| text.replace(&from.to_string(), to));
+    let there = |text: &str| {
+        PORTS.iter().zip(&ports).fold(text.to_owned(), |text, (from, to)| text.replace(from, &to.to_string()))
+    };
+    let back = |text: &str| {
+        PORTS.iter().zip(&ports).fold(text.to_owned(), |text, (to, from)| text.replace(&from.to_string(), to))
+    };
     let path = format!("{}:{}", binary().parent().unwrap().display(), std::env::var("PATH").unwrap());
 
     let mut folder = env.path("");
@@ -188,7 +193,10 @@ fn the_tour_of_the_readme_is_true() {
         let lines: Vec<Vec<String>> = real.lines().map(stable).collect();
         for line in output {
             let shown = stable(line);
-            assert!(lines.iter().any(|real| is_in(&shown, real)), "the README shows this below `{command}`:\n{line}\nand this is so:\n{real}");
+            assert!(
+                lines.iter().any(|real| is_in(&shown, real)),
+                "the README shows this below `{command}`:\n{line}\nand this is so:\n{real}"
+            );
         }
     }
     assert_eq!(failures, 1, "the tour breaks one release");
@@ -243,6 +251,15 @@ fn named_commands(page: &str) -> Vec<String> {
     all.iter().map(|command| end(command)).filter(ours).collect()
 }
 
+/// A placeholder such as `SERVICE` as something that could stand there.
+fn filled_in(word: &str) -> String {
+    match word {
+        "RELEASE" => "1".to_owned(),
+        word if word.chars().all(|c| c.is_ascii_uppercase()) => word.to_lowercase(),
+        word => word.to_owned(),
+    }
+}
+
 #[test]
 fn every_command_in_the_book_exists() {
     let env = TestEnvironment::new();
@@ -251,15 +268,19 @@ fn every_command_in_the_book_exists() {
     for path in pages() {
         for command in named_commands(&fs::read_to_string(&path).unwrap()) {
             // Roles of the binary that no user starts.
-            let mut words: Vec<&str> = command.split_whitespace().skip(1).collect();
-            if ["proxy", "shim"].contains(&words[0]) || !seen.insert(command.clone()) {
+            let mut words: Vec<String> = command.split_whitespace().skip(1).map(filled_in).collect();
+            if ["proxy", "shim"].contains(&words[0].as_str()) || !seen.insert(command.clone()) {
                 continue;
             }
             // A wrong word is refused before the help is printed; one that is missing is not.
-            words.push("--help");
-            let ran = env.run(&words);
+            words.push("--help".to_owned());
+            let ran = env.run(&words.iter().map(String::as_str).collect::<Vec<_>>());
             if ran.code() != Some(0) {
-                wrong.push(format!("{}: `{command}`: {}", path.display(), ran.stderr.lines().next().unwrap_or_default()));
+                wrong.push(format!(
+                    "{}: `{command}`: {}",
+                    path.display(),
+                    ran.stderr.lines().next().unwrap_or_default()
+                ));
             }
         }
     }

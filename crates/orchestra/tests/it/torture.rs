@@ -108,12 +108,12 @@ services:
     // is a beginning of what was written, without a gap.
     env.ok(&["down"]);
     env.write(
-        r#"
+        r"
 version: 1
 name: bytes
 services:
   endless: {command: [APP, torture, endless-flood], stop: {grace: 200ms}, restart: {backoff: 20ms, budget: unlimited}}
-"#,
+",
     );
     env.ok(&["up"]);
     env.one(Role::Server).kill();

@@ -9,7 +9,9 @@ use std::{
         fd::{AsFd as _, OwnedFd},
         unix::net::UnixStream,
     },
+    path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use orchestra_model::launch::{Exit, Launch};
@@ -17,6 +19,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::Inner;
 use crate::{
+    cgroup,
     folder::{CONTROL, Folder, LAUNCH, LaunchFile, Lock, STATUS, Status, VERSION},
     log_format, sys,
 };
@@ -121,6 +124,9 @@ impl Inner {
         };
         let Some(mut status) = status else {
             // Still under the lock: whoever wanted to run it has not and cannot any more.
+            if let Some(group) = folder.read_launch().ok().and_then(|file| file.cgroup) {
+                remove_abandoned(&group);
+            }
             folder.void(&lock)?;
             return Ok(Look::Never);
         };
@@ -160,6 +166,18 @@ impl Inner {
         // Dropping the child neither kills nor reaps it; the supervisor reaps by the descriptor.
         let child = sys::pidfd_open(command.spawn()?.id()).ok();
         Ok(Connection { stream: ours, child })
+    }
+}
+
+/// Removes the group that a shim made before it was killed. Its child, which never got its go, may still be on its way
+/// out of it; a group that stays nevertheless is empty and harms nobody.
+fn remove_abandoned(group: &Path) {
+    for _ in 0..20 {
+        if cgroup::remove(group).is_ok() {
+            return;
+        }
+        let _ = fs::write(group.join("cgroup.kill"), "1");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

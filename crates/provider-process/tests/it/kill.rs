@@ -292,6 +292,11 @@ fn everything_is_killed_in_random_order() {
             }
         });
         assert!(!world::folder(&world, &key).join("stdout").exists(), "round {round}: nothing is left behind");
+        let launch: serde_json::Value =
+            serde_json::from_slice(&fs::read(world::folder(&world, &key).join("launch.json")).unwrap()).unwrap();
+        if let Some(group) = launch["cgroup"].as_str() {
+            assert!(!Path::new(group).exists(), "round {round}: {group} is left behind");
+        }
     }
     eprintln!("{rounds} rounds; killed: {} servers, {} shims, {} programs", kills[0], kills[1], kills[2]);
 }

@@ -154,6 +154,9 @@ async fn a_full_disk_neither_stops_nor_kills_a_program() {
         eprintln!("SKIPPED: a small file system cannot be mounted here");
         return;
     }
+    // Dropped in reverse: server and world first, then the mount, then the folder it is in.
+    let _dir = std::sync::Arc::clone(&world.dir);
+    let _mounted = Mounted(small.clone());
     world.state = small.clone();
     let bench = orchestra_provider::conformance::Bench::new("full", Box::new(world));
     let mut server = bench.serve();
@@ -171,6 +174,14 @@ async fn a_full_disk_neither_stops_nor_kills_a_program() {
     let seen = server.gone(&key).await;
     let lost = |event: &ProviderEvent| matches!(event, ProviderEvent::Exited { message: Some(message), .. } if message.contains("No space left"));
     assert!(seen.iter().any(lost), "{seen:?}");
-    drop(server);
-    std::process::Command::new("umount").arg("-l").arg(&small).status().unwrap();
+}
+
+/// Unmounts when the test ends, however it ends.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
 }

@@ -206,6 +206,6 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         // Asked for once, before the first frame of an attempt.
-        self.shared.as_ref().map_or_else(|| SizeHint::with_exact(0), |shared| shared.hint.clone())
+        self.shared.as_ref().map_or_else(|| SizeHint::with_exact(0), |shared| shared.hint)
     }
 }

@@ -35,12 +35,11 @@ pub(super) fn queue(tree: &TaskTree) -> (Events, mpsc::Receiver<DataPlaneEvent>)
             // Room first, so that nothing is taken out of the list before it can go.
             let Ok(permit) = sender.reserve().await else { return };
             let next = inner.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            match next {
-                Some((_, event)) => permit.send(event),
-                None => {
-                    drop(permit);
-                    inner.changed.notified().await;
-                }
+            if let Some((_, event)) = next {
+                permit.send(event);
+            } else {
+                drop(permit);
+                inner.changed.notified().await;
             }
         }
     });

@@ -1,6 +1,6 @@
 //! Who holds a TCP address: for error messages that name the culprit.
 //!
-//! `/proc/net/tcp` and `/proc/net/tcp6` give the inode of the listening socket (fields of proc_pid_net(5)), and
+//! `/proc/net/tcp` and `/proc/net/tcp6` give the inode of the listening socket (fields of `proc_pid_net(5)`), and
 //! `/proc/PID/fd` the process that has it open. Processes of other users are invisible without privileges: then the
 //! answer is `None`.
 

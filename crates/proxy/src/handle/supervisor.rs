@@ -143,7 +143,7 @@ impl Supervisor {
         match answer {
             Ok(Response::Refused(error)) => {
                 self.reports.restore(before);
-                return Err(error.into());
+                Err(error.into())
             }
             Ok(Response::Done) => {
                 self.sockets.accept(proposal);

@@ -337,7 +337,6 @@ pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
-    pub(crate) trailers: Option<HeaderMap>,
 }
 
 impl Reply {
@@ -354,8 +353,7 @@ where
 {
     let (parts, body) = response.into_parts();
     let body = body.collect().await.map_err(|e| format!("{e:?}"))?;
-    let trailers = body.trailers().cloned();
-    Ok(Reply { status: parts.status.as_u16(), headers: parts.headers, body: body.to_bytes(), trailers })
+    Ok(Reply { status: parts.status.as_u16(), headers: parts.headers, body: body.to_bytes() })
 }
 
 /// A client connection.

@@ -1,5 +1,7 @@
 //! The data plane as users meet it: a real proxy process, real sockets, instances in this process.
 
+#![expect(clippy::float_cmp, reason = "counters are whole numbers in the exposition format")]
+
 mod control;
 mod cut;
 mod flip;

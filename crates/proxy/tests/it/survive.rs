@@ -66,12 +66,9 @@ impl Load {
 
     async fn one(&self, address: std::net::SocketAddr) {
         let began = Instant::now();
-        let tcp = match TcpStream::connect(address).await {
-            Ok(tcp) => tcp,
-            Err(_) => {
-                self.refused.fetch_add(1, Ordering::SeqCst);
-                return;
-            }
+        let Ok(tcp) = TcpStream::connect(address).await else {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return;
         };
         drop(tcp);
         let reply = async { Client::h1(address).await?.get("/").await }.await;

@@ -23,7 +23,8 @@ fn server() -> InProcess {
 
 async fn ask(method: &str, path: &str, body: &Value) -> (StatusCode, Value) {
     let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
-    let request = Request::builder().method(method).uri(path).header("content-type", "application/json").body(body).unwrap();
+    let request =
+        Request::builder().method(method).uri(path).header("content-type", "application/json").body(body).unwrap();
     let response = server().send(request).await.unwrap();
     let status = response.status();
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
@@ -78,7 +79,10 @@ async fn what_is_wrong_is_said_as_diagnostics() {
     let (status, answer) = ask("POST", "/v1/validate", &stack("{version: 1, name: demo, servises: {}}")).await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
     let error = &answer["errors"][0];
-    assert_eq!((&error["code"], &error["labels"][0]["location"]["file"]), (&json!("ORC0201"), &json!("orchestra.yaml")));
+    assert_eq!(
+        (&error["code"], &error["labels"][0]["location"]["file"]),
+        (&json!("ORC0201"), &json!("orchestra.yaml"))
+    );
     let (status, answer) = ask("POST", "/v1/plan", &json!({"sideways": {}})).await;
     assert!(status.is_client_error() && answer["errors"][0]["code"] == "ORC0803", "{status} {answer}");
     let (status, _) = ask("GET", "/v1/environments/demo/dev/events?tail=many", &Value::Null).await;

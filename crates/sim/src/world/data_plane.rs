@@ -79,7 +79,9 @@ impl DataPlane {
     /// Whether new requests go to a launch.
     pub fn is_active(&self, key: &LaunchKey) -> bool {
         self.routes.iter().flat_map(|route| &route.backends).flat_map(|backend| &backend.endpoints).any(|endpoint| {
-            endpoint.instance == key.instance && endpoint.attempt == key.attempt && endpoint.state == EndpointState::Active
+            endpoint.instance == key.instance
+                && endpoint.attempt == key.attempt
+                && endpoint.state == EndpointState::Active
         })
     }
 
@@ -142,10 +144,10 @@ impl World {
             }
             return;
         }
-        self.take(Offer { epoch, revision, version, routes, awaited: true });
+        self.take(&Offer { epoch, revision, version, routes, awaited: true });
     }
 
-    fn take(&mut self, offer: Offer) {
+    fn take(&mut self, offer: &Offer) {
         if offer.version <= self.data_plane.version {
             return;
         }
@@ -166,7 +168,7 @@ impl World {
             }
             return;
         }
-        let addresses = self.put_into_force(&offer);
+        let addresses = self.put_into_force(offer);
         if offer.awaited {
             let after = self.latency(0, 10);
             let at = (self.now + after).max(self.data_plane.last_report);
@@ -217,7 +219,11 @@ impl World {
 
     /// What happens to be in flight to an endpoint that stops being active.
     fn begin_flows(&mut self, endpoint: &EndpointKey) {
-        let key = LaunchKey { environment: endpoint.environment.clone(), instance: endpoint.instance.clone(), attempt: endpoint.attempt };
+        let key = LaunchKey {
+            environment: endpoint.environment.clone(),
+            instance: endpoint.instance.clone(),
+            attempt: endpoint.attempt,
+        };
         if !self.provider.launches.get(&key).is_some_and(super::provider::Process::is_alive) || self.data_plane.dead {
             return;
         }
@@ -304,7 +310,7 @@ impl World {
         if self.data_plane.answers(self.now)
             && let Some(offer) = self.data_plane.waiting.take()
         {
-            self.take(offer);
+            self.take(&offer);
         }
     }
 

@@ -130,7 +130,8 @@ impl World {
         let pid = 1000 + self.provider.next_pid;
         let behaviour = Behaviour::parse(&launch.command, key.attempt);
         let missing = behaviour.missing;
-        let process = Process { launch, behaviour, started: None, pid, exit: None, gone: false, told: false, ready_seen: false };
+        let process =
+            Process { launch, behaviour, started: None, pid, exit: None, gone: false, told: false, ready_seen: false };
         self.provider.launches.insert(key.clone(), process);
         self.answer(epoch, after, Event::Launched(key.clone()));
         let spawn = self.latency(1, 10);
@@ -155,7 +156,9 @@ impl World {
         process.told = true;
         let grace = how.grace.duration();
         let (after, exit) = match process.behaviour.term {
-            Some(term) if term <= grace => (term, if term.as_millis() % 2 == 0 { Exit::Code(0) } else { Exit::Signal(15) }),
+            Some(term) if term <= grace => {
+                (term, if term.as_millis() % 2 == 0 { Exit::Code(0) } else { Exit::Signal(15) })
+            }
             _ => (grace, KILLED),
         };
         self.push(now + after, Item::Process { key: key.clone(), what: What::Exit(exit) });

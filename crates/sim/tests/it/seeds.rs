@@ -63,7 +63,9 @@ fn every_seed_obeys_the_laws() {
         sum(|r| u64::from(r.runs.2)),
     );
     for (seed, law) in &failures {
-        println!("seed {seed} {law}\n  replay: ORCHESTRA_SIM_SEED={seed} cargo test -p orchestra-sim --test it seeds -- --nocapture");
+        println!(
+            "seed {seed} {law}\n  replay: ORCHESTRA_SIM_SEED={seed} cargo test -p orchestra-sim --test it seeds -- --nocapture"
+        );
     }
     assert!(failures.is_empty(), "{} seeds broke a law", failures.len());
 }

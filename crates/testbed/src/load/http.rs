@@ -26,7 +26,7 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    pub(super) fn new(problem: impl Into<String>, detail: impl ToString) -> Self {
+    pub(super) fn new(problem: impl Into<String>, detail: impl std::fmt::Display) -> Self {
         Self { problem: problem.into(), detail: detail.to_string() }
     }
 }
@@ -109,7 +109,13 @@ impl Http2 {
 }
 
 /// Sends one request and checks its answer.
-pub(super) async fn send(shared: &Shared, pool: &Pool, http2: &Http2, kind: Kind, id: &str) -> Result<Success, Problem> {
+pub(super) async fn send(
+    shared: &Shared,
+    pool: &Pool,
+    http2: &Http2,
+    kind: Kind,
+    id: &str,
+) -> Result<Success, Problem> {
     let address = shared.plan.address;
     let (method, target, body) = match kind {
         Kind::Get => (Method::GET, format!("/work?ms={}", shared.plan.work_ms), String::new()),
@@ -156,7 +162,8 @@ async fn check(response: hyper::Result<Response<Incoming>>, body: &str) -> Resul
     let status = response.status();
     let by = response.headers().get("x-instance").and_then(|value| value.to_str().ok()).unwrap_or("?").to_owned();
     let collected = response.into_body().collect().await;
-    let answer = collected.map_err(|error| Problem::new("truncated", format!("from {by}: {}", describe(&error))))?.to_bytes();
+    let answer =
+        collected.map_err(|error| Problem::new("truncated", format!("from {by}: {}", describe(&error))))?.to_bytes();
     if status != StatusCode::OK {
         let text: String = String::from_utf8_lossy(&answer).chars().take(200).collect();
         return Err(Problem::new(format!("status {}", status.as_u16()), format!("from {by}: {text}")));

@@ -109,11 +109,15 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<10} {:>7} {:>7} {:>7} {:>8} {:>10} {:>9}", "kind", "sent", "ok", "failed", "tokens", "slowest ms", "gap ms")?;
+        writeln!(
+            f,
+            "{:<10} {:>7} {:>7} {:>7} {:>8} {:>10} {:>9}",
+            "kind", "sent", "ok", "failed", "tokens", "slowest ms", "gap ms"
+        )?;
         for (kind, tally) in &self.tallies {
-            writeln!(
+            write!(
                 f,
-                "{:<10} {:>7} {:>7} {:>7} {:>8} {:>10} {:>9}{}",
+                "{:<10} {:>7} {:>7} {:>7} {:>8} {:>10} {:>9}",
                 kind.as_str(),
                 tally.sent,
                 tally.ok,
@@ -121,8 +125,11 @@ impl fmt::Display for Report {
                 tally.tokens,
                 tally.slowest.as_millis(),
                 tally.gap.as_millis(),
-                tally.failed.iter().map(|(problem, count)| format!("  {problem}: {count}")).collect::<String>()
             )?;
+            for (problem, count) in &tally.failed {
+                write!(f, "  {problem}: {count}")?;
+            }
+            writeln!(f)?;
         }
         for failure in self.failures.iter().take(20) {
             writeln!(

@@ -52,7 +52,10 @@ async fn read(mut body: Incoming, count: u128) -> Result<Success, Problem> {
         match body.frame().await {
             Some(Ok(frame)) => text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data)),
             Some(Err(error)) => {
-                return Err(Problem::new("truncated", format!("after {} of {count}: {}", success.tokens, describe(&error))));
+                return Err(Problem::new(
+                    "truncated",
+                    format!("after {} of {count}: {}", success.tokens, describe(&error)),
+                ));
             }
             None if done => return Ok(success),
             None => return Err(Problem::new("truncated", format!("ended after {} of {count}", success.tokens))),

@@ -1,4 +1,4 @@
-//! The server: small endpoints that show what a data plane does to requests, streams and WebSockets.
+//! The server: small endpoints that show what a data plane does to requests, streams and sockets.
 
 use std::{
     convert::Infallible,
@@ -47,7 +47,7 @@ struct App {
     never_ready: bool,
     handled: Option<File>,
     count: AtomicU64,
-    /// WebSockets in progress: hyper does not see them any more once they are upgraded.
+    /// `WebSocket` sessions in progress: hyper does not see them any more once they are upgraded.
     sockets: watch::Sender<u32>,
 }
 
@@ -220,14 +220,15 @@ async fn answer(app: &Arc<App>, request: Request<Incoming>, entry: Option<Entry>
         (_, "/stream") => return stream(&request, entry),
         (_, "/ws") => return websocket(app, request, entry),
         (&Method::POST, "/grpc.health.v1.Health/Check") => grpc_health(app),
-        (&Method::POST, "/echo") => match request.into_body().collect().await {
-            Ok(body) => Response::new(full(body.to_bytes())),
-            Err(_) => {
+        (&Method::POST, "/echo") => {
+            if let Ok(body) = request.into_body().collect().await {
+                Response::new(full(body.to_bytes()))
+            } else {
                 let mut response = Response::new(full("the request broke off"));
                 *response.status_mut() = StatusCode::BAD_REQUEST;
                 return response;
             }
-        },
+        }
         (_, "/work") => {
             sleep(Duration::from_millis(query(&request, "ms").unwrap_or(0))).await;
             Response::new(full("worked"))
@@ -324,10 +325,7 @@ thread_local! {
 }
 
 /// Until the client closes. `None` if the connection was lost before.
-async fn converse(
-    mut socket: WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>,
-    every: Duration,
-) -> Option<()> {
+async fn converse(mut socket: WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>, every: Duration) -> Option<()> {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut number = 0_u64;
