@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use orchestra_api::{Client, ClientError, RunEvent};
-use orchestra_model::{EventKind, record::RunRecord};
+use orchestra_model::{Code, EventKind, record::RunRecord};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval},
@@ -127,7 +127,8 @@ pub(crate) async fn follow(
                     Err(failure @ Failure::Silent(_)) => return Err(failure),
                     // It ended in this moment, or the server is being replaced: the stream says which.
                     Err(Failure::Told(diagnostics)) => {
-                        for diagnostic in diagnostics {
+                        // That a run has ended is what was asked for; the stream says how.
+                        for diagnostic in diagnostics.iter().filter(|it| it.code != Code::RUN_CANCELLED) {
                             screen
                                 .say(output, &format!("the cancellation was not accepted: {}", diagnostic.message))?;
                         }

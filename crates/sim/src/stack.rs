@@ -324,7 +324,7 @@ impl Stack {
                 14 => {
                     if let Some(index) = SERVICES.iter().position(|name| !stack.services.contains_key(*name)) {
                         let shape = ServiceShape::random(rng, &before, index);
-                        stack.services.insert((*name).to_owned(), shape);
+                        stack.services.insert(SERVICES[index].to_owned(), shape);
                     }
                 }
                 15 => {

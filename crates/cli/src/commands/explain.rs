@@ -36,11 +36,13 @@ pub(crate) fn explain(args: &ExplainArgs, output: &mut Output) -> Result<Exit> {
         return Err(unknown(format!("there is no code {subject}")).into());
     }
     let schema = orchestra_spec::json_schema();
-    let found = find(&schema, subject).ok_or_else(|| unknown(format!("the stack file has no key `{subject}`")))?;
+    let found = find(&schema, subject).map(|found| (found, describe(&schema, subject, found, output.palette)));
+    // With a title and nothing below it, a misspelt key was taken for a name that the user chose.
+    let found = found.filter(|(_, text)| text.lines().count() > 1);
+    let (found, text) = found.ok_or_else(|| unknown(format!("the stack file has no key `{subject}`")))?;
     if output.json {
         output.json(found)?;
     } else {
-        let text = describe(&schema, subject, found, output.palette);
         output.text(&text)?;
     }
     Ok(Exit::Success)

@@ -4,7 +4,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use orchestra_model::{Code, Diagnostic, Name};
@@ -17,7 +17,8 @@ const SCHEMA: &str = ".orchestra/schema.json";
 const TEMPLATE: &str = include_str!("init/orchestra.yaml");
 
 pub(crate) fn init(args: &InitArgs, session: &Session, output: &mut Output) -> Result<Exit> {
-    let folder = session.cwd.join(&args.folder);
+    // `.` is the default, and nobody wants to read it in a path.
+    let folder: PathBuf = session.cwd.join(&args.folder).components().collect();
     let name = match &args.name {
         Some(name) => name.clone(),
         None => name_of(&folder),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use orchestra_api::{LogLine, LogStream, LogsQuery, NameList};
-use orchestra_model::InstanceId;
+use orchestra_model::{Code, Diagnostic, InstanceId};
 
 use crate::{
     args::{LogsArgs, Stream},
@@ -36,9 +36,11 @@ pub(crate) async fn logs(args: &LogsArgs, session: &Session, output: &mut Output
         follow: args.follow,
     };
     let mut lines = client.logs(&environment, &query).await?;
+    let mut silent = true;
     let mut prefixes = Prefixes { palette: output.palette, width: 0, colors: BTreeMap::new() };
     while let Some(line) = lines.next().await {
         let line = line?;
+        silent = false;
         if args.raw {
             output.bytes(&line.line.0)?;
             output.text("")?;
@@ -47,6 +49,21 @@ pub(crate) async fn logs(args: &LogsArgs, session: &Session, output: &mut Output
         } else {
             let text = prefixes.line(&line, args.timestamps);
             output.line(&text)?;
+        }
+    }
+    if silent && !args.workloads.is_empty() {
+        // Output of what was deleted may still be there, so only now a name can turn out to be a mistake.
+        let status = client.environment(&environment).await?;
+        let known = status.services.iter().map(|it| &it.name).chain(status.jobs.iter().map(|it| &it.name));
+        let known: Vec<_> = known.collect();
+        if let Some(name) = args.workloads.iter().find(|name| !known.contains(name)) {
+            let known: Vec<String> = known.into_iter().map(ToString::to_string).collect();
+            return Err(Diagnostic::error(
+                Code::NOT_FOUND,
+                format!("there is no service or job `{name}` in {environment}"),
+            )
+            .help(format!("there are: {}", known.join(", ")))
+            .into());
         }
     }
     Ok(Exit::Success)

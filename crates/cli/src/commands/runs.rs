@@ -92,7 +92,12 @@ pub(crate) async fn rollback(
 
 /// A server and the environment that is meant.
 async fn known(session: &Session, output: &mut Output) -> Result<(Client, orchestra_model::EnvironmentId)> {
-    let client = session.server(output).await?;
+    // Nothing was ever up here: no server is started only to say so.
+    let Some(client) = session.server_if_state(output).await? else {
+        return Err(Diagnostic::error(Code::NOT_FOUND, "nothing is up")
+            .help("`orchestra up` starts the stack of this folder")
+            .into());
+    };
     let environment = session.environment(&client).await?;
     Ok((client, environment))
 }

@@ -151,6 +151,14 @@ async fn looking_where_nothing_is_creates_nothing() {
         assert!(!test.home().exists(), "{line}");
         test.finish();
     }
+    for line in ["down", "restart", "scale api=2", "rollback"] {
+        let mut test = TestEnvironment::new();
+        let outcome = test.run(line).await;
+        assert_eq!(outcome.exit, Exit::Failed, "{line}: {}", outcome.page());
+        assert!(outcome.stderr.contains("nothing is up"), "{line}: {}", outcome.stderr);
+        assert!(!test.home().exists(), "{line}");
+        test.finish();
+    }
     let mut test = TestEnvironment::new();
     assert_eq!(test.run("show 3").await.exit, Exit::Failed);
     assert_eq!(test.run("status --json").await.stdout, "[]\n");

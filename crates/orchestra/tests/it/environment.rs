@@ -398,6 +398,14 @@ impl TestEnvironment {
         }
     }
 
+    /// Stops the server, and waits until its process has ended: the command returns once nobody listens, and the last
+    /// checkpoint of the state comes after that.
+    #[track_caller]
+    pub(crate) fn stop_server(&self) {
+        self.ok(&["server", "stop"]);
+        self.wait_until_gone("`server stop`", |process| process.role == Role::Server);
+    }
+
     /// Takes everything down and proves that nothing is left.
     #[track_caller]
     pub(crate) fn finish(self) {

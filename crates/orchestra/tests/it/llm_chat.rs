@@ -21,8 +21,8 @@ use crate::{
     readme::{has, skipped},
 };
 
-/// Tokens of a long answer: several seconds at some 50 a second.
-const LONG: usize = 400;
+/// Tokens of a long answer: 15 s at some 50 a second. A start takes one or two, many more on a busy machine.
+const LONG: usize = 800;
 
 /// A copy of the example with what it needs, or nothing where that cannot be had.
 fn example() -> Option<TestEnvironment> {

@@ -1,4 +1,5 @@
-//! The book is true: the README's tour is executed as it stands, and every command that is named anywhere exists.
+//! The book is true: the README's tour and the examples of the API are executed as they stand, and every command that is
+//! named anywhere exists.
 //!
 //! A tour line that begins with `$` is run by a shell, in a copy of the quickstart with other ports and a shorter deadline
 //! for the release that never becomes ready. Every line shown below it must be found in what it really printed, as its
@@ -11,12 +12,13 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
 };
 
 use crate::environment::{TestEnvironment, binary};
 
-/// The quickstart's published ports, as the README has them.
-const PORTS: [&str; 2] = ["8080", "8081"];
+/// The quickstart's published ports and that of the API, as the book has them.
+const PORTS: [&str; 3] = ["8080", "8081", "7070"];
 
 fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
@@ -33,12 +35,19 @@ pub(crate) fn has(program: &str) -> bool {
     Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
 }
 
-/// Ports that nothing listens on, below those that the kernel and Orchestra hand out by themselves.
-pub(crate) fn free_ports(count: usize) -> Vec<u16> {
-    let first = 10_000 + u16::try_from(std::process::id() % 9_000).expect("below 9,000");
-    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    let ports: Vec<u16> = (first..20_000).chain(10_000..first).filter(free).take(count).collect();
-    assert_eq!(ports.len(), count, "no free ports");
+/// Ports that nothing listens on, below those that the kernel and Orchestra hand out by themselves, and each only once.
+fn free_ports(count: usize) -> Vec<u16> {
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 10_000).expect("below 10,000");
+    let mut ports = Vec::new();
+    while ports.len() < count {
+        let tried = TRIED.fetch_add(1, Ordering::Relaxed);
+        assert!(tried < 10_000, "no free ports");
+        let port = 10_000 + (first + tried) % 10_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            ports.push(port);
+        }
+    }
     ports
 }
 
@@ -83,6 +92,17 @@ fn without_ordinals(word: &str) -> String {
     text + rest
 }
 
+/// Replaces the ports of addresses that the machine chose.
+fn without_free_ports(word: &str) -> String {
+    let mut parts = word.split("127.0.0.1:");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (port, rest) = part.split_at(part.len() - part.trim_start_matches(|c: char| c.is_ascii_digit()).len());
+        text = format!("{text}127.0.0.1:{}{rest}", if PORTS.contains(&port) { port } else { "N" });
+    }
+    text
+}
+
 /// The words of a line that are the same in every run.
 fn stable(line: &str) -> Vec<String> {
     let mut words = Vec::new();
@@ -93,9 +113,8 @@ fn stable(line: &str) -> Vec<String> {
         let time = starts_with_digit && bare.ends_with('s') && bare.chars().all(|c| "0123456789.hms".contains(c));
         let date = starts_with_digit && bare.ends_with('Z') && bare.contains('T');
         let pid = starts_with_digit && words.last().is_some_and(|last: &String| last.ends_with("(pid"));
-        let port = bare.rsplit_once("127.0.0.1:").is_some_and(|(_, port)| !PORTS.contains(&port));
-        if !(time || date || pid || port || bare.is_empty()) {
-            words.push(without_ordinals(word));
+        if !(time || date || pid || bare.is_empty()) {
+            words.push(without_free_ports(&without_ordinals(word)));
         }
     }
     words
@@ -103,11 +122,20 @@ fn stable(line: &str) -> Vec<String> {
 
 /// Whether `shown` is in `real`, a line that may have more to say.
 fn is_in(shown: &[String], real: &[String]) -> bool {
-    let mut real = real.iter();
-    shown.iter().all(|word| match word.split_once('…') {
-        None => real.any(|other| other == word),
-        Some((before, after)) => real.any(|other| other.starts_with(before) && other.ends_with(after)),
-    })
+    let (text, whole) = (shown.join(" "), real.join(" "));
+    let Some((start, rest)) = text.split_once('…') else {
+        let mut real = real.iter();
+        return shown.iter().all(|word| real.any(|other| other == word));
+    };
+    // With `…` for anything, everything else must be there as it stands.
+    let Some(mut left) = whole.strip_prefix(start) else { return false };
+    let mut parts: Vec<&str> = rest.split('…').collect();
+    let end = parts.pop().unwrap_or_default();
+    for part in parts {
+        let Some((_, after)) = left.split_once(part) else { return false };
+        left = after;
+    }
+    left.ends_with(end)
 }
 
 /// The quickstart's programs, beside the binary. Built once if they are not there.
@@ -135,7 +163,7 @@ fn copy_quickstart(env: &TestEnvironment, ports: &[u16]) {
         symlink(programs.join(program), to.join("bin").join(program)).unwrap();
     }
     let mut stack = fs::read_to_string(from.join("orchestra.yaml")).unwrap();
-    for (from, to) in PORTS.iter().zip(ports) {
+    for (from, to) in PORTS.iter().zip(ports).take(2) {
         let numbered = stack.replace(&format!("{{http: {from}}}"), &format!("{{http: {to}}}"));
         assert_ne!(numbered, stack, "the quickstart does not publish {from}");
         stack = numbered;
@@ -145,41 +173,36 @@ fn copy_quickstart(env: &TestEnvironment, ports: &[u16]) {
     fs::write(to.join("orchestra.yaml"), hurried).unwrap();
 }
 
-#[test]
-fn the_tour_of_the_readme_is_true() {
-    if !has("curl") {
-        return skipped("the tour of the README", "there is no curl");
-    }
-    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
-    let tour =
-        readme.split("\n## ").find(|section| section.starts_with("Sixty seconds")).expect("the README has a tour");
-    let tour = commands(tour);
-    assert!(tour.len() >= 12, "the tour is too short: {tour:#?}");
-
+/// Runs what `text` shows, in an empty home; returns how many commands failed, as shown.
+#[track_caller]
+fn execute(page: &str, tour: &[Shown], folder: &str) -> usize {
     let env = TestEnvironment::new();
     let home = env.root().join(".local/state/orchestra");
     let env = env.with_home(home);
     let ports = free_ports(PORTS.len());
     copy_quickstart(&env, &ports);
-    let there = |text: &str| {
-        PORTS.iter().zip(&ports).fold(text.to_owned(), |text, (from, to)| text.replace(from, &to.to_string()))
-    };
-    let back = |text: &str| {
-        PORTS.iter().zip(&ports).fold(text.to_owned(), |text, (to, from)| text.replace(&from.to_string(), to))
-    };
+    let pairs = || PORTS.iter().zip(&ports);
+    let there = |text: &str| pairs().fold(text.to_owned(), |text, (from, to)| text.replace(from, &to.to_string()));
+    let back = |text: &str| pairs().fold(text.to_owned(), |text, (to, from)| text.replace(&from.to_string(), to));
     let path = format!("{}:{}", binary().parent().unwrap().display(), std::env::var("PATH").unwrap());
 
-    let mut folder = env.path("");
+    let mut folder = env.path(folder);
+    let mut variables = String::new();
     let mut failures = 0;
-    for Shown { command, output } in &tour {
+    for Shown { command, output } in tour {
+        // What a shell remembers: where it is, and variables.
         if let Some(path) = command.strip_prefix("cd ") {
             folder.push(path);
             assert!(folder.is_dir(), "{command}");
             continue;
         }
+        if command.split_once('=').is_some_and(|(name, _)| name.chars().all(|c| c.is_ascii_uppercase())) {
+            variables = format!("{variables}{command}\n");
+            continue;
+        }
         // Both outputs in the order in which a terminal shows them, and never for ever.
         let ran = Command::new("timeout")
-            .args(["60", "sh", "-c", &format!("exec 2>&1\n{}", there(command))])
+            .args(["60", "sh", "-c", &format!("exec 2>&1\n{variables}{}", there(command))])
             .current_dir(&folder)
             .env_clear()
             .envs([("PATH", path.as_str()), ("HOME", env.root().to_str().unwrap())])
@@ -193,14 +216,47 @@ fn the_tour_of_the_readme_is_true() {
         let lines: Vec<Vec<String>> = real.lines().map(stable).collect();
         for line in output {
             let shown = stable(line);
-            assert!(
-                lines.iter().any(|real| is_in(&shown, real)),
-                "the README shows this below `{command}`:\n{line}\nand this is so:\n{real}"
-            );
+            let found = lines.iter().any(|real| is_in(&shown, real));
+            assert!(found, "{page} shows this below `{command}`:\n{line}\nand this is so:\n{real}");
         }
     }
-    assert_eq!(failures, 1, "the tour breaks one release");
     env.finish();
+    failures
+}
+
+#[test]
+fn the_tour_of_the_readme_is_true() {
+    if !has("curl") {
+        return skipped("the tour of the README", "there is no curl");
+    }
+    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    let tour =
+        readme.split("\n## ").find(|section| section.starts_with("Sixty seconds")).expect("the README has a tour");
+    let tour = commands(tour);
+    assert!(tour.len() >= 12, "the tour is too short: {tour:#?}");
+    assert_eq!(execute("the README", &tour, ""), 1, "the tour breaks one release");
+}
+
+#[test]
+fn the_examples_of_the_api_are_true() {
+    if !has("curl") {
+        return skipped("the examples of the API", "there is no curl");
+    }
+    let page = fs::read_to_string(repository().join("docs/reference/api.md")).unwrap();
+    let examples = commands(&page);
+    assert_eq!(execute("docs/reference/api.md", &examples, "examples/quickstart"), 0);
+    // Each operation is there.
+    let document: serde_json::Value = serde_json::from_str(include_str!("../../../../api/openapi.json")).unwrap();
+    for path in document["paths"].as_object().unwrap().keys() {
+        let matches = |text: &str| {
+            let text = text.split(|c: char| c.is_whitespace() || "?'\"`".contains(c)).next().unwrap_or_default();
+            let (parts, other): (Vec<_>, Vec<_>) = (path.split('/').collect(), text.split('/').collect());
+            parts.len() == other.len()
+                && parts.iter().zip(other).all(|(part, other)| part.starts_with('{') || *part == other)
+        };
+        let named = page.match_indices('/').any(|(at, _)| matches(&page[at..]));
+        assert!(named, "{path} is not in docs/reference/api.md");
+    }
 }
 
 #[test]

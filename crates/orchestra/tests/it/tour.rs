@@ -249,7 +249,7 @@ fn plan_writes_nothing() {
         assert!(after[path] == *was, "planning with a server changed {path}");
     }
     // Also without a server, over the state that it left.
-    env.ok(&["server", "stop"]);
+    env.stop_server();
     let before = contents(env.root());
     let plan = env.run(&["plan", "--exit-code", "--json"]).expect(10).json();
     assert_eq!(plan["plan"]["steps"].as_array().map(Vec::len), Some(1), "{plan:#}");
@@ -272,6 +272,8 @@ fn a_saved_plan_is_applied_or_refused() {
     env.write(&STACK.replace("VERSION: one", "VERSION: two"));
     env.ok(&["plan", "--out", "second.plan"]);
     env.ok(&["scale", "api=1"]);
+    // What leaves may still be finishing when the run has ended.
+    env.assert_consistent(&[("api", 1), ("worker", 1)], "after `scale`");
     let pids = env.pids();
     let refused = env.run(&["up", "--plan", "second.plan"]).expect(4);
     assert!(refused.stderr.contains("service.api"), "it does not say what moved on: {refused}");
