@@ -219,10 +219,12 @@ impl EnvironmentTask {
                 None
             }
             Request::Cancel(run, reply) => {
+                // A cancelled run may end at once: the answer is then how it was, and its events say how it ended.
+                let before = self.machine.run().filter(|record| record.id == run).cloned();
                 let batch = self.machine.handle(self.clock.now(), Event::CancelRequested { run });
                 // After the commit would be later than needed: the answer says what was asked for, not what came of it.
-                let record = self.machine.run().filter(|record| record.id == run).cloned();
-                let _ = reply.send(record);
+                let after = self.machine.run().filter(|record| record.id == run).cloned();
+                let _ = reply.send(after.or(before));
                 Some(batch)
             }
             Request::Start(request, reply) => match self.start(&request) {

@@ -44,8 +44,11 @@ impl EngineError {
             ],
             Self::NotFound(what) => {
                 vec![
-                    Diagnostic::error(Code::NOT_FOUND, format!("there is no {what}"))
-                        .help("`orchestra status` lists what there is"),
+                    Diagnostic::error(Code::NOT_FOUND, format!("there is no {what}")).help(if what.starts_with("release") {
+                        "`orchestra history` lists the releases"
+                    } else {
+                        "`orchestra status` lists what there is"
+                    }),
                 ]
             }
             Self::Read(error) => vec![Diagnostic::error(Code::STATE_DAMAGED, "the state cannot be read").caused_by(error)],

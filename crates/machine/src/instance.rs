@@ -338,9 +338,16 @@ impl Instance {
             }
             return (instance, commands);
         }
+        let Some(pid) = observed.pid else {
+            // The launch is recorded, its process is not there yet: `Started` or `Exited` follows.
+            instance.enter(Phase::Launching, now);
+            if instance.record.intent != InstanceIntent::Run {
+                commands.extend(instance.begin_stop(now, "stop after recovery".to_owned()));
+            }
+            return (instance, commands);
+        };
         instance.started = Some(now);
-        let runs_since = format!("process {} runs", observed.pid.unwrap_or_default());
-        commands.push(Command::Note(EventKind::InstanceAdopted, runs_since));
+        commands.push(Command::Note(EventKind::InstanceAdopted, format!("process {pid} runs")));
         instance.enter(Phase::Starting, now);
         if observed.notified_ready {
             instance.set_fact(|check| matches!(check, Check::Notify), true, "");

@@ -158,11 +158,11 @@ impl Follower {
             run: Some(self.record.id),
             ..EventFilter::default()
         };
-        let mut tail = Tail::new(store, filter);
-        let mut ended = self.record.state.is_final();
-        if ended {
-            return self.finish().await;
+        if self.record.state.is_final() {
+            return self.replay(store, filter, after).await;
         }
+        let mut tail = Tail::new(store, filter);
+        let mut ended = false;
         self.look().await?;
         let mut refresh = tokio::time::interval(REFRESH);
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -188,6 +188,22 @@ impl Follower {
             }
         }
         self.finish().await
+    }
+
+    /// Tells a run that has ended, as far back as its events are kept.
+    async fn replay(&mut self, store: Store, mut filter: EventFilter, after: u64) -> Result<(), Gone> {
+        filter.limit = CHUNK;
+        loop {
+            let chunk = filter.clone();
+            let Ok(events) = store.read(move |reader| reader.events(&chunk)).await else { return Ok(()) };
+            for event in &events {
+                filter.after_sequence = event.sequence;
+                self.tell(event, after).await?;
+            }
+            if events.len() < CHUNK {
+                return self.finish().await;
+            }
+        }
     }
 
     /// Passes an event on. Returns whether it ends the run.

@@ -205,7 +205,15 @@ impl World {
                         && self.provider.launches.get(&key).is_some_and(super::world::Process::is_alive)
                 })
                 .count();
-            if !self.is_steady(&id) {
+            // Somebody killed what it depends on, and it was declared to give way then.
+            let gives_way = forms.iter().any(|service| {
+                service.depends_on.iter().any(|(on, dependency)| {
+                    dependency.on_loss != OnLoss::Ignore
+                        && on.kind == ResourceKind::Service
+                        && !self.checks.reached.contains(on)
+                })
+            });
+            if gives_way || !self.is_steady(&id) {
                 self.checks.reached.remove(&id);
             } else if active >= floor {
                 self.checks.reached.insert(id);

@@ -12,7 +12,7 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use crate::environment::{TestEnvironment, binary};
@@ -36,14 +36,18 @@ pub(crate) fn has(program: &str) -> bool {
 }
 
 /// Ports that nothing listens on, below those that the kernel and Orchestra hand out by themselves, and each only once.
+///
+/// They are free for whoever comes first until the stack listens, so processes must not look at the same ones: a test runner
+/// starts its tests with neighbouring process ids, and each id has a block of its own.
 fn free_ports(count: usize) -> Vec<u16> {
-    static TRIED: AtomicU16 = AtomicU16::new(0);
-    let first = u16::try_from(std::process::id() % 10_000).expect("below 10,000");
+    const BLOCK: u32 = 20;
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id() * BLOCK;
     let mut ports = Vec::new();
     while ports.len() < count {
         let tried = TRIED.fetch_add(1, Ordering::Relaxed);
-        assert!(tried < 10_000, "no free ports");
-        let port = 10_000 + (first + tried) % 10_000;
+        assert!(tried < BLOCK, "no free ports among {BLOCK}");
+        let port = 10_000 + u16::try_from((first + tried) % 10_000).expect("below 10,000");
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             ports.push(port);
         }
