@@ -9,9 +9,13 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use orchestra_model::desired::Resources;
+
+/// What the names of our groups begin with.
+pub(crate) const PREFIX: &str = "orchestra-";
 
 /// Whether control groups are used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +45,7 @@ impl Enforced {
             return Self::default();
         }
         Self::find_parent().map_or_else(Self::default, |parent| {
+            sweep(&parent);
             let delegated = enable_controllers(&parent);
             let has = |name: &str| delegated.split_ascii_whitespace().any(|controller| controller == name);
             Self { memory: has("memory"), cpu: has("cpu"), parent: Some(parent) }
@@ -55,7 +60,7 @@ impl Enforced {
             // The mount may show only a part of the hierarchy (a container); our own path is below its root then.
             let below = Path::new(own).strip_prefix(&root).ok()?;
             let parent = mount.join(below);
-            let probe = parent.join(format!("orchestra-probe-{}", std::process::id()));
+            let probe = parent.join(format!("{PREFIX}probe-{}", std::process::id()));
             fs::create_dir(&probe).ok()?;
             let usable = probe.join("cgroup.kill").exists();
             let removed = fs::remove_dir(&probe).is_ok();
@@ -124,6 +129,24 @@ pub(crate) fn create(group: &Path, resources: &Resources) -> io::Result<()> {
     Ok(())
 }
 
+/// Age from which an empty group is nobody's: a shim fills its group at once, and removes it when it is empty.
+const ABANDONED: Duration = Duration::from_mins(1);
+
+/// Removes groups whose shim was killed and whose launch folder was deleted, so that nobody came back for them.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let group = entry.path();
+        let old = || {
+            let created = entry.metadata().ok()?.modified().ok()?;
+            Some(created.elapsed().ok()? > ABANDONED)
+        };
+        let empty = || fs::read_to_string(group.join("cgroup.events")).is_ok_and(|events| !populated(&events));
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) && old() == Some(true) && empty() {
+            let _ = remove(&group);
+        }
+    }
+}
+
 /// Removes a group and the groups in it; they must be empty of processes.
 pub(crate) fn remove(group: &Path) -> io::Result<()> {
     if let Ok(entries) = fs::read_dir(group) {
@@ -154,6 +177,26 @@ mod tests {
                     41 31 0:38 / /sys/fs/cgroup/uni\\040fied rw,relatime - cgroup2 cgroup2 rw\n\
                     40 31 0:37 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n";
         assert_eq!(mount_points(text), [(PathBuf::from("/"), PathBuf::from("/sys/fs/cgroup/uni fied"))]);
+    }
+
+    #[test]
+    fn only_old_empty_groups_are_swept() {
+        let Some(parent) = Enforced::find_parent() else {
+            eprintln!("SKIPPED: this machine lets us make no control groups");
+            return;
+        };
+        let make = |name: &str, age: Duration| {
+            let group = parent.join(format!("{PREFIX}{name}-{}", std::process::id()));
+            fs::create_dir(&group).unwrap();
+            let made = std::time::SystemTime::now() - age;
+            fs::File::open(&group).unwrap().set_modified(made).unwrap();
+            group
+        };
+        let (old, young) = (make("old", ABANDONED * 2), make("young", Duration::ZERO));
+        sweep(&parent);
+        let left = (old.exists(), young.exists());
+        fs::remove_dir(&young).unwrap();
+        assert_eq!(left, (false, true));
     }
 
     #[test]

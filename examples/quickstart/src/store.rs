@@ -102,12 +102,32 @@ pub enum TaskState {
 
 // === impl Store ===
 
+/// Longest wait for another writer.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// Switches to WAL. Two who open a new file at once may stand in each other's way, and SQLite says so at once where
+/// waiting could deadlock, without asking its busy handler; so it is tried again for as long as that one would wait.
+fn use_wal(connection: &Connection) -> Result<(), Error> {
+    let until = std::time::Instant::now() + BUSY;
+    loop {
+        match connection.pragma_update(None, "journal_mode", "wal") {
+            Err(error)
+                if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
+                    && std::time::Instant::now() < until =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            outcome => return Ok(outcome?),
+        }
+    }
+}
+
 impl Store {
     /// Opens the file; its folder must exist. The schema is not looked at, see [`Self::check`].
     pub fn open(path: &Path) -> Result<Self, Error> {
         let connection = Connection::open(path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
-        connection.busy_timeout(Duration::from_secs(5))?;
-        connection.pragma_update(None, "journal_mode", "wal")?;
+        connection.busy_timeout(BUSY)?;
+        use_wal(&connection)?;
         connection.pragma_update(None, "synchronous", "full")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         Ok(Self(Arc::new(Mutex::new(connection))))

@@ -69,11 +69,9 @@ impl Inner {
             return Ok(Begun::Existed);
         }
         let nonce = random()?;
-        let cgroup = self
-            .enforced
-            .parent
-            .as_ref()
-            .map(|parent| parent.join(format!("orchestra-{}-{}-{nonce}", launch.key.instance, launch.key.attempt)));
+        let cgroup = self.enforced.parent.as_ref().map(|parent| {
+            parent.join(format!("{}{}-{}-{nonce}", cgroup::PREFIX, launch.key.instance, launch.key.attempt))
+        });
         let file = LaunchFile {
             version: VERSION,
             nonce,

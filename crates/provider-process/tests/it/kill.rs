@@ -154,9 +154,15 @@ async fn after_a_restart_of_the_machine_everything_is_gone() {
     status["boot"] = "another".into();
     fs::write(world::folder(&world, &key).join("status.json"), status.to_string()).unwrap();
     let second = bench.serve();
-    let found = second.provider.find_by_intent(key).await.unwrap().unwrap();
+    let found = second.provider.find_by_intent(key.clone()).await.unwrap().unwrap();
     assert_eq!((found.exit, found.gone), (Some(Exit::Unknown), true));
     assert!(found.message.unwrap().contains("restarted"));
+    // A real restart takes the control group along.
+    let launch: serde_json::Value =
+        serde_json::from_slice(&fs::read(world::folder(&world, &key).join("launch.json")).unwrap()).unwrap();
+    if let Some(group) = launch["cgroup"].as_str() {
+        fs::remove_dir(group).unwrap();
+    }
 }
 
 /// A server in a process of its own.
