@@ -153,6 +153,7 @@ impl ScriptedServer {
             api: API_VERSION,
             pid: 4321,
             home: "/state".into(),
+            listen: None,
             started_at: 1_795_232_980_123,
         };
         let script = Script { version, exchanges: exchanges.into(), surprises: Vec::new(), happened: Arc::default() };

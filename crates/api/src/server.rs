@@ -15,6 +15,9 @@ pub struct Version {
     pub pid: u32,
     /// Absolute path of its state directory.
     pub home: String,
+    /// TCP address that it listens on beside its socket, such as `127.0.0.1:7070`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen: Option<String>,
     /// When it was started.
     pub started_at: UnixMillis,
 }

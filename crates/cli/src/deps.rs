@@ -9,7 +9,7 @@ use std::{
 
 use orchestra_api::{BoxFuture, Transport};
 use orchestra_model::{Diagnostic, time::UnixMillis};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Looks up an environment variable.
 pub type Variables = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -62,12 +62,16 @@ pub struct ServerOptions {
 
 /// Starts servers: the binary knows how.
 pub trait ServerControl: Send + Sync + 'static {
-    /// Starts `orchestra server run` detached from this process and its terminal. Does not wait for it to answer. A
-    /// token must reach it by another way than its arguments.
+    /// Starts `orchestra server run --json` detached from this process and its terminal. Does not wait for it to answer.
+    /// A token must reach it by another way than its arguments.
     fn spawn(&self, options: &ServerOptions) -> io::Result<Spawned>;
 
-    /// Runs a server in this process until it is shut down.
-    fn run(&self, options: ServerOptions) -> BoxFuture<'_, Result<(), Vec<Diagnostic>>>;
+    /// Runs a server in this process until it is shut down. `serving` is told once it answers.
+    fn run(
+        &self,
+        options: ServerOptions,
+        serving: oneshot::Sender<Serving>,
+    ) -> BoxFuture<'_, Result<(), Vec<Diagnostic>>>;
 
     /// A server within this process that answers `validate` and `plan` from the state in `home`, if there is any, and
     /// writes nothing.
@@ -80,6 +84,22 @@ pub struct Spawned {
     pub pid: u32,
     /// Where it writes what it has to say.
     pub log: PathBuf,
-    /// Completes if it ends, with the exit status in words.
-    pub exited: BoxFuture<'static, String>,
+    /// Completes if it ends.
+    pub exited: BoxFuture<'static, Ended>,
+}
+
+/// How a server ended that was started in the background.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// Exit status in words.
+    pub status: String,
+    /// What it wrote on standard output: why it could not start, as `--json` prints errors.
+    pub last_words: String,
+}
+
+/// What a server says once it answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Serving {
+    /// TCP address that it listens on, with the port that was chosen if none was asked for.
+    pub listen: Option<SocketAddr>,
 }

@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
-use orchestra_api::{Client, ClientError, Endpoint, TransportError, Version};
+use orchestra_api::{Client, ClientError, Endpoint, ErrorBody, TransportError, Version};
 use orchestra_model::{Code, Diagnostic, EnvironmentId, Name};
 use tokio::time::Instant;
 
 use crate::{
     args::{EnvironmentArg, Global},
-    deps::{ServerControl, ServerOptions, Variables, WallClock},
+    deps::{Ended, ServerControl, ServerOptions, Variables, WallClock},
     failure::Result,
     output::Output,
     source::StackFile,
@@ -183,12 +183,14 @@ impl Session {
                 Err(error) if !error.is_lost() => return Err(error.into()),
                 Ok(None) | Err(_) => {}
             }
-            if let Some((status, since)) = &ended {
+            if let Some((last, since)) = &ended {
+                let last: &Ended = last;
                 // Another command may have started one at the same moment: then ours found the state locked, and the
                 // other one answers once it has replayed its journal.
-                let last = last_lines(&spawned.log);
-                if !last.iter().any(|line| line.contains(Code::STATE_LOCKED.as_str())) {
-                    return Err(with_notes(failed(&format!("the server ended at once ({status})")), last).into());
+                let errors = errors_of(last);
+                let is_locked = errors.iter().any(|error| error.code == Code::STATE_LOCKED);
+                if !is_locked || Instant::now() > deadline {
+                    return Err(could_not_start(last, errors, &spawned.log).into());
                 }
                 // Or the owner was killed and was still leaving, and nobody else comes.
                 if Instant::now() > *since + again {
@@ -196,15 +198,14 @@ impl Session {
                     spawned = spawn()?;
                     ended = None;
                 }
-            }
-            if Instant::now() > deadline {
+            } else if Instant::now() > deadline {
                 let message = format!("the server (pid {}) did not answer within {} s", spawned.pid, START.as_secs());
                 return Err(with_notes(failed(&message), last_lines(&spawned.log)).into());
             }
             // There is no event for "a socket appeared" that is worth its code: connecting costs microseconds.
             if ended.is_none() {
                 tokio::select! {
-                    status = &mut spawned.exited => ended = Some((status, Instant::now())),
+                    last = &mut spawned.exited => ended = Some((last, Instant::now())),
                     () = tokio::time::sleep(pause) => {}
                 }
             } else {
@@ -314,6 +315,24 @@ fn last_lines(log: &Path) -> Vec<String> {
     let text = String::from_utf8_lossy(&tail);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     lines[lines.len().saturating_sub(LINES)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+/// Why a server that was started in the background ended, if it could say so: the last line of JSON with errors in it.
+fn errors_of(ended: &Ended) -> Vec<Diagnostic> {
+    ended.last_words.lines().rev().find_map(|line| Some(serde_json::from_str::<ErrorBody>(line).ok()?.errors)).unwrap_or_default()
+}
+
+/// A server ended before it answered: its own errors, or if it had none to say the end of its log.
+fn could_not_start(ended: &Ended, errors: Vec<Diagnostic>, log: &Path) -> Vec<Diagnostic> {
+    let log_note = format!("the log of the server: {}", log.display());
+    if errors.is_empty() {
+        let diagnostic =
+            Diagnostic::error(Code::SERVER_UNREACHABLE, format!("the server ended at once ({})", ended.status))
+                .note(log_note)
+                .help("look for the reason with `orchestra doctor`");
+        return vec![with_notes(diagnostic, last_lines(log))];
+    }
+    errors.into_iter().map(|error| error.note(log_note.clone())).collect()
 }
 
 fn with_notes(mut diagnostic: Diagnostic, notes: Vec<String>) -> Diagnostic {

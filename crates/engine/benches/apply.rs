@@ -17,6 +17,7 @@ use orchestra_model::{
         Condition, Dependency, Drain, Health, OnLoss, Program, Resources, Restart, RestartPolicy, Rollout, Service,
         Signal, Stop, Strategy, Target,
     },
+    flag::FlagSet,
     quantity::{Amount, Timespan},
     route::{EndpointKey, RouteTable},
 };
@@ -64,6 +65,7 @@ fn service(depends_on: Option<ResourceId>) -> Service {
             watchdog: None,
         },
         replicas: 1,
+        scale: None,
         restarts: 0,
         ports: BTreeMap::new(),
         depends_on: depends_on.into_iter().map(|id| (id, edge)).collect(),
@@ -80,6 +82,8 @@ fn service(depends_on: Option<ResourceId>) -> Service {
             strategy: Strategy::Rolling { max_surge: Amount::Count(1), max_unavailable: Amount::Count(0) },
             drain: Drain { requests: Timespan::seconds(30), streams: Timespan::seconds(900) },
             deadline: Timespan::seconds(300),
+            min_ready: Timespan::default(),
+            progress: Rollout::default_progress(),
         },
     }
 }
@@ -93,7 +97,7 @@ fn stack(name: &str, count: usize, chained: bool) -> LoadedStack {
     let resources = (0..count)
         .map(|index| (id(index), Resource::Service(service((chained && index > 0).then(|| id(index - 1))))))
         .collect();
-    let desired = Desired { environment, target: Target::Process, resources };
+    let desired = Desired { environment, target: Target::Process, resources, flags: FlagSet::default() };
     LoadedStack { desired, warnings: Vec::new(), environments: Vec::new(), source: "/bench/orchestra.yaml".to_owned() }
 }
 
@@ -108,6 +112,7 @@ async fn control(home: &std::path::Path, tree: &TaskTree) -> ControlPlane {
         hold_limit: 100,
         log_max_bytes: 1 << 20,
         log_keep: 1,
+        epoch: 0,
     };
     ControlPlane::open(Options {
         store: Store::open(home, Clock::wall).expect("a fresh state directory"),

@@ -16,6 +16,7 @@ use orchestra_model::{
     launch::{LaunchKey, Observed, ProviderEvent, Termination},
     quantity::Timespan,
     record::{EnvironmentRecord, ReleaseRecord, ReleaseState, ResourceRecord, RunRecord},
+    rollout::RolloutCommand,
 };
 use orchestra_probe::{Limits, Prober};
 use orchestra_provider::{DataPlane, LogLine, LogQuery, Provider};
@@ -147,8 +148,9 @@ struct Inner {
 impl ControlPlane {
     /// Recovers everything that is recorded, and goes on.
     pub async fn open(options: Options) -> Result<Self, EngineError> {
-        let Options { store, provider, data_plane, tree, settings, volumes } = options;
+        let Options { store, provider, data_plane, tree, mut settings, volumes } = options;
         let clock = Clock::start();
+        settings.epoch = Clock::wall();
         let (prober, outcomes) = Prober::new(provider.clone(), &tree, Limits::default());
         let (routes, messages) = mpsc::channel(INBOX);
         let ports = Ports {
@@ -276,6 +278,7 @@ impl ControlPlane {
             first,
             created: BTreeMap::new(),
             postponed: std::collections::VecDeque::new(),
+            next: None,
             begun: Some(begin),
         };
         self.inner.ports.tree.start(TaskKind::Loop, "environment", task.run());
@@ -427,6 +430,26 @@ impl ControlPlane {
         answer.await.map_err(|_| EngineError::ShuttingDown)
     }
 
+    /// Moves the rollout of a service, or every rollout of the run that goes on; an abort always turns the whole run
+    /// back. Returns the run.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is in progress that could be moved.
+    pub async fn rollout(
+        &self,
+        environment: &EnvironmentId,
+        service: Option<Name>,
+        command: RolloutCommand,
+        by: String,
+    ) -> Result<RunRecord, EngineError> {
+        let handle = self.known(environment)?;
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Rollout { service, command, by, reply };
+        handle.requests.send(request).await.map_err(|_| EngineError::ShuttingDown)?;
+        answer.await.map_err(|_| EngineError::ShuttingDown)?
+    }
+
     /// A run.
     pub async fn run(&self, run: RunId) -> Result<RunRecord, EngineError> {
         let found = self.inner.store.read(move |reader| reader.run(run)).await?;
@@ -482,5 +505,6 @@ fn fresh(id: &EnvironmentId) -> EnvironmentRecord {
         run: None,
         chosen_ports: BTreeMap::new(),
         ordinals: BTreeMap::new(),
+        rollouts: BTreeMap::new(),
     }
 }

@@ -95,6 +95,11 @@ impl Effects {
                 probes.start(&self.environment, key, target, every.duration(), timeout.duration());
             }
             Effect::StopProbe(key) => probes.stop(&self.environment, &key),
+            Effect::RunHook { key, .. } => {
+                // Replaced by the consult port.
+                let answer = Err("hooks are not wired".to_owned());
+                let _ = inbox.send(Event::HookDone { key, answer }).await;
+            }
             Effect::CreateVolume { resource, path } => {
                 tree.start(TaskKind::Effect, "create volume", async move {
                     let result = provider.create_volume(path).await.map_err(|error| diagnostic(&error));

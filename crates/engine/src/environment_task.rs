@@ -14,8 +14,9 @@ use std::{
 
 use orchestra_machine::{Batch, Environment, Event, status::Status};
 use orchestra_model::{
-    Diagnostic, Generation, InstanceId, Plan, ResourceId, RunId,
+    Diagnostic, Generation, InstanceId, Name, Plan, ResourceId, RunId,
     record::{Change, EnvironmentRecord, ReleaseRecord, ReleaseState, ResourceRecord, RunKind, RunRecord, RunState},
+    rollout::RolloutCommand,
     time::UnixMillis,
 };
 use orchestra_store::{CommitError, Store};
@@ -23,7 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     clock::Clock,
-    control_plane::{RunRequest, StartedRun},
+    control_plane::{RunRequest, StartedRun, What},
     effects::Effects,
     error::EngineError,
     planning,
@@ -42,6 +43,17 @@ pub(crate) enum Request {
     Plan(Box<RunRequest>, oneshot::Sender<Result<Plan, EngineError>>),
     /// Cancel a run.
     Cancel(RunId, oneshot::Sender<Option<RunRecord>>),
+    /// Move the rollout of a service, or all of the run.
+    Rollout {
+        /// Of which service; `None` means every rollout of the run.
+        service: Option<Name>,
+        /// How.
+        command: RolloutCommand,
+        /// Who asks.
+        by: String,
+        /// The run that was moved.
+        reply: oneshot::Sender<Result<RunRecord, EngineError>>,
+    },
     /// Say how it is.
     View(oneshot::Sender<(EnvironmentRecord, BTreeMap<ResourceId, ResourceRecord>, Status)>),
 }
@@ -70,6 +82,8 @@ pub(crate) struct EnvironmentTask {
     pub(crate) created: BTreeMap<InstanceId, UnixMillis>,
     /// Requests that came while nothing could be written.
     pub(crate) postponed: VecDeque<Request>,
+    /// A newer release that waits for the run that it supersedes to be turned back.
+    pub(crate) next: Option<(Box<RunRequest>, oneshot::Sender<Result<StartedRun, EngineError>>)>,
     /// Told once the recovery's batch is committed and its effects have begun.
     pub(crate) begun: Option<oneshot::Sender<()>>,
 }
@@ -107,6 +121,11 @@ impl EnvironmentTask {
     async fn wake(&mut self) -> Wake {
         if let Some(request) = self.postponed.pop_front() {
             return Wake::Request(request);
+        }
+        if self.machine.run().is_none()
+            && let Some((request, reply)) = self.next.take()
+        {
+            return Wake::Request(Request::Start(request, reply));
         }
         let deadline = self.machine.deadline().map(|at| self.clock.instant(at));
         let timer = async {
@@ -182,7 +201,7 @@ impl EnvironmentTask {
                 Some(Request::Start(_, reply)) => {
                     let _ = reply.send(Err(EngineError::Write(error.clone())));
                 }
-                Some(request @ Request::Cancel(..)) => self.postponed.push_back(request),
+                Some(request @ (Request::Cancel(..) | Request::Rollout { .. })) => self.postponed.push_back(request),
                 // Nobody can ask any more; the commit is still worth its tries.
                 None => return again.await,
             }
@@ -227,6 +246,36 @@ impl EnvironmentTask {
                 let _ = reply.send(after.or(before));
                 Some(batch)
             }
+            Request::Rollout { service, command, by, reply } => {
+                let Some(run) = self.machine.run().cloned() else {
+                    let none = self.machine.can_command(service.as_ref(), &command);
+                    let _ = reply.send(Err(EngineError::Refused(none.err().into_iter().collect())));
+                    return None;
+                };
+                if let Err(problem) = self.machine.can_command(service.as_ref(), &command) {
+                    let _ = reply.send(Err(EngineError::Refused(vec![problem])));
+                    return None;
+                }
+                let batch = self.machine.handle(self.clock.now(), Event::Rollout { service, command, by });
+                let after = self.machine.run().filter(|record| record.id == run.id).cloned();
+                let _ = reply.send(Ok(after.unwrap_or(run)));
+                Some(batch)
+            }
+            Request::Start(request, reply) if self.supersedes(&request) => {
+                // Nothing of it is planned before the run that it supersedes is turned back: the newest stable release
+                // is the baseline.
+                if let Some((_, earlier)) = self.next.replace((request, reply)) {
+                    let environment = self.machine.record().id.clone();
+                    let run = self.machine.run().map_or(RunId(0), |run| run.id);
+                    let _ = earlier.send(Err(EngineError::Busy { environment, run }));
+                }
+                let abort = Event::Rollout {
+                    service: None,
+                    command: RolloutCommand::Abort,
+                    by: "a newer release, which supersedes it".to_owned(),
+                };
+                Some(self.machine.handle(self.clock.now(), abort))
+            }
             Request::Start(request, reply) => match self.start(&request) {
                 Ok((started, batch)) => {
                     if self.carry_out(batch).await {
@@ -243,6 +292,19 @@ impl EnvironmentTask {
                 }
             },
         }
+    }
+
+    /// Whether a request takes the place of the run that goes on: one that is in the middle of a rollout in steps may
+    /// take hours, and whoever sends something newer means that. The same thing once more is no newer one.
+    fn supersedes(&self, request: &RunRequest) -> bool {
+        let Some(run) = self.machine.run() else { return false };
+        let wanted = match &request.what {
+            What::Up(stack) => Some(&stack.desired),
+            What::Apply { plan, .. } => plan.desired.as_ref(),
+            What::Down { .. } => None,
+            What::Restart { .. } | What::Scale { .. } | What::Rollback { .. } => return false,
+        };
+        self.machine.is_rolling_out() && run.plan.desired.as_ref() != wanted
     }
 
     fn plan(&self, request: &RunRequest) -> Result<planning::Planned, EngineError> {
@@ -290,6 +352,7 @@ impl EnvironmentTask {
                 reason: planned.reason,
                 state: ReleaseState::Deploying,
                 desired,
+                verdicts: Vec::new(),
             })
         });
         let started = StartedRun { run: run.clone(), warnings: planned.warnings };

@@ -231,6 +231,12 @@ impl RouteHub {
             DataPlaneEvent::Proxy(ProxyEvent::Draining { endpoint, requests, streams }) => {
                 self.tell(&endpoint.environment.clone(), Event::InFlight { endpoint, requests, streams });
             }
+            DataPlaneEvent::Proxy(ProxyEvent::Traffic(report)) => {
+                self.tell(&report.route.environment.clone(), Event::Traffic(Box::new(report)));
+            }
+            DataPlaneEvent::Proxy(ProxyEvent::Load(report)) => {
+                self.tell(&report.route.environment.clone(), Event::Load(report));
+            }
             DataPlaneEvent::Lost { cause } => self.note(EventKind::ProxyLost, &cause),
             DataPlaneEvent::Serving { pid } => self.note(EventKind::ProxyServing, &format!("process {pid} serves")),
         }

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use orchestra_model::{
-    InstanceId, ResourceId,
+    InstanceId, Name, ReleaseNumber, ResourceId,
     launch::{Launch, LaunchKey, Termination},
     quantity::Timespan,
     record::Change,
+    rollout::Hook,
     route::{EndpointKey, Route},
 };
 
@@ -70,6 +71,17 @@ pub enum Effect {
     },
     /// Stop asking.
     StopProbe(ProbeKey),
+    /// Ask a hook; answered by `HookDone`.
+    RunHook {
+        /// Identity.
+        key: HookKey,
+        /// What to do.
+        hook: Hook,
+        /// Working directory of a command.
+        directory: String,
+        /// JSON document for it.
+        document: String,
+    },
     /// Make sure a volume's directory exists; answered by `VolumeDone`.
     CreateVolume {
         /// Which.
@@ -84,6 +96,19 @@ pub enum Effect {
         /// Absolute path.
         path: String,
     },
+}
+
+/// Identity of one call of a hook.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HookKey {
+    /// Service whose rollout it is about.
+    pub service: Name,
+    /// Release that the rollout leads to.
+    pub release: ReleaseNumber,
+    /// Step, from 0.
+    pub step: u32,
+    /// Call, from 1.
+    pub call: u32,
 }
 
 /// Which of an instance's checks.

@@ -16,6 +16,7 @@
 
 mod fill;
 mod recover;
+mod rollouts;
 mod routes;
 mod run;
 mod view;
@@ -38,12 +39,15 @@ use orchestra_model::{
     launch::{LaunchKey, ProviderEvent},
     quantity::Timespan,
     record::{Change, EnvironmentRecord, JournalEntry, JournalKind, ReleaseRecord, ResourceRecord, RunRecord},
+    rollout::RolloutCommand,
     route::{EndpointKey, EndpointState, RouteId},
+    time::UnixMillis,
+    traffic::{LoadReport, TrafficReport},
 };
 
 use self::{routes::Routes, run::ActiveRun, workload::Workload};
 use crate::{
-    Batch, Effect, ProbeKey,
+    Batch, Effect, HookKey, ProbeKey,
     instance::{self, Instance, Phase},
     rng::Rng,
 };
@@ -65,6 +69,9 @@ pub struct Settings {
     pub log_max_bytes: u64,
     /// Rotated log files that are kept per instance.
     pub log_keep: u32,
+    /// Wall-clock time at [`Now::ZERO`]: what must be written down of a moment is counted from it, so that a changed
+    /// clock moves nothing while a server lives.
+    pub epoch: UnixMillis,
 }
 
 /// What happens to an environment.
@@ -139,6 +146,26 @@ pub enum Event {
         /// Streams.
         streams: u32,
     },
+    /// What went through a route that a rollout watches.
+    Traffic(Box<TrafficReport>),
+    /// How much a metered route carries.
+    Load(LoadReport),
+    /// A person moves a rollout.
+    Rollout {
+        /// Of this service; `None` means every rollout of the run.
+        service: Option<Name>,
+        /// What they want.
+        command: RolloutCommand,
+        /// Who.
+        by: String,
+    },
+    /// A hook answered.
+    HookDone {
+        /// Which.
+        key: HookKey,
+        /// Yes, or why not.
+        answer: Result<(), String>,
+    },
     /// A volume was created or deleted, or could not be.
     VolumeDone {
         /// Which.
@@ -163,6 +190,8 @@ pub struct Environment {
     instances: BTreeMap<InstanceId, Instance>,
     timers: BTreeSet<(Now, InstanceId)>,
     timer_of: BTreeMap<InstanceId, Now>,
+    /// When a workload must be looked at again.
+    alarms: BTreeMap<ResourceId, Now>,
     routes: Routes,
     run: Option<ActiveRun>,
     /// Who depends on a resource, by what is wanted now.
@@ -221,6 +250,7 @@ impl Environment {
             instances: BTreeMap::new(),
             timers: BTreeSet::new(),
             timer_of: BTreeMap::new(),
+            alarms: BTreeMap::new(),
             routes: Routes::default(),
             run: None,
             users: BTreeMap::new(),
@@ -274,7 +304,8 @@ impl Environment {
     pub fn deadline(&self) -> Option<Now> {
         let run = self.run.as_ref().and_then(ActiveRun::deadline);
         let instance = self.timers.first().map(|(at, _)| *at);
-        [run, instance, self.routes.retry_at()].into_iter().flatten().min()
+        let alarm = self.alarms.values().min().copied();
+        [run, instance, alarm, self.routes.retry_at()].into_iter().flatten().min()
     }
 
     fn apply(&mut self, now: Now, event: Event) {
@@ -303,6 +334,10 @@ impl Environment {
                 let key = self.launch_key(&endpoint.instance, endpoint.attempt);
                 self.tell_attempt(now, &key, instance::Event::InFlight { requests, streams });
             }
+            Event::Traffic(report) => self.traffic(now, &report),
+            Event::Load(_) => {}
+            Event::Rollout { service, command, by } => self.rollout_command(now, service.as_ref(), &command, &by),
+            Event::HookDone { key, answer } => self.hook_done(now, &key, answer),
             Event::VolumeDone { resource, result } => self.volume_done(&resource, result),
             Event::Tick => self.tick(now),
         }
@@ -343,6 +378,11 @@ impl Environment {
             if let Some(instance) = self.instances.get(&id) {
                 self.changed.insert(ResourceId::new(instance.record().kind, id.workload.clone()));
             }
+        }
+        let due: Vec<ResourceId> = self.alarms.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
+        for id in due {
+            self.alarms.remove(&id);
+            self.changed.insert(id);
         }
         self.routes.tick(now);
         self.run_tick(now);

@@ -4,14 +4,17 @@
 //! then be done; `deadline()` says when the driver must call again; `status()` is what people see. Time, randomness
 //! and the world are parameters, so the same code runs under the engine and under the simulator.
 
+pub mod autoscale;
 mod batch;
 pub mod environment;
 pub mod health;
 pub mod instance;
+pub mod replacement;
 pub mod restart;
 pub mod rng;
-pub mod rolling;
+pub mod rollout;
 pub mod status;
 
-pub use batch::{Batch, Effect, Leaf, ProbeKey, ProbeTarget, Which};
+pub use autoscale::Autoscaler;
+pub use batch::{Batch, Effect, HookKey, Leaf, ProbeKey, ProbeTarget, Which};
 pub use environment::{Environment, Event, Settings};

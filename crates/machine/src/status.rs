@@ -6,6 +6,8 @@ use orchestra_model::{
     InstanceId, Now, ReleaseNumber, ResourceId,
     launch::Exit,
     record::{RunRecord, StepState},
+    rollout::RolloutRecord,
+    time::UnixMillis,
 };
 
 use crate::{
@@ -46,6 +48,29 @@ pub struct ResourceStatus {
     pub step: Option<StepState>,
     /// Its instances.
     pub instances: Vec<InstanceStatus>,
+    /// Its rollout, or the old set that is still kept.
+    pub rollout: Option<RolloutStatus>,
+}
+
+/// A rollout at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RolloutStatus {
+    /// What is written down of it.
+    pub record: RolloutRecord,
+    /// `canary`, `blue_green`, …
+    pub strategy: &'static str,
+    /// Steps in all.
+    pub steps: u32,
+    /// Where it stands: `step 2 of 5: weight 25 %`.
+    pub words: String,
+    /// Instances of the new set: available, and wanted now.
+    pub instances: (u32, u32),
+    /// Instances of the old set that are ready.
+    pub baseline: u32,
+    /// What it waits for.
+    pub waits_for: Option<String>,
+    /// When the old set is let go, if that is known.
+    pub cold_at: Option<UnixMillis>,
 }
 
 /// An instance at one moment.

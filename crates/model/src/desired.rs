@@ -11,10 +11,14 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use crate::rollout::{Rollout, Strategy};
 use crate::{
+    autoscale::Autoscale,
+    flag::FlagSet,
     id::{Digest, EnvironmentId, Name, ResourceId, ResourceKind},
-    quantity::{Amount, ByteSize, Cpu, Timespan},
+    quantity::{ByteSize, Cpu, Timespan},
     text::{Reference, Text},
+    traffic::PortPolicy,
 };
 
 /// Everything that should exist in one environment.
@@ -26,6 +30,9 @@ pub struct Desired {
     pub target: Target,
     /// Resources by id. Every edge in it points to another resource in it, and edges form no cycle.
     pub resources: BTreeMap<ResourceId, Resource>,
+    /// Feature flags that its programs ask for.
+    #[serde(default, skip_serializing_if = "FlagSet::is_empty")]
+    pub flags: FlagSet,
 }
 
 /// Worlds that a stack can run in.
@@ -173,8 +180,11 @@ pub struct Resources {
 pub struct Service {
     /// What runs.
     pub program: Program,
-    /// How many instances.
+    /// How many instances; with `scale` only to begin with.
     pub replicas: u32,
+    /// How the number of instances follows the load. Never part of the launch digest: scaling replaces nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<Autoscale>,
     /// Counts `orchestra restart`s: a change replaces the instances though nothing else changed.
     pub restarts: u64,
     /// Stable addresses in front of the instances, by port name.
@@ -224,6 +234,9 @@ pub struct Port {
     pub port: Option<u16>,
     /// What is spoken on it.
     pub protocol: Protocol,
+    /// How requests to it are treated.
+    #[serde(default, skip_serializing_if = "PortPolicy::is_default")]
+    pub policy: PortPolicy,
 }
 
 impl Port {
@@ -235,7 +248,11 @@ impl Port {
             IpAddr::V6(ip) if ip.is_unspecified() => "[::1]".to_owned(),
             IpAddr::V6(ip) => format!("[{ip}]"),
         };
-        format!("{}://{host}:{port}", self.protocol.scheme())
+        let scheme = match (self.protocol, &self.policy.tls) {
+            (Protocol::Http | Protocol::H2c, Some(_)) => "https",
+            (protocol, _) => protocol.scheme(),
+        };
+        format!("{scheme}://{host}:{port}")
     }
 }
 
@@ -457,30 +474,6 @@ impl Signal {
             Self::Term => 15,
         }
     }
-}
-
-/// How the instances of a service are replaced.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Rollout {
-    /// Strategy.
-    pub strategy: Strategy,
-    /// What instances that leave may still finish.
-    pub drain: Drain,
-    /// Absolute deadline of the whole rollout, drain apart.
-    pub deadline: Timespan,
-}
-
-/// Ways to replace instances.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Strategy {
-    /// A few at a time, each new one ready before an old one leaves.
-    Rolling {
-        /// Instances above `replicas` at one time; a share is rounded up.
-        max_surge: Amount,
-        /// Ready instances below `replicas` at one time; a share is rounded down.
-        max_unavailable: Amount,
-    },
 }
 
 /// How long an instance that leaves may go on with what it has begun.

@@ -61,6 +61,22 @@ pub enum EventKind {
     ReleaseCreated,
     /// A release is in force as a whole.
     ReleaseStable,
+    /// A rollout began, with its strategy.
+    RolloutStarted,
+    /// A rollout took a step.
+    RolloutStep,
+    /// A rollout waits for a person, and what happens if nobody comes.
+    RolloutPaused,
+    /// A person moved a rollout on.
+    RolloutResumed,
+    /// The new set has taken over.
+    RolloutPromoted,
+    /// A verdict was given.
+    Verdict,
+    /// A hook was asked, or answered.
+    Hook,
+    /// The number of instances was changed by the autoscaler, and why.
+    Scaled,
     /// An instance waits for its start (back-off, dependency).
     InstancePending,
     /// An instance is being launched.

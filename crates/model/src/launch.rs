@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     desired::{Limit, Resources, Signal},
     id::{EnvironmentId, InstanceId, Name},
-    quantity::Timespan,
+    quantity::{ByteSize, Timespan},
     time::UnixMillis,
 };
 
@@ -131,6 +131,19 @@ pub struct Observed {
     pub gone: bool,
     /// What went wrong, in words.
     pub message: Option<String>,
+}
+
+/// What the processes of one launch use, at the moment at which a provider looked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Usage {
+    /// CPU time that its whole tree has used since its start, user and system, ended processes included. It may fall
+    /// where a world cannot count exactly; whoever computes a rate begins again then.
+    pub cpu: std::time::Duration,
+    /// Memory that its whole tree holds: what it is charged with less the file cache that can be given back at once
+    /// (as Kubernetes' working set), or, where a world does not account for it, the resident pages, shared ones once.
+    pub memory: ByteSize,
+    /// Living processes of its tree.
+    pub processes: u32,
 }
 
 /// Something that happened to a launch, as a provider reports it. Events of one launch come in order; after a

@@ -4,17 +4,21 @@
 //! one layer speaks of them. This crate does no I/O, reads no clock and knows no async runtime; behaviour belongs to
 //! the crates above it.
 
+pub mod autoscale;
 pub mod desired;
 pub mod diagnostic;
 pub mod event;
+pub mod flag;
 pub mod id;
 pub mod launch;
 pub mod plan;
 pub mod quantity;
 pub mod record;
+pub mod rollout;
 pub mod route;
 pub mod text;
 pub mod time;
+pub mod traffic;
 
 pub use desired::{Desired, Resource};
 pub use diagnostic::{Code, Diagnostic, Severity};

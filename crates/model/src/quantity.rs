@@ -265,6 +265,16 @@ impl Percent {
         Self(percent * 1000)
     }
 
+    /// From thousandths of a percent point; more than 100 % become 100 %.
+    pub const fn thousandths(thousandths: u32) -> Self {
+        Self(if thousandths > 100_000 { 100_000 } else { thousandths })
+    }
+
+    /// In thousandths of a percent point.
+    pub const fn as_thousandths(self) -> u32 {
+        self.0
+    }
+
     /// This share of `total`, rounded up.
     pub fn of_rounded_up(self, total: u32) -> u32 {
         u32::try_from((u64::from(total) * u64::from(self.0)).div_ceil(100_000)).unwrap_or(u32::MAX)
@@ -298,6 +308,60 @@ impl fmt::Display for Percent {
 }
 
 text_serde!(Percent, "Percent", r"^[0-9]+(\.[0-9]+)? ?%$", "A share such as `25%`.");
+
+/// A measured or wanted quantity without a unit of its own, in thousandths, as the quantities of Kubernetes' metrics are
+/// kept: `100`, `0.5`, `1.25`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Measure(u64);
+
+impl Measure {
+    /// From a whole number; the largest measure if it is too large.
+    pub const fn whole(number: u64) -> Self {
+        Self(number.saturating_mul(1000))
+    }
+
+    /// From thousandths.
+    pub const fn thousandths(thousandths: u64) -> Self {
+        Self(thousandths)
+    }
+
+    /// In thousandths.
+    pub const fn as_thousandths(self) -> u64 {
+        self.0
+    }
+
+    /// The number without what follows the point.
+    pub const fn floor(self) -> u64 {
+        self.0 / 1000
+    }
+}
+
+impl FromStr for Measure {
+    type Err = ParseQuantityError;
+    fn from_str(text: &str) -> Result<Self, ParseQuantityError> {
+        let error =
+            || ParseQuantityError::new(text, "number", "a number with at most three decimals, such as `100` or `0.5`");
+        let thousandths = decimal(text, 1000).ok_or_else(error)?;
+        u64::try_from(thousandths).map(Self).map_err(|_| error())
+    }
+}
+
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whole, rest) = (self.0 / 1000, self.0 % 1000);
+        if rest == 0 {
+            return f.pad(&whole.to_string());
+        }
+        f.pad(&format!("{whole}.{}", format!("{rest:03}").trim_end_matches('0')))
+    }
+}
+
+text_serde!(
+    Measure,
+    "Measure",
+    r"^[0-9]+(\.[0-9]{1,9})?$",
+    "A number with at most three decimals, such as `100` or `0.5`."
+);
 
 /// A number of instances, or a share of the replicas: `1` or `25%`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -397,5 +461,26 @@ mod tests {
         assert_eq!("25%".parse::<Amount>().unwrap().rounded_up(3), 1);
         assert_eq!("25%".parse::<Amount>().unwrap().rounded_down(3), 0);
         assert_eq!("2".parse::<Amount>().unwrap().rounded_down(3), 2);
+        assert_eq!("0.1%".parse::<Percent>().unwrap().as_thousandths(), 100);
+    }
+
+    #[test]
+    fn measures() {
+        for (text, thousandths, printed) in [
+            ("100", 100_000, "100"),
+            ("0.5", 500, "0.5"),
+            ("1.250", 1250, "1.25"),
+            ("0", 0, "0"),
+            ("0.001", 1, "0.001"),
+        ] {
+            let measure: Measure = text.parse().unwrap();
+            assert_eq!((measure.as_thousandths(), measure.to_string().as_str()), (thousandths, printed), "{text}");
+            assert_eq!(printed.parse::<Measure>().unwrap(), measure);
+        }
+        assert_eq!(Measure::thousandths(1999).floor(), 1);
+        assert_eq!(Measure::whole(u64::MAX).as_thousandths(), u64::MAX);
+        for bad in ["", "-1", "1e3", ".5", "1.", "0.0001", "99999999999999999999", "5%"] {
+            assert!(bad.parse::<Measure>().is_err(), "{bad}");
+        }
     }
 }

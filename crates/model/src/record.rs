@@ -14,6 +14,7 @@ use crate::{
     id::{Digest, EnvironmentId, Generation, InstanceId, Name, ReleaseNumber, ResourceId, ResourceKind, RunId},
     launch::Exit,
     plan::Plan,
+    rollout::{RolloutRecord, VerdictRecord},
     time::UnixMillis,
 };
 
@@ -36,6 +37,9 @@ pub struct EnvironmentRecord {
     pub chosen_ports: BTreeMap<Name, BTreeMap<Name, u16>>,
     /// Last ordinal that was given out, by workload and release.
     pub ordinals: BTreeMap<Name, BTreeMap<ReleaseNumber, u32>>,
+    /// Rollouts that go on, or whose old set is still kept, by service.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rollouts: BTreeMap<Name, RolloutRecord>,
 }
 
 /// A numbered, immutable record of a desired state that was put into an environment. Only `state` moves.
@@ -55,6 +59,9 @@ pub struct ReleaseRecord {
     pub state: ReleaseState,
     /// What it asks for.
     pub desired: Desired,
+    /// Verdicts about it, in the order in which they were given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verdicts: Vec<VerdictRecord>,
 }
 
 /// How a release fared.
@@ -260,6 +267,8 @@ pub enum Change {
     Release(Box<ReleaseRecord>),
     /// Moves a release to another state.
     ReleaseState(EnvironmentId, ReleaseNumber, ReleaseState),
+    /// Appends a verdict to a release; the store gives it its time.
+    Verdict(EnvironmentId, ReleaseNumber, Box<VerdictRecord>),
     /// Inserts or replaces.
     Run(Box<RunRecord>),
     /// Moves one step of a run.

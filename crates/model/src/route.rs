@@ -9,6 +9,7 @@ use crate::{
     desired::{Drain, Protocol},
     id::{EnvironmentId, InstanceId, Name, ReleaseNumber},
     quantity::Timespan,
+    traffic::{Arm, LoadReport, PortPolicy, Split, TrafficReport},
 };
 
 /// Everything the proxy does. A table with a version that is not newer than the last one is refused as stale.
@@ -52,7 +53,17 @@ pub struct Route {
     pub hold_limit: u32,
     /// What leaving instances may still finish.
     pub drain: Drain,
-    /// Groups of instances, one per release. Traffic is split by weight; a group without ready instances gets none.
+    /// What the stack says of the port.
+    #[serde(default)]
+    pub policy: PortPolicy,
+    /// How a rollout splits the traffic.
+    #[serde(default)]
+    pub split: Split,
+    /// Whether [`ProxyEvent::Load`] is wanted.
+    #[serde(default)]
+    pub metered: bool,
+    /// Groups of instances, one per release and arm. Traffic is split by `split`, then by weight; a group without ready
+    /// instances gets none.
     pub backends: Vec<Backend>,
 }
 
@@ -61,7 +72,10 @@ pub struct Route {
 pub struct Backend {
     /// Release.
     pub release: ReleaseNumber,
-    /// Share of the traffic in thousandths; the proxy divides by the sum of all.
+    /// Side of the rollout that it is on.
+    #[serde(default)]
+    pub arm: Arm,
+    /// Share of the traffic of its arm, or of the route if nothing splits it; the proxy divides by the sum.
     pub weight: u32,
     /// Its instances.
     pub endpoints: Vec<Endpoint>,
@@ -120,6 +134,10 @@ pub enum ProxyEvent {
         /// Streams and connections in flight.
         streams: u32,
     },
+    /// What went through a watched route.
+    Traffic(TrafficReport),
+    /// How much a metered route carries.
+    Load(LoadReport),
 }
 
 /// Refused route tables.

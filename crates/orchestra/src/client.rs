@@ -2,7 +2,8 @@
 
 use std::{
     ffi::OsString,
-    io::{self, IsTerminal},
+    fs::File,
+    io::{self, IsTerminal, Read, Seek},
     os::unix::process::CommandExt,
     path::Path,
     process::{Command, ExitCode, Stdio},
@@ -10,16 +11,20 @@ use std::{
 };
 
 use orchestra_api::{BoxFuture, Transport};
-use orchestra_cli::{Deps, ServerControl, ServerOptions, Spawned, Terminal};
+use orchestra_cli::{Deps, Ended, ServerControl, ServerOptions, Serving, Spawned, Terminal};
 use orchestra_model::{Code, Diagnostic};
 use orchestra_server::{Backend, InProcess};
 use orchestra_task::TaskTree;
-use tokio::sync::mpsc;
+use rustix::fs::MemfdFlags;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::daemon;
 
 /// Name of the variable in which a spawned server finds its token: an argument could be read by everybody.
 pub(crate) const TOKEN: &str = "ORCHESTRA_SERVER_TOKEN";
+
+/// Longest text that a server leaves about why it could not start, in bytes.
+const LAST_WORDS: u64 = 1 << 20;
 
 /// Runs one command.
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -92,14 +97,16 @@ impl ServerControl for Servers {
         let log = options.home.join("server.log");
         let output = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
         let mut command = Command::new(daemon::this_program()?);
-        command.arg("--home").arg(&options.home).args(["server", "run"]);
+        command.arg("--json").arg("--home").arg(&options.home).args(["server", "run"]);
         if let Some(listen) = options.listen {
             command.arg("--listen").arg(listen.to_string());
         }
         if let Some(token) = &options.token {
             command.env(TOKEN, token);
         }
-        command.current_dir("/").stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        // Not a pipe: the server outlives whoever started it, and its children may inherit what it has.
+        let mut words = File::from(rustix::fs::memfd_create("last words", MemfdFlags::CLOEXEC)?);
+        command.current_dir("/").stdin(Stdio::null()).stdout(words.try_clone()?).stderr(output);
         #[expect(unsafe_code, reason = "the server must survive the terminal of whoever started it")]
         // SAFETY: setsid is async-signal-safe and touches no memory of the parent.
         unsafe {
@@ -108,16 +115,24 @@ impl ServerControl for Servers {
         let mut child = tokio::process::Command::from(command).spawn()?;
         let pid = child.id().unwrap_or_default();
         let exited = Box::pin(async move {
-            match child.wait().await {
+            let status = match child.wait().await {
                 Ok(status) => status.to_string(),
                 Err(error) => error.to_string(),
-            }
+            };
+            let mut last_words = Vec::new();
+            // Without them the log is what there is to read.
+            let _ = words.rewind().and_then(|()| words.take(LAST_WORDS).read_to_end(&mut last_words));
+            Ended { status, last_words: String::from_utf8_lossy(&last_words).into_owned() }
         });
         Ok(Spawned { pid, log, exited })
     }
 
-    fn run(&self, options: ServerOptions) -> BoxFuture<'_, Result<(), Vec<Diagnostic>>> {
-        Box::pin(daemon::run(options))
+    fn run(
+        &self,
+        options: ServerOptions,
+        serving: oneshot::Sender<Serving>,
+    ) -> BoxFuture<'_, Result<(), Vec<Diagnostic>>> {
+        Box::pin(daemon::run(options, serving))
     }
 
     fn in_process(&self, home: &Path) -> BoxFuture<'_, Result<Arc<dyn Transport>, Vec<Diagnostic>>> {

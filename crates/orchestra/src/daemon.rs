@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use orchestra_cli::ServerOptions;
+use orchestra_cli::{ServerOptions, Serving};
 use orchestra_engine::{Clock, ControlPlane};
 use orchestra_machine::Settings;
 use orchestra_model::{Code, Diagnostic, quantity::Timespan};
@@ -24,7 +24,7 @@ use orchestra_task::TaskTree;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::Notify,
+    sync::{Notify, oneshot},
 };
 
 use crate::client::start_failure;
@@ -50,6 +50,7 @@ pub(crate) fn facts(home: String) -> Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         volumes: format!("{home}/volumes"),
         home,
+        listen: None,
         started_at: Clock::wall(),
     }
 }
@@ -61,7 +62,7 @@ pub(crate) fn not_text(home: &Path) -> Diagnostic {
 }
 
 /// Serves until a signal or a client asks it to stop. Instances and proxy go on without it.
-pub(crate) async fn run(options: ServerOptions) -> Result<(), Vec<Diagnostic>> {
+pub(crate) async fn run(options: ServerOptions, serving: oneshot::Sender<Serving>) -> Result<(), Vec<Diagnostic>> {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("ORCHESTRA_LOG").unwrap_or_else(|_| "info".into()))
         .with_ansi(false)
@@ -94,23 +95,35 @@ pub(crate) async fn run(options: ServerOptions) -> Result<(), Vec<Diagnostic>> {
     .await
     .map_err(|error| error.diagnostics())?;
 
+    let tcp = match options.listen {
+        None => None,
+        Some(address) => {
+            let token = token.ok_or_else(|| {
+                vec![
+                    Diagnostic::error(Code::UNAUTHORIZED, "a server that listens on TCP needs a token")
+                        .help("give one with `--token-file`"),
+                ]
+            })?;
+            let failed = |error: io::Error| start_failure(&format!("it cannot listen on {address}"), &error);
+            let listener = TcpListener::bind(address).await.map_err(failed)?;
+            Some((listener.local_addr().map_err(failed)?, listener, token))
+        }
+    };
+    let listen = tcp.as_ref().map(|(address, ..)| *address);
+    let facts = Facts { listen, ..facts };
     let router = orchestra_server::router(Backend::Live(control), facts, tree.clone(), stop.clone());
-    if let Some(address) = options.listen {
-        let token = token.ok_or_else(|| {
-            vec![
-                Diagnostic::error(Code::UNAUTHORIZED, "a server that listens on TCP needs a token")
-                    .help("give one with `--token-file`"),
-            ]
-        })?;
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|error| start_failure(&format!("it cannot listen on {address}"), &error))?;
+    if let Some((address, listener, token)) = tcp {
+        if !address.ip().is_loopback() {
+            tracing::warn!(%address, "the API is not encrypted: whoever can read the traffic reads the token");
+        }
         orchestra_server::serve_tcp(&tree, listener, router.clone(), token.into());
     }
     let socket = orchestra_api::socket_path(&options.home);
     let listener = orchestra_server::listen_unix(&socket).map_err(|error| start_failure("no socket", &error))?;
     orchestra_server::serve_unix(&tree, socket.clone(), listener, router);
-    tracing::info!(socket = %socket.display(), pid = std::process::id(), "serving");
+    tracing::info!(socket = %socket.display(), ?listen, pid = std::process::id(), "serving");
+    // Whoever asked may have gone.
+    let _ = serving.send(Serving { listen });
 
     let outcome = wait(&tree, &stop).await;
     // First nobody can ask any more, then what was begun is finished.
@@ -159,5 +172,6 @@ fn settings() -> Settings {
         hold_limit: 1024,
         log_max_bytes: 64 << 20,
         log_keep: 4,
+        epoch: 0,
     }
 }

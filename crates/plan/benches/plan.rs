@@ -10,7 +10,7 @@ mod fixture;
 use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
-use orchestra_model::{Desired, Resource, desired::Target};
+use orchestra_model::{Desired, Resource, desired::Target, flag::FlagSet};
 use orchestra_plan::{Current, Options, Style, plan, plan_owned, render};
 
 /// So many services, each with a dozen variables and two dependencies.
@@ -31,7 +31,8 @@ fn services(count: usize) -> Desired {
         }
         (fixture::rid(&name(at)), resource)
     });
-    Desired { environment: fixture::environment(), target: Target::Process, resources: resources.collect() }
+    let environment = fixture::environment();
+    Desired { environment, target: Target::Process, resources: resources.collect(), flags: FlagSet::default() }
 }
 
 fn benchmark(criterion: &mut Criterion) {

@@ -117,6 +117,11 @@ fn starts(criterion: &mut Criterion) {
 fn open(state: &Path) -> Bench {
     let mut options = Options::below(state, env!("CARGO_BIN_EXE_orchestra-shim"));
     options.shim_args.clear();
+    // The shim of production is a role of a binary twenty times as large.
+    if let Some(program) = std::env::var_os("ORCHESTRA_BIN") {
+        options.shim_program = program.into();
+        options.shim_args.push("shim".into());
+    }
     let provider = ProcessProvider::open(options, TaskTree::new()).expect("the folders can be made");
     let events = provider.take_events().expect("nobody took them");
     Bench { provider, events, next: 0 }

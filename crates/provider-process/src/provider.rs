@@ -8,6 +8,8 @@ mod begin;
 mod inotify;
 mod logs;
 mod supervisor;
+mod usage;
+mod zygote;
 
 use std::{
     collections::HashMap,
@@ -20,7 +22,7 @@ use std::{
 
 use orchestra_model::{
     Code, EnvironmentId, InstanceId,
-    launch::{Exec, ExecOutcome, Launch, LaunchKey, Observed, ProviderEvent, Termination},
+    launch::{Exec, ExecOutcome, Launch, LaunchKey, Observed, ProviderEvent, Termination, Usage},
 };
 use orchestra_provider::{BoxFuture, Error, LogLine, LogQuery, Provider, Retry};
 use orchestra_task::{TaskKind, TaskTree};
@@ -33,6 +35,7 @@ use crate::{
     provider::{
         begin::{Begun, Look},
         supervisor::{Command, Supervisor, replay},
+        zygote::Zygote,
     },
 };
 
@@ -40,8 +43,12 @@ use crate::{
 const EVENTS: usize = 1024;
 /// Patience with a launch folder whose lock is held but whose shim does not answer (yet).
 const BUSY_PATIENCE: Duration = Duration::from_secs(10);
+/// Patience of a sample with all that it asks.
+const USAGE_PATIENCE: Duration = Duration::from_millis(250);
 /// Time between looks at such a folder: a shim that starts is there within a millisecond or two.
 const BUSY_PAUSE: Duration = Duration::from_millis(2);
+/// Patience with a zygote that was asked for a shim.
+const FORK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where a provider keeps its things, and what it runs as shim.
 #[derive(Clone, Debug)]
@@ -109,6 +116,7 @@ pub(crate) struct Inner {
     events: mpsc::Sender<(LaunchKey, ProviderEvent)>,
     receiver: Mutex<Option<mpsc::Receiver<(LaunchKey, ProviderEvent)>>>,
     slots: Mutex<HashMap<LaunchKey, Slot>>,
+    zygote: Zygote,
 }
 
 /// What there is under a key.
@@ -145,6 +153,7 @@ impl ProcessProvider {
         let enforced = Enforced::detect(options.cgroups);
         Ok(Self {
             inner: Arc::new(Inner {
+                zygote: Zygote::keep(&options, &tree),
                 options,
                 tree,
                 enforced,
@@ -205,6 +214,10 @@ impl Provider for ProcessProvider {
 
     fn exec(&self, exec: Exec) -> BoxFuture<'_, Result<ExecOutcome, Error>> {
         Box::pin(self.inner.exec(exec))
+    }
+
+    fn usage(&self, keys: Vec<LaunchKey>) -> BoxFuture<'_, Vec<(LaunchKey, Usage)>> {
+        Box::pin(self.inner.usage(keys))
     }
 
     fn create_volume(&self, path: String) -> BoxFuture<'_, Result<(), Error>> {
@@ -301,15 +314,21 @@ impl Inner {
         let slot = self.slot(&key).await;
         let mut slot = slot.lock().await;
         // A shim that was killed before it had recorded anything has started nothing: once more, then give up.
-        for _ in 0..3 {
+        for attempt in 0..3 {
             if slot.as_ref().is_some_and(|task| !task.is_closed()) {
                 return Ok(());
             }
             let (inner, launch) = (Arc::clone(self), launch.clone());
-            match blocking(move || inner.begin(launch)).await.map_err(failed)? {
+            match blocking(move || inner.begin(launch, attempt > 0)).await.map_err(failed)? {
                 Begun::Spawned(connection) => {
-                    let (task, recorded) = Supervisor::start(self, &key, connection).map_err(failed)?;
-                    if recorded.await.is_ok() {
+                    let (task, mut recorded) = Supervisor::start(self, &key, connection).map_err(failed)?;
+                    let mut answer = tokio::time::timeout(FORK_PATIENCE, &mut recorded).await;
+                    if answer.is_err() {
+                        // Stopped by somebody, perhaps: then its request must not be carried out later.
+                        self.zygote.kill();
+                        answer = Ok(recorded.await);
+                    }
+                    if matches!(answer, Ok(Ok(()))) {
                         *slot = Some(task);
                         return Ok(());
                     }
@@ -514,6 +533,33 @@ impl Inner {
         drop(slot);
         self.drop_slot(&key, &shared).await;
         Ok(())
+    }
+
+    async fn usage(&self, keys: Vec<LaunchKey>) -> Vec<(LaunchKey, Usage)> {
+        let deadline = tokio::time::Instant::now() + USAGE_PATIENCE;
+        let slots: Vec<(LaunchKey, Slot)> = {
+            let slots = self.slots.lock().await;
+            keys.into_iter().filter_map(|key| slots.get(&key).cloned().map(|slot| (key, slot))).collect()
+        };
+        let mut asked = Vec::with_capacity(slots.len());
+        for (key, slot) in slots {
+            // A launch that somebody starts or looks up at this moment may be in his hands for a while.
+            let Ok(task) = tokio::time::timeout_at(deadline, slot.lock()).await.map(|task| task.clone()) else {
+                continue;
+            };
+            let (reply, answer) = oneshot::channel();
+            // A task that does not take it is replacing its shim.
+            if task.is_some_and(|task| task.try_send(Command::Locate { reply }).is_ok()) {
+                asked.push((key, answer));
+            }
+        }
+        let mut places = Vec::with_capacity(asked.len());
+        for (key, answer) in asked {
+            if let Ok(Ok(Some(place))) = tokio::time::timeout_at(deadline, answer).await {
+                places.push((key, place));
+            }
+        }
+        blocking(move || Ok(usage::sample(places))).await.unwrap_or_default()
     }
 
     async fn exec(self: &Arc<Self>, exec: Exec) -> Result<ExecOutcome, Error> {

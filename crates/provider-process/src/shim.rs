@@ -3,7 +3,7 @@
 //! `shim [--adopt] [--inherit] DIR` supervises the launch in the launch folder `DIR` until its tree is gone, then
 //! records that and ends. With `--inherit`, descriptor 0 is a connection to the provider, descriptor 1 the folder's
 //! lock, and, with `--adopt`, descriptor 2 may be a pidfd of the main process. With `--adopt` it takes over from a shim
-//! that was killed.
+//! that was killed. `shim --zygote …` supervises nothing: it forks shims when it is asked ([`zygote`]).
 //!
 //! ```text
 //!            fork, record, go            exec          main process ends          tree empty, logs at EOF
@@ -22,6 +22,7 @@ mod logs;
 mod notify;
 mod supervise;
 mod tree;
+mod zygote;
 
 use std::{
     ffi::OsString,
@@ -38,7 +39,10 @@ use crate::{
     sys,
 };
 
-pub(crate) use tree::stat;
+pub(crate) use {
+    tree::{Stat, stat},
+    zygote::FLAG as ZYGOTE,
+};
 
 /// Runs a shim. `args` are the arguments after the word `shim`. Call it first thing in `main`, in a process with one
 /// thread and nothing open: it closes every descriptor that it was not told of.
@@ -57,21 +61,35 @@ struct Arguments {
     folder: PathBuf,
     adopt: bool,
     inherit: bool,
+    zygote: bool,
 }
 
 impl Arguments {
     fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Self> {
-        let (mut folder, mut adopt, mut inherit) = (None, false, false);
+        let (mut folder, mut adopt, mut inherit, mut zygote) = (None, false, false, false);
         for arg in args {
             match arg.to_str() {
                 Some("--adopt") => adopt = true,
                 Some("--inherit") => inherit = true,
+                Some(zygote::FLAG) => zygote = true,
+                // A zygote's further arguments only make room.
                 _ if folder.is_none() => folder = Some(PathBuf::from(arg)),
+                _ if zygote => {}
                 _ => return None,
             }
         }
-        Some(Self { folder: folder?, adopt, inherit })
+        Some(Self { folder: folder?, adopt, inherit, zygote })
     }
+}
+
+/// What a shim is given by whoever starts it.
+struct Task {
+    folder: PathBuf,
+    adopt: bool,
+    connection: Option<OwnedFd>,
+    /// `None`: it has to take the lock itself.
+    lock: Option<Lock>,
+    pidfd: Option<OwnedFd>,
 }
 
 /// What a shim has in hand before it touches the launch.
@@ -87,33 +105,50 @@ struct Prepared {
 
 fn run(arguments: &Arguments) -> io::Result<()> {
     sys::close_from(3);
+    rustix::process::umask(Mode::from_raw_mode(0o077));
+    let mut inherited = Vec::new();
+    for number in 0..if arguments.inherit { 3 } else { 0 } {
+        inherited.push(sys::take_inherited(number)?);
+    }
+    let zygote_socket = if arguments.zygote { Some(sys::take_inherited(0)?) } else { None };
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    sys::null_standard(null.as_fd())?;
+    if let Some(socket) = zygote_socket {
+        return match zygote::serve(socket)? {
+            Some(task) => supervise(task, null),
+            None => Ok(()),
+        };
+    }
+    let mut inherited = inherited.into_iter();
+    let task = Task {
+        folder: arguments.folder.clone(),
+        adopt: arguments.adopt,
+        connection: inherited.next(),
+        lock: inherited.next().map(Lock),
+        pidfd: inherited.next().filter(|_| arguments.adopt),
+    };
+    supervise(task, null)
+}
+
+fn supervise(task: Task, null: OwnedFd) -> io::Result<()> {
     let signals = sys::prepare_signals()?;
     // Fails for a process group leader (started by hand from a shell), which then stays in its session.
     let _ = rustix::process::setsid();
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))?;
-    rustix::process::umask(Mode::from_raw_mode(0o077));
     sys::name_process(c"orchestra-shim");
-    rustix::process::chdir(&arguments.folder)?;
+    rustix::process::chdir(&task.folder)?;
     let folder = Folder::here();
-
-    let (mut connection, mut pidfd, lock) = if arguments.inherit {
-        (Some(sys::take_inherited(0)?), Some(sys::take_inherited(2)?), Lock(sys::take_inherited(1)?))
-    } else {
-        let lock = folder.try_lock()?.ok_or_else(|| io::Error::other("another supervisor lives"))?;
-        (None, None, lock)
+    let lock = match task.lock {
+        Some(lock) => lock,
+        None => folder.try_lock()?.ok_or_else(|| io::Error::other("another supervisor lives"))?,
     };
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    sys::null_standard(null.as_fd())?;
-    if !arguments.adopt {
-        pidfd = None;
-    }
-    if let Some(fd) = &connection {
+    if let Some(fd) = &task.connection {
         rustix::io::ioctl_fionbio(fd, true)?;
     }
     let file = folder.read_launch()?;
-    let status = if arguments.adopt { folder.read_status()? } else { None };
-    let prepared = Prepared { folder, file, lock, null, signals, connection: connection.take(), pidfd };
-    match (arguments.adopt, status) {
+    let status = if task.adopt { folder.read_status()? } else { None };
+    let prepared = Prepared { folder, file, lock, null, signals, connection: task.connection, pidfd: task.pidfd };
+    match (task.adopt, status) {
         (false, _) => supervise::Shim::start(prepared)?.run(),
         (true, Some(status)) if !status.gone => supervise::Shim::adopt(prepared, status)?.run(),
         (true, _) => Ok(()),

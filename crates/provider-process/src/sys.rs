@@ -112,6 +112,36 @@ pub(crate) fn prepare_signals() -> io::Result<OwnedFd> {
     }
 }
 
+/// Makes the calling process deaf to [`IGNORED`], and lets the kernel throw the ends of its children away.
+pub(crate) fn ignore_children() -> io::Result<()> {
+    for signal in IGNORED.into_iter().chain([libc::SIGCHLD]) {
+        // SAFETY: passes numbers.
+        if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Forks the calling process, which must have one thread. Returns whether the caller is the child.
+pub(crate) fn fork() -> io::Result<bool> {
+    // SAFETY: one thread, so the copied address space is consistent and the child may do what its parent may.
+    match unsafe { libc::fork() } {
+        0 => Ok(true),
+        1.. => Ok(false),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Overwrites the arguments that the kernel gave to this process, as `ps` shows them. The range must lie within what
+/// `/proc/self/stat` calls `arg_start` to `arg_end`.
+pub(crate) fn overwrite_arguments(address: usize, text: &[u8]) {
+    let place = ptr::with_exposed_provenance_mut::<u8>(address);
+    // SAFETY: the range is writable memory of this process on its initial stack. No Rust value refers to it: the
+    // standard library has copied what it gave out, and this process has one thread.
+    unsafe { ptr::copy_nonoverlapping(text.as_ptr(), place, text.len()) };
+}
+
 /// Closes every descriptor from `first` on.
 pub(crate) fn close_from(first: u32) {
     // SAFETY: called before this process has opened any descriptor of its own.

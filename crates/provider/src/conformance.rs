@@ -48,6 +48,8 @@ pub enum Program {
     PrintAndRun(String),
     /// Sends `READY=1` and `STATUS=` with this text, then runs until a signal kills it.
     Notify(String),
+    /// Uses as much CPU time as it gets until a signal kills it.
+    Spin,
     /// Does not exist.
     Missing,
 }

@@ -2,8 +2,8 @@
 //!
 //! A [`FakeWorld`] outlives the [`FakeProvider`]s that are opened on it, as processes outlive servers. Programs are
 //! named by what they do (see [`FakeWorld::command`]); every other command is a program that runs until it is told to
-//! end, by a signal or by the test ([`FakeWorld::exit`], [`FakeWorld::notify`], [`FakeWorld::print`]). Time is tokio's,
-//! so that it can be paused.
+//! end, by a signal or by the test ([`FakeWorld::exit`], [`FakeWorld::notify`], [`FakeWorld::print`]). They use what the
+//! test says ([`FakeWorld::set_usage`]). Time is tokio's, so that it can be paused.
 
 mod world;
 
@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use orchestra_model::{
     Code, EnvironmentId,
-    launch::{Exec, ExecOutcome, Exit, Launch, LaunchKey, Observed, ProviderEvent, Termination},
+    launch::{Exec, ExecOutcome, Exit, Launch, LaunchKey, Observed, ProviderEvent, Termination, Usage},
 };
 use orchestra_task::{TaskKind, TaskTree};
 use tokio::sync::{Mutex, mpsc};
@@ -113,6 +113,10 @@ impl Provider for FakeProvider {
             }
             Ok(outcome)
         })
+    }
+
+    fn usage(&self, keys: Vec<LaunchKey>) -> BoxFuture<'_, Vec<(LaunchKey, Usage)>> {
+        Box::pin(std::future::ready(self.world.usage(self.listener, keys)))
     }
 
     fn create_volume(&self, path: String) -> BoxFuture<'_, Result<(), Error>> {

@@ -4,7 +4,7 @@ use std::{future::Future, pin::Pin};
 
 use orchestra_model::{
     EnvironmentId, InstanceId, Name,
-    launch::{Exec, ExecOutcome, Launch, LaunchKey, Observed, ProviderEvent, Termination},
+    launch::{Exec, ExecOutcome, Launch, LaunchKey, Observed, ProviderEvent, Termination, Usage},
     time::UnixMillis,
 };
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,16 @@ pub trait Provider: Send + Sync + 'static {
 
     /// Runs a command beside an instance: same environment, directory, user and control group.
     fn exec(&self, exec: Exec) -> BoxFuture<'_, Result<ExecOutcome, Error>>;
+
+    /// What launches use now, for those of `keys` whose main process runs, in the same order. Only launches that this
+    /// provider started or adopted ([`find_by_intent`]) are looked at. Nothing waits for it and it changes nothing: what
+    /// cannot be sampled at once is left out, and a world that cannot measure leaves out all.
+    ///
+    /// [`find_by_intent`]: Provider::find_by_intent
+    fn usage(&self, keys: Vec<LaunchKey>) -> BoxFuture<'_, Vec<(LaunchKey, Usage)>> {
+        drop(keys);
+        Box::pin(std::future::ready(Vec::new()))
+    }
 
     /// Makes sure that a volume's directory exists.
     fn create_volume(&self, path: String) -> BoxFuture<'_, Result<(), Error>>;

@@ -23,21 +23,26 @@ use tokio::time::Instant;
 use crate::{
     flight::Kind,
     metrics::{ErrorKind, Gauge, RetryKind, Series},
+    mirror,
     seek::{Seeker, Ticket},
     state::{Arrival, Proxy},
     tunnel::{self, Tunnel},
     upstream::{Lease, SendError},
+    watch::Evidence,
 };
 
 pub(crate) mod body;
 pub(crate) mod failure;
-mod headers;
+pub(crate) mod headers;
+mod inspect;
 pub(crate) mod replay;
 mod sse;
+mod tokens;
 
 use body::{Active, ClientConnection, InstanceBody, ResponseBody};
 use failure::Failure;
 use headers::Head;
+use inspect::Inspection;
 use replay::Replay;
 
 /// Times that a request is sent on after it was certainly not processed, not counting connections that failed.
@@ -77,7 +82,12 @@ pub(crate) async fn answer(
                 series.error(failure.kind);
             }
             let grpc = grpc || plan.as_ref().is_some_and(|plan| plan.protocol == Protocol::Grpc);
-            (failure.response(plan.as_ref().map(|plan| &plan.id), grpc), series)
+            let mut response = failure.response(plan.as_ref().map(|plan| &plan.id), grpc);
+            if failure.kind == ErrorKind::BadRequest && connection.h1 {
+                // Who frames one request oddly is not trusted with the boundaries of the next one.
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            (response, series)
         }
     };
     if let Some(series) = series {
@@ -97,12 +107,22 @@ async fn forward(
 ) -> Result<(Response<ResponseBody>, Arc<Series>), Failed> {
     let kind = if head.is_grpc() { Kind::Stream } else { Kind::Request };
     let safe = head.is_idempotent() && body.is_empty();
-    let mut seeker = Seeker::new(proxy, arrival, kind);
+    let mut seeker = Seeker::new(proxy, arrival, kind, Some(&head));
     let mut resends = 0;
+    let mut mirrored = None;
     loop {
         let ticket = seeker.acquire().await?;
-        let series = Arc::clone(&ticket.upstream.series);
-        let gauge = series.gauge(ticket.flight.is_stream());
+        let series = Arc::clone(ticket.series());
+        let gauge = ticket.gauge();
+        let evidence = ticket.evidence().map(|evidence| evidence.asked(body.upload(), head.expects_stream()));
+        if let Some(mirroring) = &ticket.plan.mirror
+            && mirrored.is_none()
+        {
+            mirrored = Some(mirroring.wants(&ticket.plan, &head, ticket.backend().arm));
+            if mirrored == Some(true) {
+                body.keep_copy();
+            }
+        }
         let request = head.request(ticket.upstream.is_h2(), body.attempt(&series));
         let sent = tokio::select! {
             biased;
@@ -110,16 +130,22 @@ async fn forward(
             // Dropping the attempt closes its connection or resets its stream.
             () = ticket.flight.cut().cancelled() => {
                 let failure = Failure::new(ErrorKind::Cut, "the instance was stopped before it answered");
+                evidence.map(Evidence::cut);
                 return Err(Failed(failure, Some(series)));
             }
         };
         let (retry, text) = match sent {
             Ok((response, lease)) => {
                 body.commit();
-                return respond(proxy, &head, ticket, gauge, response, lease, upgrade).map(|r| (r, series));
+                let original = (mirrored == Some(true))
+                    .then(|| mirror::send(proxy, &ticket.plan, &head, &body, response.status()))
+                    .flatten();
+                let inspected = (evidence, original);
+                return respond(proxy, &head, ticket, gauge, response, lease, upgrade, inspected).map(|r| (r, series));
             }
             Err(SendError::Connect(error)) => {
                 series.retry(RetryKind::Connect);
+                evidence.map(Evidence::forget);
                 seeker.unreachable(&ticket, &error);
                 continue;
             }
@@ -131,12 +157,14 @@ async fn forward(
             Some(kind) if resends < RESENDS => {
                 resends += 1;
                 series.retry(kind);
+                evidence.map(Evidence::forget);
             }
             _ if body.is_broken() => {
                 let failure = Failure::new(ErrorKind::Client, "the request's body ended early");
                 return Err(Failed(failure, Some(series)));
             }
             _ => {
+                evidence.map(Evidence::broken);
                 let message = format!("instance {} gave no answer: {text}", ticket.upstream.flight.key().instance);
                 return Err(Failed(Failure::new(ErrorKind::Upstream, message), Some(series)));
             }
@@ -145,6 +173,7 @@ async fn forward(
 }
 
 /// Turns an instance's response into the client's.
+#[expect(clippy::too_many_arguments, reason = "everything that one request holds changes hands here")]
 fn respond(
     proxy: &Proxy,
     head: &Head,
@@ -153,14 +182,21 @@ fn respond(
     mut response: Response<Incoming>,
     lease: Lease,
     upgrade: Option<OnUpgrade>,
+    (evidence, original): (Option<Evidence>, Option<mirror::Original>),
 ) -> Result<Response<ResponseBody>, Failed> {
-    let Ticket { upstream, mut flight } = ticket;
-    let series = Arc::clone(&upstream.series);
+    let series = Arc::clone(ticket.series());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let (Some(client), Some(_)) = (upgrade, &head.upgrade) else {
             let failure = Failure::new(ErrorKind::Upstream, "the instance switched protocols without being asked");
+            evidence.map(Evidence::broken);
             return Err(Failed(failure, Some(series)));
         };
+        ticket.mark(response.headers_mut());
+        if let Some(mut evidence) = evidence {
+            evidence.answered(response.status(), response.headers(), false, false);
+            evidence.complete();
+        }
+        let mut flight = ticket.flight;
         flight.become_stream();
         gauge.become_stream();
         let instance = hyper::upgrade::on(&mut response);
@@ -181,6 +217,9 @@ fn respond(
     }
     let (mut parts, incoming) = response.into_parts();
     headers::strip(&mut parts.headers);
+    ticket.mark(&mut parts.headers);
+    let inspection = Inspection::new(evidence, ticket.plan.meter.as_ref(), original, &parts);
+    let mut flight = ticket.flight;
     // What the instance speaks is its own affair; hyper adapts the answer to the client's version.
     parts.version = Version::HTTP_11;
     let events = headers::is_event_stream(&parts.headers);
@@ -189,7 +228,7 @@ fn respond(
         gauge.become_stream();
     }
     let events = events && is_extensible(&parts.headers);
-    let body = InstanceBody::new(incoming, lease, flight, gauge, series, events);
+    let body = InstanceBody::new(incoming, lease, flight, gauge, series, events, inspection);
     Ok(Response::from_parts(parts, ResponseBody::Instance(Box::new(body))))
 }
 

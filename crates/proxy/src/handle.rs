@@ -28,6 +28,7 @@ mod holder;
 mod launch;
 mod sockets;
 mod supervisor;
+mod traffic;
 
 use connection::Connection;
 use supervisor::{Command, Supervisor};

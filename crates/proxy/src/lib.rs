@@ -4,25 +4,31 @@
 //! when an instance stops or what a route weighs: it reports what is in flight and obeys. The [`ProxyHandle`] lives in
 //! the server, holds duplicates of every listening socket, and keeps exactly one proxy per home alive.
 //!
-//! A request's way: `listen` (connection) → `exchange` (request) → `seek` (endpoint, hold) → `upstream` (pools) → and
-//! back, with `flight` counting what is on its way. `state` puts tables into force and reports drained endpoints;
-//! `process` obeys the server over `wire`. TLS will stand between `listen::Listener` and `listen::serve`, where a
+//! A request's way: `listen` (connection) → `exchange` (request) → `seek` (endpoint, hold; the release by `assign`) →
+//! `upstream` (pools) → and back, with `flight` counting what is on its way. `state` puts tables into force and reports
+//! drained endpoints; `watch` and `load` keep what `reports` tells of traffic, `mirror` sends copies; `process` obeys the
+//! server over `wire`. TLS will stand between `listen::Listener` and `listen::serve`, where a
 //! connection is nothing but a stream yet.
 
 mod admin;
+mod assign;
 mod exchange;
 mod files;
 mod flight;
 mod handle;
 mod listen;
+mod load;
 mod metrics;
+mod mirror;
 mod process;
+mod reports;
 mod seek;
 mod state;
 mod stream;
 mod table;
 mod tunnel;
 mod upstream;
+mod watch;
 mod wire;
 
 pub use handle::{OpenError, Options, ProxyHandle};

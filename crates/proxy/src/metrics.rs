@@ -18,7 +18,10 @@ use http::{Method, StatusCode};
 use orchestra_model::{
     id::{Name, ReleaseNumber},
     route::RouteId,
+    traffic::Arm,
 };
+
+use crate::load::Meter;
 
 /// Series of releases that the table does not have any more and that are still shown, per service.
 const OLD_RELEASES: usize = 4;
@@ -104,7 +107,29 @@ impl RetryKind {
         [(Self::Connect, "connect"), (Self::Stale, "stale_connection"), (Self::Refused, "refused_stream")];
 }
 
-/// Numbers of one release of one service (or of a service without a release: what never reached one).
+/// What became of the copy of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MirrorOutcome {
+    /// Its response was the same.
+    Agreed,
+    /// It was another.
+    Differed,
+    /// There was none, or not all of it.
+    Failed,
+    /// No copy was made, or there was nothing to compare it with.
+    Skipped,
+}
+
+impl MirrorOutcome {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Agreed, "agreed"),
+        (Self::Differed, "differed"),
+        (Self::Failed, "failed"),
+        (Self::Skipped, "skipped"),
+    ];
+}
+
+/// Numbers of one release of one service on one arm (or of a service without a release: what never reached one).
 #[derive(Debug, Default)]
 pub(crate) struct Series {
     requests: [[AtomicU64; CLASSES.len()]; METHODS.len()],
@@ -118,6 +143,9 @@ pub(crate) struct Series {
     sent: AtomicU64,
     requests_in_flight: AtomicU64,
     streams_in_flight: AtomicU64,
+    mirrored: [AtomicU64; MirrorOutcome::ALL.len()],
+    holding: AtomicU64,
+    held: AtomicU64,
 }
 
 fn add(counter: &AtomicU64, by: u64) {
@@ -161,9 +189,25 @@ impl Series {
         add(&self.sent, bytes as u64);
     }
 
+    /// What became of a copy of a request.
+    pub(crate) fn mirrored(&self, outcome: MirrorOutcome) {
+        add(&self.mirrored[outcome as usize], 1);
+    }
+
+    /// A request begins to wait for an instance.
+    pub(crate) fn waits(&self) {
+        add(&self.holding, 1);
+        add(&self.held, 1);
+    }
+
+    /// It does not wait any more.
+    pub(crate) fn waited(&self) {
+        self.holding.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// Counts something in flight until dropped.
     pub(crate) fn gauge(self: &Arc<Self>, stream: bool) -> Gauge {
-        let gauge = Gauge { series: Arc::clone(self), stream };
+        let gauge = Gauge { series: Arc::clone(self), stream, meter: None };
         add(gauge.counter(), 1);
         gauge
     }
@@ -174,9 +218,19 @@ impl Series {
 pub(crate) struct Gauge {
     series: Arc<Series>,
     stream: bool,
+    meter: Option<Arc<Meter>>,
 }
 
 impl Gauge {
+    /// Counts for the meter of a route too, if it has one.
+    pub(crate) fn metered(mut self, meter: Option<&Arc<Meter>>) -> Self {
+        if let Some(meter) = meter {
+            meter.enter(self.stream);
+            self.meter = Some(Arc::clone(meter));
+        }
+        self
+    }
+
     fn counter(&self) -> &AtomicU64 {
         if self.stream { &self.series.streams_in_flight } else { &self.series.requests_in_flight }
     }
@@ -186,6 +240,9 @@ impl Gauge {
             self.counter().fetch_sub(1, Ordering::Relaxed);
             self.stream = true;
             add(self.counter(), 1);
+            if let Some(meter) = &self.meter {
+                meter.become_stream();
+            }
         }
     }
 }
@@ -193,6 +250,9 @@ impl Gauge {
 impl Drop for Gauge {
     fn drop(&mut self) {
         self.counter().fetch_sub(1, Ordering::Relaxed);
+        if let Some(meter) = &self.meter {
+            meter.leave(self.stream);
+        }
     }
 }
 
@@ -203,7 +263,7 @@ struct Key {
     environment: Name,
     service: Name,
     /// `None`: the request reached no release.
-    release: Option<ReleaseNumber>,
+    release: Option<(ReleaseNumber, Arm)>,
 }
 
 /// Numbers of the whole process, and the series of all services.
@@ -227,8 +287,8 @@ impl Registry {
         self.series.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The series of a release, or of what reached none.
-    pub(crate) fn series(&self, route: &RouteId, release: Option<ReleaseNumber>) -> Arc<Series> {
+    /// The series of a release on an arm, or of what reached none.
+    pub(crate) fn series(&self, route: &RouteId, release: Option<(ReleaseNumber, Arm)>) -> Arc<Series> {
         let key = Key {
             stack: route.environment.stack.clone(),
             environment: route.environment.environment.clone(),
@@ -282,8 +342,15 @@ impl Registry {
                 page.nonzero(&format!("{labels},reason=\"{kind}\""), count);
             }
         }
+        page.family("orchestra_proxy_mirrored_total", "counter", "Copies of requests, by what became of them.");
+        for (labels, series) in &all {
+            for ((_, outcome), count) in MirrorOutcome::ALL.iter().zip(&series.mirrored) {
+                page.nonzero(&format!("{labels},outcome=\"{outcome}\""), count);
+            }
+        }
         page.histogram(&all);
         page.gauges(&all);
+        page.holds(self);
         let plain: [(&'static str, &str, &str, &AtomicU64); 5] = [
             ("orchestra_proxy_client_connections", "gauge", "Open connections of clients.", &self.connections),
             ("orchestra_proxy_client_connections_total", "counter", "Connections of clients.", &self.accepted),
@@ -301,11 +368,13 @@ impl Registry {
 
 /// Names are DNS labels and releases numbers: nothing to escape.
 fn labels(key: &Key) -> String {
-    let release = key.release.map(|r| r.to_string()).unwrap_or_default();
-    format!(
-        "stack=\"{}\",environment=\"{}\",service=\"{}\",release=\"{release}\"",
-        key.stack, key.environment, key.service
-    )
+    let release = key.release.map(|(release, _)| release.to_string()).unwrap_or_default();
+    let arm = match key.release {
+        None => "",
+        Some((_, Arm::Stable)) => "stable",
+        Some((_, Arm::Canary)) => "canary",
+    };
+    format!("{},release=\"{release}\",arm=\"{arm}\"", service_labels(key))
 }
 
 /// Text under construction.
@@ -375,6 +444,29 @@ impl Page {
     }
 }
 
+impl Page {
+    /// By service: what waits has not reached a release.
+    fn holds(&mut self, registry: &Registry) {
+        let services: Vec<(String, Arc<Series>)> = {
+            let all = registry.all();
+            let routes = all.iter().filter(|(key, _)| key.release.is_none());
+            routes.map(|(key, series)| (service_labels(key), Arc::clone(series))).collect()
+        };
+        self.family("orchestra_proxy_service_holding", "gauge", "Requests that wait for a ready instance, by service.");
+        for (labels, series) in &services {
+            self.sample("", labels, series.holding.load(Ordering::Relaxed));
+        }
+        self.family("orchestra_proxy_service_holds_total", "counter", "Requests that had to wait, by service.");
+        for (labels, series) in &services {
+            self.nonzero(labels, &series.held);
+        }
+    }
+}
+
+fn service_labels(key: &Key) -> String {
+    format!("stack=\"{}\",environment=\"{}\",service=\"{}\"", key.stack, key.environment, key.service)
+}
+
 /// Seconds without rounding.
 fn seconds(micros: u64) -> String {
     let text = format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000);
@@ -396,7 +488,7 @@ mod tests {
     #[test]
     fn the_page_says_what_happened() {
         let registry = Registry::default();
-        let series = registry.series(&route(), Some(ReleaseNumber(3)));
+        let series = registry.series(&route(), Some((ReleaseNumber(3), Arm::Canary)));
         series.responded(&Method::GET, StatusCode::OK, Duration::from_micros(2_500));
         series.responded(&Method::from_bytes(b"BREW").unwrap(), StatusCode::IM_A_TEAPOT, Duration::from_secs(90));
         series.error(ErrorKind::Cut);
@@ -404,7 +496,7 @@ mod tests {
         let mut gauge = series.gauge(false);
         gauge.become_stream();
         let page = registry.render();
-        let labels = r#"stack="demo",environment="dev",service="api",release="3""#;
+        let labels = r#"stack="demo",environment="dev",service="api",release="3",arm="canary""#;
         for line in [
             format!("orchestra_proxy_requests_total{{{labels},method=\"GET\",code=\"2xx\"}} 1"),
             format!("orchestra_proxy_requests_total{{{labels},method=\"other\",code=\"4xx\"}} 1"),
@@ -427,12 +519,12 @@ mod tests {
     #[test]
     fn old_releases_are_forgotten_and_used_ones_kept() {
         let registry = Registry::default();
-        let used = registry.series(&route(), Some(ReleaseNumber(1)));
+        let used = registry.series(&route(), Some((ReleaseNumber(1), Arm::Stable)));
         for release in 2..=20 {
-            registry.series(&route(), Some(ReleaseNumber(release)));
+            registry.series(&route(), Some((ReleaseNumber(release), Arm::Stable)));
         }
         registry.forget();
-        let kept: Vec<u64> = registry.all().keys().filter_map(|k| k.release).map(|r| r.0).collect();
+        let kept: Vec<u64> = registry.all().keys().filter_map(|k| k.release).map(|(r, _)| r.0).collect();
         assert_eq!(kept, [1, 17, 18, 19, 20]);
         drop(used);
     }

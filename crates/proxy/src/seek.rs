@@ -2,7 +2,7 @@
 //!
 //! A route without an active endpoint is mostly one whose instance is just being restarted. What arrives then waits, up
 //! to the route's hold time and in bounded number, and goes on as soon as a new table brings an endpoint: a restart is a
-//! delay and not an error. Waiters are woken in the order in which they came.
+//! delay and not an error. Waiters are woken in the order in which they came. A paused route lets everybody wait.
 
 use std::{
     io,
@@ -10,15 +10,18 @@ use std::{
     time::Duration,
 };
 
+use http::HeaderMap;
 use tokio::time::Instant;
 
 use crate::{
-    exchange::failure::Failure,
+    assign::{Asker, Way},
+    exchange::{failure::Failure, headers::Head},
     flight::{InFlight, Kind},
-    metrics::ErrorKind,
+    metrics::{ErrorKind, Gauge, Series},
     state::{Arrival, Proxy},
-    table::{RoutePlan, RouteShared},
+    table::{BackendPlan, RoutePlan},
     upstream::Upstream,
+    watch::Evidence,
 };
 
 /// First and longest pause before endpoints that all refused a connection are tried again. An instance that has just
@@ -30,35 +33,101 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(20), Duration::fr
 pub(crate) struct Ticket {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) flight: InFlight,
+    pub(crate) plan: Arc<RoutePlan>,
+    chosen: Chosen,
+}
+
+/// How an endpoint was chosen.
+#[derive(Debug)]
+struct Chosen {
+    backend: usize,
+    way: Way,
+    /// It is of the release or the arm that was meant.
+    as_meant: bool,
+    /// When the arm was chosen; the same over all endpoints that were tried for it.
+    since: Instant,
+}
+
+impl Ticket {
+    pub(crate) fn backend(&self) -> &BackendPlan {
+        &self.plan.backends[self.chosen.backend]
+    }
+
+    /// Numbers of its release.
+    pub(crate) fn series(&self) -> &Arc<Series> {
+        &self.backend().series
+    }
+
+    /// Counts what it is for as in flight.
+    pub(crate) fn gauge(&self) -> Gauge {
+        self.series().gauge(self.flight.is_stream()).metered(self.plan.meter.as_ref())
+    }
+
+    /// What this try is to say of its arm; nothing if chance did not choose it, or nobody watches.
+    pub(crate) fn evidence(&self) -> Option<Evidence> {
+        let watching = self.plan.watch.as_ref()?;
+        let Chosen { way, as_meant, since, .. } = &self.chosen;
+        let canary = way.chance.filter(|_| *as_meant)?;
+        Some(Evidence::new(watching, self.backend().arm, way.client, canary, *since))
+    }
+
+    /// Says in the head of a response which release gave it, and what the client shall keep.
+    pub(crate) fn mark(&self, headers: &mut HeaderMap) {
+        let backend = self.backend();
+        self.chosen.way.mark(&self.plan, backend.release, &backend.name, headers);
+    }
 }
 
 /// Finds endpoints for one request, over all its attempts.
 pub(crate) struct Seeker<'a> {
     proxy: &'a Proxy,
     arrival: &'a Arrival,
+    asker: Asker<'a>,
     since: Instant,
     kind: Kind,
+    /// As it was chosen last, and when.
+    way: Option<(Way, Instant)>,
     /// Endpoints that refused a connection, or whose gate was closed.
     tried: Vec<Arc<Upstream>>,
     /// The last refused connection, for the message.
     trouble: Option<String>,
+    /// What the last refused connection says of its arm, should no other endpoint be found.
+    missed: Option<Evidence>,
     waiting: Option<Waiting<'a>>,
     pause: Duration,
 }
 
 impl<'a> Seeker<'a> {
-    pub(crate) fn new(proxy: &'a Proxy, arrival: &'a Arrival, kind: Kind) -> Self {
-        let since = Instant::now();
-        Self { proxy, arrival, since, kind, tried: Vec::new(), trouble: None, waiting: None, pause: RECONNECT.0 }
+    /// For a request with this head, or for a TCP connection.
+    pub(crate) fn new(proxy: &'a Proxy, arrival: &'a Arrival, kind: Kind, head: Option<&'a Head>) -> Self {
+        Self {
+            proxy,
+            arrival,
+            asker: Asker::new(head, arrival.peer),
+            since: Instant::now(),
+            kind,
+            way: None,
+            tried: Vec::new(),
+            trouble: None,
+            missed: None,
+            waiting: None,
+            pause: RECONNECT.0,
+        }
     }
 
     /// Enters an endpoint; waits for one if there is none.
     pub(crate) async fn acquire(&mut self) -> Result<Ticket, Failure> {
         loop {
             let plan = self.plan()?;
-            if let Some(ticket) = self.enter(&plan) {
+            if self.way.is_none()
+                && let Some(meter) = &plan.meter
+            {
+                meter.began();
+            }
+            if let Some((upstream, flight, chosen)) = self.enter(&plan) {
                 self.waiting = None;
-                return Ok(ticket);
+                self.miss(None).map(Evidence::forget);
+                return Ok(Ticket { upstream, flight, plan, chosen });
             }
             let mut changed = std::pin::pin!(plan.shared.changed.notified());
             // Registered before looking again, so that no table comes unseen in between.
@@ -84,6 +153,14 @@ impl<'a> Seeker<'a> {
     pub(crate) fn unreachable(&mut self, ticket: &Ticket, error: &io::Error) {
         self.trouble = Some(format!("instance {}: {error}", ticket.upstream.flight.key().instance));
         self.tried.push(Arc::clone(&ticket.upstream));
+        if let Some(evidence) = ticket.evidence() {
+            self.miss(Some(evidence)).map(Evidence::forget);
+        }
+    }
+
+    /// Takes what was missed, and notes what is now.
+    fn miss(&mut self, evidence: Option<Evidence>) -> Option<Evidence> {
+        std::mem::replace(&mut self.missed, evidence)
     }
 
     fn plan(&self) -> Result<Arc<RoutePlan>, Failure> {
@@ -92,55 +169,88 @@ impl<'a> Seeker<'a> {
         plan.cloned().ok_or_else(|| Failure::new(ErrorKind::NoRoute, "the route does not exist any more"))
     }
 
-    fn enter(&mut self, plan: &RoutePlan) -> Option<Ticket> {
+    fn enter(&mut self, plan: &RoutePlan) -> Option<(Arc<Upstream>, InFlight, Chosen)> {
+        // One draw for a choice and all that follows from it; a new one when everything may be tried again.
+        let (way, since) = match self.way {
+            Some(chosen) if !self.tried.is_empty() => chosen,
+            _ => *self.way.insert((self.asker.way(plan), self.now())),
+        };
+        if plan.paused {
+            return None;
+        }
         loop {
-            let upstream = plan.choose(&self.tried)?;
+            let choice = plan.choose(&way, &self.tried)?;
+            let (upstream, backend, as_meant) = (choice.upstream, choice.backend, choice.as_meant);
             if let Some(flight) = upstream.flight.enter(self.kind) {
-                return Some(Ticket { upstream: Arc::clone(upstream), flight });
+                return Some((Arc::clone(upstream), flight, Chosen { backend, way, as_meant, since }));
             }
             // Turned away: a newer table closed the gate (then the plan is an old one), or it was cut.
             self.tried.push(Arc::clone(upstream));
         }
     }
 
-    fn wait(&mut self, plan: &RoutePlan) -> Result<(), Failure> {
+    /// The time, without asking the clock for the first choice.
+    fn now(&self) -> Instant {
+        if self.way.is_none() { self.since } else { Instant::now() }
+    }
+
+    fn wait(&mut self, plan: &Arc<RoutePlan>) -> Result<(), Failure> {
         if self.waiting.is_some() {
             return Ok(());
         }
         let step = |holding: u32| (holding < plan.hold_limit).then_some(holding + 1);
         if plan.shared.holding.fetch_update(Ordering::AcqRel, Ordering::Acquire, step).is_err() {
+            self.miss(None).map(Evidence::broken);
             return Err(match &self.trouble {
                 Some(trouble) => Failure::new(ErrorKind::Connect, trouble.clone()),
                 None => Failure::new(
                     ErrorKind::HoldFull,
-                    format!("no instance is ready, and {} requests wait for one already", plan.hold_limit),
+                    format!("{}, and {} requests wait already", why(plan), plan.hold_limit),
                 ),
             });
         }
-        self.waiting = Some(Waiting { shared: Arc::clone(&plan.shared), proxy: self.proxy });
+        self.waiting = Some(Waiting { plan: Arc::clone(plan), proxy: self.proxy });
         self.proxy.metrics.holding.fetch_add(1, Ordering::Relaxed);
         self.proxy.metrics.held.fetch_add(1, Ordering::Relaxed);
+        plan.series.waits();
+        if let Some(meter) = &plan.meter {
+            meter.waits(&self.proxy.traffic);
+        }
         Ok(())
     }
 
-    fn too_late(&self, plan: &RoutePlan) -> Failure {
+    fn too_late(&mut self, plan: &RoutePlan) -> Failure {
+        self.miss(None).map(Evidence::broken);
         let hold = orchestra_model::quantity::Timespan::millis(plan.hold.as_millis().try_into().unwrap_or(u64::MAX));
         match &self.trouble {
             Some(trouble) => Failure::new(ErrorKind::Connect, format!("no instance accepts connections ({trouble})")),
+            None if plan.paused => Failure::new(ErrorKind::Hold, format!("{} for longer than {hold}", why(plan))),
             None => Failure::new(ErrorKind::Hold, format!("no instance became ready within {hold}")),
         }
     }
 }
 
+fn why(plan: &RoutePlan) -> &'static str {
+    if plan.paused { "the route is paused" } else { "no instance is ready" }
+}
+
+impl Drop for Seeker<'_> {
+    fn drop(&mut self) {
+        // A request that is over before it found another endpoint says nothing by the one that it did not reach.
+        self.miss(None).map(Evidence::forget);
+    }
+}
+
 /// A place among those who wait; given back when dropped, also when the client goes away.
 struct Waiting<'a> {
-    shared: Arc<RouteShared>,
+    plan: Arc<RoutePlan>,
     proxy: &'a Proxy,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.shared.holding.fetch_sub(1, Ordering::AcqRel);
+        self.plan.shared.holding.fetch_sub(1, Ordering::AcqRel);
+        self.plan.series.waited();
         self.proxy.metrics.holding.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -14,21 +14,27 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use orchestra_model::{
-    id::{InstanceId, ReleaseNumber},
+    id::InstanceId,
     route::{Endpoint, EndpointKey, EndpointState, ProxyEvent, Route, RouteId},
+    traffic::{Arm, Permille},
 };
 use orchestra_task::TaskTree;
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, OwnedSemaphorePermit, mpsc},
     time::Instant,
 };
 
 use crate::{
+    assign::Steering,
     flight::Flight,
-    metrics::Registry,
+    load::Meter,
+    metrics::{Registry, Series},
+    mirror::Mirroring,
     table::{BackendPlan, RoutePlan, RouteShared, Table},
     upstream::Upstream,
+    watch::Watching,
     wire::{Response, Snapshot, SocketId, SocketUse},
 };
 
@@ -41,6 +47,8 @@ pub(crate) struct Proxy {
     pub(crate) table: ArcSwap<Table>,
     pub(crate) metrics: Registry,
     pub(crate) tree: TaskTree,
+    /// Told when something about traffic is to be reported before its time.
+    pub(crate) traffic: Notify,
     reporter: Arc<Notify>,
     known: Mutex<Known>,
 }
@@ -51,8 +59,30 @@ struct Known {
     version: u64,
     endpoints: BTreeMap<EndpointKey, KnownEndpoint>,
     routes: HashMap<RouteId, Arc<RouteShared>>,
+    /// What is reported of each route goes on from one version to the next.
+    reported: HashMap<RouteId, Reported>,
     /// To the server, if one is connected.
-    link: Option<mpsc::Sender<Response>>,
+    link: Option<Link>,
+}
+
+/// Watch and meter of a route.
+type Reported = (Option<Arc<Watching>>, Option<Arc<Meter>>);
+
+/// Where reports go.
+pub(crate) type Link = mpsc::Sender<Report>;
+
+/// A report on its way.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) body: Response,
+    /// Given back once it was written: bounds what a server that does not read makes us keep.
+    pub(crate) permit: Option<OwnedSemaphorePermit>,
+}
+
+impl From<Response> for Report {
+    fn from(body: Response) -> Self {
+        Self { body, permit: None }
+    }
 }
 
 #[derive(Debug)]
@@ -74,6 +104,7 @@ impl Proxy {
             table: ArcSwap::default(),
             metrics: Registry::default(),
             tree,
+            traffic: Notify::new(),
             reporter: Arc::default(),
             known: Mutex::default(),
         }
@@ -102,25 +133,46 @@ impl Proxy {
             let mut backends = Vec::new();
             for backend in &route.backends {
                 let mut upstreams = Vec::new();
+                let series = self.metrics.series(&route.id, Some((backend.release, backend.arm)));
                 for endpoint in &backend.endpoints {
-                    let upstream = self.upstream(known, route, backend.release, endpoint);
+                    let upstream = self.upstream(known, route, &series, endpoint);
                     if endpoint.state == EndpointState::Active {
                         active.insert(upstream.flight.key().clone(), Arc::clone(&upstream.flight));
                         upstreams.push(upstream);
                     }
                 }
-                if backend.weight > 0 && !upstreams.is_empty() {
-                    backends.push(BackendPlan { weight: backend.weight, upstreams });
+                if !upstreams.is_empty() {
+                    backends.push(BackendPlan {
+                        release: backend.release,
+                        name: HeaderValue::from(backend.release.0),
+                        arm: backend.arm,
+                        weight: backend.weight,
+                        upstreams,
+                        series,
+                    });
                 }
             }
+            let before = known.reported.get(&route.id).cloned().unwrap_or_default();
+            let watch = route.split.watch.as_ref().map(|watch| {
+                let tally = before.0.as_ref().map(|watching| &watching.tally);
+                Arc::new(Watching::new(watch, &route.id, tally))
+            });
+            let meter = route.metered.then(|| before.1.unwrap_or_default());
+            known.reported.insert(route.id.clone(), (watch.clone(), meter.clone()));
             let plan = RoutePlan {
                 id: route.id.clone(),
                 protocol: route.protocol,
                 hold: route.hold.duration(),
                 hold_limit: route.hold_limit,
                 shared: Arc::clone(known.routes.entry(route.id.clone()).or_default()),
+                canary_weight: canary_weight(&backends),
                 backends,
                 series: self.metrics.series(&route.id, None),
+                paused: route.split.paused,
+                steering: Steering::of(route),
+                watch,
+                meter,
+                mirror: route.split.mirror.as_ref().map(Mirroring::from),
             };
             // A leaving proxy gets no sockets, but keeps those that its connections came from.
             let previous = || {
@@ -128,7 +180,11 @@ impl Proxy {
                 table.routes.iter().find(|(_, plan)| plan.id == route.id).map(|(socket, _)| *socket)
             };
             if let Some(socket) = sockets.get(&route.id).copied().or_else(previous) {
-                table.routes.insert(socket, Arc::new(plan));
+                let plan = Arc::new(plan);
+                if plan.watch.is_some() || plan.meter.is_some() {
+                    table.reported.push(Arc::clone(&plan));
+                }
+                table.routes.insert(socket, plan);
             }
         }
         known.version = wanted.version;
@@ -161,6 +217,7 @@ impl Proxy {
             });
         }
         known.routes.retain(|id, _| wanted.routes.iter().any(|r| r.id == *id));
+        known.reported.retain(|id, _| wanted.routes.iter().any(|r| r.id == *id));
         // After the gates are closed: nothing is put back into a pool whose gate is closed.
         for upstream in closed {
             upstream.close_idle();
@@ -173,9 +230,10 @@ impl Proxy {
         self.metrics.table.store(wanted.version, Ordering::Relaxed);
         self.metrics.forget();
         self.reporter.notify_one();
+        self.traffic.notify_one();
     }
 
-    fn upstream(&self, known: &mut Known, route: &Route, release: ReleaseNumber, endpoint: &Endpoint) -> Arc<Upstream> {
+    fn upstream(&self, known: &mut Known, route: &Route, series: &Arc<Series>, endpoint: &Endpoint) -> Arc<Upstream> {
         let key = key(route, &endpoint.instance, endpoint.attempt);
         let entry = known.endpoints.entry(key.clone()).or_insert_with(|| KnownEndpoint {
             flight: Arc::new(Flight::new(key, Arc::clone(&self.reporter))),
@@ -189,9 +247,11 @@ impl Proxy {
             *id == route.id && upstream.address == endpoint.address && upstream.protocol == route.protocol
         };
         if let Some((_, upstream)) = entry.upstreams.iter().find(same) {
+            // A canary that was promoted is stable from here on.
+            upstream.series.store(Arc::clone(series));
             return Arc::clone(upstream);
         }
-        let series = self.metrics.series(&route.id, Some(release));
+        let series = Arc::clone(series);
         let (flight, tree) = (Arc::clone(&entry.flight), self.tree.clone());
         let upstream = Arc::new(Upstream::new(route.protocol, endpoint.address, flight, series, tree));
         entry.upstreams.push((route.id.clone(), Arc::clone(&upstream)));
@@ -217,15 +277,25 @@ impl Proxy {
     }
 
     /// Sets or clears where reports go. A new server is told again what is true.
-    pub(crate) fn link(&self, link: Option<mpsc::Sender<Response>>) {
+    pub(crate) fn link(&self, link: Option<Link>) {
         let mut known = self.known();
         known.link = link;
         for endpoint in known.endpoints.values_mut() {
             endpoint.reported = None;
             endpoint.told = None;
         }
+        for meter in known.reported.values().filter_map(|(_, meter)| meter.as_ref()) {
+            meter.hurry();
+        }
         drop(known);
         self.reporter.notify_one();
+        self.traffic.notify_one();
+    }
+
+    /// Version of the table in force, and where reports go, if anywhere.
+    pub(crate) fn linked(&self) -> Option<(u64, Link)> {
+        let known = self.known();
+        known.link.clone().map(|link| (known.version, link))
     }
 
     /// Tells the server that this proxy leaves.
@@ -233,7 +303,7 @@ impl Proxy {
         let link = self.known().link.clone();
         if let Some(link) = link {
             // A server that is gone need not know.
-            let _ = link.send(Response::Leaving).await;
+            let _ = link.send(Response::Leaving.into()).await;
         }
     }
 
@@ -256,7 +326,7 @@ impl Proxy {
             let Some(link) = link else { continue };
             for report in reports {
                 // A server that is gone gets its reports when it is back.
-                if link.send(report).await.is_err() {
+                if link.send(report.into()).await.is_err() {
                     break;
                 }
             }
@@ -264,7 +334,7 @@ impl Proxy {
     }
 
     /// Reports that are due, where they go, and when to look again.
-    fn due(&self) -> (Option<mpsc::Sender<Response>>, Vec<Response>, Option<Instant>) {
+    fn due(&self) -> (Option<Link>, Vec<Response>, Option<Instant>) {
         let now = Instant::now();
         let mut known = self.known();
         let Some(link) = known.link.clone() else { return (None, Vec::new(), None) };
@@ -302,6 +372,15 @@ impl Proxy {
         });
         (Some(link), reports, again)
     }
+}
+
+/// Share of the canary arm where only weights decide, rounded up: whoever judges by it errs to the new release's favour.
+fn canary_weight(backends: &[BackendPlan]) -> Permille {
+    let sum = |arm: &[Arm]| -> u64 {
+        backends.iter().filter(|backend| arm.contains(&backend.arm)).map(|backend| u64::from(backend.weight)).sum()
+    };
+    let share = (sum(&[Arm::Canary]) * 1000).div_ceil(sum(&[Arm::Canary, Arm::Stable]).max(1));
+    Permille::new(u16::try_from(share).unwrap_or(u16::MAX))
 }
 
 fn key(route: &Route, instance: &InstanceId, attempt: u32) -> EndpointKey {

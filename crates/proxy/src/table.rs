@@ -12,13 +12,24 @@ use std::{
     time::Duration,
 };
 
+use http::HeaderValue;
 use orchestra_model::{
     desired::Protocol,
+    id::ReleaseNumber,
     route::{EndpointKey, RouteId, RouteTable},
+    traffic::{Arm, Permille},
 };
 use tokio::sync::Notify;
 
-use crate::{metrics::Series, upstream::Upstream, wire::SocketId};
+use crate::{
+    assign::{Steering, Way, hash, mix, random},
+    load::Meter,
+    metrics::Series,
+    mirror::Mirroring,
+    upstream::Upstream,
+    watch::Watching,
+    wire::SocketId,
+};
 
 /// The endpoints of a table; an endpoint behind several routes comes several times.
 pub(crate) fn keys(table: &RouteTable) -> impl Iterator<Item = EndpointKey> + '_ {
@@ -37,6 +48,8 @@ pub(crate) fn keys(table: &RouteTable) -> impl Iterator<Item = EndpointKey> + '_
 pub(crate) struct Table {
     /// By the socket on which connections arrive: looking up hashes one number.
     pub(crate) routes: HashMap<SocketId, Arc<RoutePlan>>,
+    /// Those of which somebody wants reports.
+    pub(crate) reported: Vec<Arc<RoutePlan>>,
 }
 
 /// A route in force.
@@ -47,36 +60,62 @@ pub(crate) struct RoutePlan {
     pub(crate) hold: Duration,
     pub(crate) hold_limit: u32,
     pub(crate) shared: Arc<RouteShared>,
-    /// Backends with a weight and at least one active endpoint.
+    /// Backends with at least one active endpoint.
     pub(crate) backends: Vec<BackendPlan>,
     /// Numbers of what reaches no release.
     pub(crate) series: Arc<Series>,
+    /// New requests wait though instances are there.
+    pub(crate) paused: bool,
+    /// `None` if nothing depends on the request.
+    pub(crate) steering: Option<Box<Steering>>,
+    /// Share of the canary arm by weights, rounded up.
+    pub(crate) canary_weight: Permille,
+    pub(crate) watch: Option<Arc<Watching>>,
+    pub(crate) meter: Option<Arc<Meter>>,
+    pub(crate) mirror: Option<Mirroring>,
 }
 
 /// A release behind a route.
 #[derive(Debug)]
 pub(crate) struct BackendPlan {
+    pub(crate) release: ReleaseNumber,
+    /// The release, as it stands in responses.
+    pub(crate) name: HeaderValue,
+    pub(crate) arm: Arm,
+    /// Zero: only for those who ask for this release.
     pub(crate) weight: u32,
     /// Active endpoints only.
     pub(crate) upstreams: Vec<Arc<Upstream>>,
+    pub(crate) series: Arc<Series>,
 }
 
 /// What of a route outlives versions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct RouteShared {
     pub(crate) holding: AtomicU32,
     /// Told after a new version is in force.
     pub(crate) changed: Notify,
+    /// Copies of requests under way.
+    pub(crate) mirroring: Arc<AtomicU32>,
     draws: AtomicU64,
 }
 
+impl Default for RouteShared {
+    fn default() -> Self {
+        Self {
+            holding: AtomicU32::default(),
+            changed: Notify::default(),
+            mirroring: Arc::default(),
+            draws: AtomicU64::new(random()),
+        }
+    }
+}
+
 impl RouteShared {
-    /// The next of a sequence that looks random and is the same in every process (`SplitMix64`, Steele et al. 2014).
-    fn draw(&self) -> u64 {
-        let mut z = self.draws.fetch_add(1, Ordering::Relaxed).wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+    /// The next of a sequence that looks random and begins elsewhere in every process (`SplitMix64`, Steele et al.
+    /// 2014). It depends on nothing of a request, which is what makes a comparison of two arms a fair one.
+    pub(crate) fn draw(&self) -> u64 {
+        mix(self.draws.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15))
     }
 }
 
@@ -86,35 +125,110 @@ fn below(bits: u32, bound: u32) -> u32 {
     u32::try_from(scaled).expect("less than bound")
 }
 
+/// The high and the low half.
+fn halves(bits: u64) -> (u32, u32) {
+    let low = bits & 0xFFFF_FFFF;
+    (u32::try_from(bits >> 32).expect("32 bits"), u32::try_from(low).expect("32 bits"))
+}
+
+/// An endpoint that was chosen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Choice<'a> {
+    pub(crate) upstream: &'a Arc<Upstream>,
+    /// Which of the plan's backends it belongs to.
+    pub(crate) backend: usize,
+    /// Whether it is of the release or the arm that was meant.
+    pub(crate) as_meant: bool,
+}
+
 impl RoutePlan {
-    /// Chooses an endpoint: a release by weight, then the less loaded of two of its endpoints (Mitzenmacher 2001).
-    /// What is in `avoid` was tried already. `None` if nothing is left.
-    pub(crate) fn choose(&self, avoid: &[Arc<Upstream>]) -> Option<&Arc<Upstream>> {
-        let bits = self.shared.draw();
-        let (high, low) =
-            (u32::try_from(bits >> 32).expect("32 bits"), u32::try_from(bits & 0xFFFF_FFFF).expect("32 bits"));
-        if avoid.is_empty() {
-            let total: u32 = self.backends.iter().fold(0, |sum, b| sum.saturating_add(b.weight));
-            let mut ticket = below(high, total);
-            let backend = self.backends.iter().find(|backend| match ticket.checked_sub(backend.weight) {
-                Some(rest) => {
-                    ticket = rest;
-                    false
-                }
-                None => true,
-            })?;
-            return less_loaded(&backend.upstreams, low);
-        }
-        // Rare: after a failure. Any endpoint that was not tried, the same release first by weight.
-        let fresh = |backend: &BackendPlan| -> Vec<Arc<Upstream>> {
-            backend.upstreams.iter().filter(|u| !avoid.iter().any(|a| Arc::ptr_eq(a, u))).cloned().collect()
-        };
-        let mut candidates: Vec<(u32, Vec<Arc<Upstream>>)> =
-            self.backends.iter().map(|b| (b.weight, fresh(b))).filter(|(_, u)| !u.is_empty()).collect();
-        candidates.sort_by_key(|(weight, _)| std::cmp::Reverse(*weight));
-        let chosen = less_loaded(&candidates.first()?.1, low).cloned()?;
-        self.backends.iter().flat_map(|b| &b.upstreams).find(|u| Arc::ptr_eq(u, &chosen))
+    /// Whether a release has an active endpoint.
+    pub(crate) fn serves(&self, release: ReleaseNumber) -> bool {
+        self.backends.iter().any(|backend| backend.release == release)
     }
+
+    /// Whether an arm has an active endpoint for everybody.
+    pub(crate) fn is_usable(&self, arm: Arm) -> bool {
+        self.backends.iter().any(|backend| backend.arm == arm && backend.weight > 0)
+    }
+
+    /// Chooses an endpoint: of the release or the arm that is meant, then a release by weight, then the less loaded of
+    /// two of its endpoints (Mitzenmacher 2001). What is in `avoid` was tried already. `None` if nothing is left.
+    pub(crate) fn choose(&self, way: &Way, avoid: &[Arc<Upstream>]) -> Option<Choice<'_>> {
+        if let Some(release) = way.release
+            && let Some(choice) = self.pick(|b| if b.release == release { b.weight.max(1) } else { 0 }, way, avoid)
+        {
+            return Some(choice);
+        }
+        let Some(arm) = way.arm else { return self.pick(|b| b.weight, way, avoid) };
+        self.pick(|b| if b.arm == arm { b.weight } else { 0 }, way, avoid).or_else(|| {
+            let other = self.pick(|b| if b.arm == arm { 0 } else { b.weight }, way, avoid)?;
+            Some(Choice { as_meant: false, ..other })
+        })
+    }
+
+    /// Chooses by these weights.
+    fn pick(&self, weight: impl Fn(&BackendPlan) -> u32, way: &Way, avoid: &[Arc<Upstream>]) -> Option<Choice<'_>> {
+        let as_meant = true;
+        if let Some(key) = way.key {
+            return self.rendezvous(weight, key, avoid);
+        }
+        let (high, low) = halves(way.bits);
+        if avoid.is_empty() {
+            let total: u32 = self.backends.iter().fold(0, |sum, b| sum.saturating_add(weight(b)));
+            let mut ticket = below(high, total);
+            let (backend, plan) =
+                self.backends.iter().enumerate().find(|(_, backend)| match ticket.checked_sub(weight(backend)) {
+                    Some(rest) => {
+                        ticket = rest;
+                        false
+                    }
+                    None => true,
+                })?;
+            return less_loaded(&plan.upstreams, low).map(|upstream| Choice { upstream, backend, as_meant });
+        }
+        // Rare: after a failure. Any endpoint that was not tried, the release with the most weight first.
+        let mut candidates: Vec<(u32, usize, Vec<Arc<Upstream>>)> = Vec::new();
+        for (index, backend) in self.backends.iter().enumerate() {
+            let fresh: Vec<Arc<Upstream>> =
+                backend.upstreams.iter().filter(|u| !avoid.iter().any(|a| Arc::ptr_eq(a, u))).cloned().collect();
+            if weight(backend) > 0 && !fresh.is_empty() {
+                candidates.push((weight(backend), index, fresh));
+            }
+        }
+        let (_, backend, fresh) = candidates.iter().max_by_key(|(weight, index, _)| (*weight, usize::MAX - index))?;
+        let chosen = less_loaded(fresh, low)?;
+        let upstream = self.backends[*backend].upstreams.iter().find(|u| Arc::ptr_eq(u, chosen))?;
+        Some(Choice { upstream, backend: *backend, as_meant })
+    }
+
+    /// The endpoint with the highest score for this key. An instance's weight is its share of its release's (weighted
+    /// rendezvous hashing, Schindelhauer and Schomaker 2005): what grows takes clients from all others, and they keep
+    /// the rest.
+    fn rendezvous(&self, weight: impl Fn(&BackendPlan) -> u32, key: u64, avoid: &[Arc<Upstream>]) -> Option<Choice<'_>> {
+        let mut best: Option<(f64, Choice<'_>)> = None;
+        for (backend, plan) in self.backends.iter().enumerate().filter(|(_, backend)| weight(backend) > 0) {
+            let share = f64::from(weight(plan)) / f64::from(u32::try_from(plan.upstreams.len()).unwrap_or(u32::MAX));
+            for upstream in &plan.upstreams {
+                if avoid.iter().any(|a| Arc::ptr_eq(a, upstream)) {
+                    continue;
+                }
+                // In (0, 1): 32 bits are exact in a float.
+                let (high, _) = halves(mix(key ^ upstream.slot));
+                let uniform = (f64::from(high) + 0.5) / 4_294_967_296.0;
+                let score = -share / uniform.ln();
+                if best.as_ref().is_none_or(|(highest, _)| score > *highest) {
+                    best = Some((score, Choice { upstream, backend, as_meant: true }));
+                }
+            }
+        }
+        best.map(|(_, choice)| choice)
+    }
+}
+
+/// Where an instance stands in rendezvous hashing; the same for all its starts.
+pub(crate) fn slot(key: &EndpointKey) -> u64 {
+    hash(key.instance.to_string().as_bytes())
 }
 
 fn less_loaded(upstreams: &[Arc<Upstream>], bits: u32) -> Option<&Arc<Upstream>> {
@@ -130,17 +244,18 @@ fn less_loaded(upstreams: &[Arc<Upstream>], bits: u32) -> Option<&Arc<Upstream>>
 }
 
 #[cfg(test)]
-mod tests {
-    use orchestra_model::id::ReleaseNumber;
+pub(crate) mod tests {
     use orchestra_task::TaskTree;
 
     use super::*;
     use crate::{
+        assign::Asker,
         flight::{Flight, Kind},
         metrics::Registry,
     };
 
-    fn plan(backends: &[(u32, u32)]) -> RoutePlan {
+    /// Backends as (weight, endpoints); releases and ports count from 1.
+    pub(crate) fn plan(backends: &[(Arm, u32, u32)]) -> RoutePlan {
         let id = RouteId {
             environment: "demo/dev".parse().unwrap(),
             service: "api".parse().unwrap(),
@@ -148,7 +263,8 @@ mod tests {
         };
         let registry = Registry::default();
         let mut port = 1;
-        let backends = backends.iter().zip(1..).map(|(&(weight, endpoints), release)| {
+        let backends = backends.iter().zip(1..).map(|(&(arm, weight, endpoints), release)| {
+            let series = registry.series(&id, Some((ReleaseNumber(release), arm)));
             let upstream = |ordinal: u32| {
                 let key = EndpointKey {
                     environment: id.environment.clone(),
@@ -158,11 +274,12 @@ mod tests {
                 let flight = Arc::new(Flight::new(key, Arc::default()));
                 flight.open();
                 port += 1;
-                let series = registry.series(&id, Some(ReleaseNumber(release)));
                 let address = ([127, 0, 0, 1], port).into();
-                Arc::new(Upstream::new(Protocol::Http, address, flight, series, TaskTree::new()))
+                Arc::new(Upstream::new(Protocol::Http, address, flight, Arc::clone(&series), TaskTree::new()))
             };
-            BackendPlan { weight, upstreams: (0..endpoints).map(upstream).collect() }
+            let upstreams = (0..endpoints).map(upstream).collect();
+            let name = HeaderValue::from(release);
+            BackendPlan { release: ReleaseNumber(release), name, arm, weight, upstreams, series: Arc::clone(&series) }
         });
         let backends = backends.collect();
         RoutePlan {
@@ -172,42 +289,110 @@ mod tests {
             shared: Arc::default(),
             backends,
             series: registry.series(&id, None),
+            paused: false,
+            steering: None,
+            canary_weight: Permille::ZERO,
+            watch: None,
+            meter: None,
+            mirror: None,
             id,
         }
     }
 
+    /// Where anything of this arm (or anything at all), with this key, goes.
+    fn way(plan: &RoutePlan, arm: Option<Arm>, key: Option<u64>) -> Way {
+        let mut way = Asker::new(None, ([127, 0, 0, 1], 1).into()).way(plan);
+        (way.arm, way.key) = (arm, key);
+        way
+    }
+
+    fn port(plan: &RoutePlan, way: &Way, avoid: &[Arc<Upstream>]) -> Option<u16> {
+        plan.choose(way, avoid).map(|choice| choice.upstream.address.port())
+    }
+
     #[test]
     fn traffic_is_split_by_weight_and_evenly_within() {
-        let plan = plan(&[(950, 3), (50, 1)]);
+        let plan = plan(&[(Arm::Stable, 950, 3), (Arm::Canary, 50, 1), (Arm::Stable, 0, 2)]);
         let mut hits: HashMap<u16, u32> = HashMap::new();
         for _ in 0..100_000 {
-            *hits.entry(plan.choose(&[]).unwrap().address.port()).or_default() += 1;
+            *hits.entry(port(&plan, &way(&plan, None, None), &[]).unwrap()).or_default() += 1;
         }
         for port in 2..=4 {
             assert!((30_000..33_500).contains(&hits[&port]), "{hits:?}");
         }
-        assert!((4_700..5_300).contains(&hits[&5]), "{hits:?}");
+        assert!((4_600..5_400).contains(&hits[&5]), "{hits:?}");
+        assert_eq!(hits.len(), 4, "{hits:?}");
     }
 
     #[test]
     fn the_less_loaded_of_two_is_taken() {
-        let plan = plan(&[(1, 2)]);
+        let plan = plan(&[(Arm::Stable, 1, 2)]);
         let busy = plan.backends[0].upstreams[0].flight.enter(Kind::Stream).unwrap();
         for _ in 0..100 {
-            assert_eq!(plan.choose(&[]).unwrap().address.port(), 3);
+            assert_eq!(port(&plan, &way(&plan, None, None), &[]), Some(3));
         }
         drop(busy);
     }
 
     #[test]
     fn what_was_tried_is_avoided_until_nothing_is_left() {
-        let plan = plan(&[(900, 2), (100, 1)]);
-        let mut tried = Vec::new();
-        while let Some(next) = plan.choose(&tried) {
-            assert!(!tried.iter().any(|t| Arc::ptr_eq(t, next)));
-            tried.push(Arc::clone(next));
+        let plan = plan(&[(Arm::Stable, 900, 2), (Arm::Canary, 100, 1)]);
+        for key in [None, Some(5)] {
+            for (arm, last) in [(None, None), (Some(Arm::Stable), Some(2)), (Some(Arm::Canary), Some(0))] {
+                let way = way(&plan, arm, key);
+                let (mut tried, mut meant) = (Vec::new(), 0);
+                while let Some(next) = plan.choose(&way, &tried) {
+                    assert!(!tried.iter().any(|t| Arc::ptr_eq(t, next.upstream)));
+                    meant += usize::from(next.as_meant);
+                    // The meant arm first, then the other.
+                    assert!(last.is_none_or(|last| next.as_meant == (tried.len() < last.max(1))), "{arm:?}");
+                    tried.push(Arc::clone(next.upstream));
+                }
+                assert_eq!(tried.len(), 3);
+                assert_eq!(meant, arm.map_or(3, |arm| if arm == Arm::Stable { 2 } else { 1 }));
+            }
         }
-        assert_eq!(tried.len(), 3);
-        assert!(self::plan(&[]).choose(&[]).is_none());
+        assert!(plan_without_backends().choose(&way(&plan, None, None), &[]).is_none());
+    }
+
+    fn plan_without_backends() -> RoutePlan {
+        plan(&[])
+    }
+
+    #[test]
+    fn a_release_is_reached_by_name_alone_if_it_has_no_weight() {
+        let plan = plan(&[(Arm::Stable, 1, 1), (Arm::Stable, 0, 1)]);
+        let mut pinned = way(&plan, None, None);
+        pinned.release = Some(ReleaseNumber(2));
+        assert_eq!(port(&plan, &pinned, &[]), Some(3));
+        let gone = [Arc::clone(&plan.backends[1].upstreams[0])];
+        assert_eq!(port(&plan, &pinned, &gone), Some(2));
+        assert!(plan.serves(ReleaseNumber(2)) && !plan.serves(ReleaseNumber(3)));
+    }
+
+    /// Law: an instance that comes takes only what it keeps, one that goes gives away only what it had.
+    #[test]
+    fn sticky_clients_move_only_with_their_instance() {
+        let all = plan(&[(Arm::Stable, 4, 4)]);
+        let mut fewer = plan(&[(Arm::Stable, 3, 4)]);
+        fewer.backends[0].upstreams.remove(1);
+        let mut hits: HashMap<u16, u32> = HashMap::new();
+        for key in 0..20_000 {
+            let key = Some(hash(format!("session-{key}").as_bytes()));
+            let (before, after) =
+                (port(&all, &way(&all, None, key), &[]).unwrap(), port(&fewer, &way(&fewer, None, key), &[]).unwrap());
+            assert!(before == after || before == 3, "{before} to {after}");
+            *hits.entry(before).or_default() += 1;
+        }
+        assert!(hits.values().all(|hits| (4_700..5_300).contains(hits)), "{hits:?}");
+    }
+
+    #[test]
+    fn sticky_clients_are_split_by_weight() {
+        let plan = plan(&[(Arm::Stable, 900, 2), (Arm::Canary, 100, 1)]);
+        let to_canary = (0..50_000)
+            .filter(|key| port(&plan, &way(&plan, None, Some(hash(format!("{key}").as_bytes()))), &[]) == Some(4))
+            .count();
+        assert!((4_650..5_350).contains(&to_canary), "{to_canary}");
     }
 }

@@ -52,13 +52,17 @@ pub(crate) async fn upgraded(tunnel: Tunnel, client: Upgraded, instance: Upgrade
     let up = Pump { from: from_client, to: to_instance, frames: frames(Side::Client), cut };
     let down = Pump { from: from_instance, to: to_client, frames: frames(Side::Server), cut };
     // An error of one direction ends both: the other one would wait for a peer that is gone.
-    let _ =
+    let result =
         tokio::try_join!(up.run(|bytes| tunnel.series.received(bytes)), down.run(|bytes| tunnel.series.sent(bytes)));
+    // A cut that was announced in the protocol's own way ends without an error, but a cut it was.
+    if result == Err(End::Cut) || cut.is_cancelled() {
+        tunnel.series.error(ErrorKind::Cut);
+    }
 }
 
 /// Serves a connection to a TCP route.
 pub(crate) async fn tcp(proxy: &Proxy, arrival: &Arrival, client: Stream) {
-    let mut seeker = Seeker::new(proxy, arrival, Kind::Stream);
+    let mut seeker = Seeker::new(proxy, arrival, Kind::Stream, None);
     let (ticket, instance) = loop {
         let ticket = match seeker.acquire().await {
             Ok(ticket) => ticket,
@@ -76,9 +80,9 @@ pub(crate) async fn tcp(proxy: &Proxy, arrival: &Arrival, client: Stream) {
             Err(error) => seeker.unreachable(&ticket, &error),
         }
     };
-    let series = Arc::clone(&ticket.upstream.series);
+    let series = Arc::clone(ticket.series());
     series.connected();
-    let gauge = series.gauge(true);
+    let gauge = ticket.gauge();
     let tunnel = Tunnel { flight: ticket.flight, series, gauge, lease: None };
     let (client_socket, instance_socket) = (Arc::clone(client.socket()), Arc::clone(instance.socket()));
     let (from_client, to_client) = tokio::io::split(client);

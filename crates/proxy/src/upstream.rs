@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use orchestra_model::desired::Protocol;
@@ -12,6 +13,7 @@ use crate::{
     flight::Flight,
     metrics::{RetryKind, Series},
     stream::Stream,
+    table,
 };
 
 mod h1;
@@ -38,9 +40,12 @@ where
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) flight: Arc<Flight>,
-    pub(crate) series: Arc<Series>,
+    /// Of the release, on the arm that it is on now.
+    pub(crate) series: ArcSwap<Series>,
     pub(crate) address: SocketAddr,
     pub(crate) protocol: Protocol,
+    /// Its place in rendezvous hashing.
+    pub(crate) slot: u64,
     pool: Pool,
     tree: TaskTree,
 }
@@ -94,7 +99,8 @@ impl Upstream {
             Protocol::H2c | Protocol::Grpc => Pool::H2(h2::Pool::default()),
             Protocol::Tcp => Pool::Tcp,
         };
-        Self { flight, series, address, protocol, pool, tree }
+        let slot = table::slot(flight.key());
+        Self { flight, series: ArcSwap::new(series), address, protocol, slot, pool, tree }
     }
 
     /// Whether requests go to it as HTTP/2.
@@ -126,7 +132,7 @@ impl Upstream {
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, Stream::connect(self.address))
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer to a connection attempt"))??;
-        self.series.dialled();
+        self.series.load().dialled();
         Ok(stream)
     }
 

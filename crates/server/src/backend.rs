@@ -17,6 +17,8 @@ pub struct Facts {
     pub home: String,
     /// Folder of managed volumes, absolute.
     pub volumes: String,
+    /// TCP address that it listens on beside its socket.
+    pub listen: Option<std::net::SocketAddr>,
     /// When it was started.
     pub started_at: UnixMillis,
 }

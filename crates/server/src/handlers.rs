@@ -78,6 +78,7 @@ async fn version(State(app): State<App>) -> Json<Version> {
         api: orchestra_api::API_VERSION,
         pid: std::process::id(),
         home: app.facts.home.clone(),
+        listen: app.facts.listen.map(|address| address.to_string()),
         started_at: app.facts.started_at,
     })
 }

@@ -62,7 +62,7 @@ fn longest(run: &RunRecord, disk: &Disk) -> Duration {
 }
 
 fn surge(service: &Service) -> (u32, u32) {
-    let Strategy::Rolling { max_surge, max_unavailable } = service.rollout.strategy;
+    let Strategy::Rolling { max_surge, max_unavailable } = service.rollout.strategy else { return (0, service.replicas) };
     let surge = max_surge.rounded_up(service.replicas);
     let unavailable = max_unavailable.rounded_down(service.replicas);
     // Neither up nor down would never move.
@@ -244,7 +244,8 @@ impl World {
         }
         let id = ResourceId::new(ResourceKind::Service, key.instance.workload.clone());
         let forms = self.forms(&id);
-        if !forms.is_empty() && forms.iter().all(|service| surge(service).0 == 0) {
+        // A restart takes the place of its own predecessor, whatever else still leaves.
+        if key.attempt == 1 && !forms.is_empty() && forms.iter().all(|service| surge(service).0 == 0) {
             let most = forms.iter().map(|service| service.replicas).max().unwrap_or(0);
             let alive = self.provider.alive().filter(|(other, _)| other.instance.workload == id.name).count();
             if alive >= most as usize {

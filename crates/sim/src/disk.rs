@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use orchestra_model::{
-    EnvironmentId, Event, Generation, InstanceId, Name, ReleaseNumber, ResourceId, RunId,
+    EnvironmentId, Event, Generation, InstanceId, Name, Now, ReleaseNumber, ResourceId, RunId,
     record::{
         Change, EnvironmentRecord, EnvironmentState, InstanceRecord, JournalKind, ReleaseRecord, ReleaseState,
         ResourceRecord, RunRecord, RunState,
@@ -27,6 +27,8 @@ pub struct Disk {
     pub intents: BTreeSet<String>,
     /// Events.
     pub events: Vec<Event>,
+    /// When each of them was committed.
+    pub times: Vec<Now>,
     /// Number of commits.
     pub commits: usize,
 }
@@ -44,6 +46,7 @@ impl Disk {
                 run: None,
                 chosen_ports: BTreeMap::new(),
                 ordinals: BTreeMap::new(),
+                rollouts: BTreeMap::new(),
             },
             resources: BTreeMap::new(),
             instances: BTreeMap::new(),
@@ -51,6 +54,7 @@ impl Disk {
             releases: BTreeMap::new(),
             intents: BTreeSet::new(),
             events: Vec::new(),
+            times: Vec::new(),
             commits: 0,
         }
     }
@@ -59,11 +63,12 @@ impl Disk {
     ///
     /// # Errors
     /// The law that they would break.
-    pub fn commit(&mut self, changes: &[Change]) -> Result<(), String> {
+    pub fn commit(&mut self, now: Now, changes: &[Change]) -> Result<(), String> {
         self.commits += 1;
         for change in changes {
             self.change(change)?;
         }
+        self.times.resize(self.events.len(), now);
         let stable: Vec<_> =
             self.releases.values().filter(|r| r.state == ReleaseState::Stable).map(|r| r.number).collect();
         if stable.len() > 1 {
@@ -113,6 +118,12 @@ impl Disk {
                     return Err(format!("release {number} cannot go from {from:?} to {to:?}"));
                 }
                 release.state = *to;
+            }
+            Change::Verdict(_, number, verdict) => {
+                let Some(release) = self.releases.get_mut(number) else {
+                    return Err(format!("release {number} is not known"));
+                };
+                release.verdicts.push((**verdict).clone());
             }
             Change::Run(record) => {
                 if let Some(old) = self.runs.get(&record.id) {

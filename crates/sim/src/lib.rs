@@ -9,6 +9,7 @@ pub mod behaviour;
 mod check;
 pub mod disk;
 pub mod operator;
+pub mod rollouts;
 pub mod script;
 pub mod seed;
 pub mod stack;

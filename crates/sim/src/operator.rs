@@ -1,15 +1,27 @@
 //! What the engine does for an operator: plans, numbers runs and releases, refuses while a run goes on.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use orchestra_machine::Event;
 use orchestra_model::{
-    Desired, Generation, Now, ReleaseNumber, ResourceId, ResourceKind, RunId,
+    Desired, Generation, Now, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
     record::{ReleaseRecord, ReleaseState, RunKind, RunRecord, RunState},
 };
 use orchestra_plan::{Current, Observation, Options};
 
 use crate::world::World;
+
+/// Starts a run towards what a stack file desires. It says nothing of restarts, so their counters stay.
+pub fn up(world: &mut World, mut desired: Desired) -> bool {
+    let Some(server) = &world.server else { return false };
+    for (id, resource) in &mut desired.resources {
+        let now = server.resources().get(id).and_then(|record| record.applied.as_service());
+        if let (Resource::Service(service), Some(now)) = (resource, now) {
+            service.restarts = now.restarts;
+        }
+    }
+    submit(world, RunKind::Up, Some(desired))
+}
 
 /// Starts a run towards `desired`, or takes everything down. Returns whether there was anything to do.
 pub fn submit(world: &mut World, kind: RunKind, desired: Option<Desired>) -> bool {
@@ -61,6 +73,7 @@ pub fn submit(world: &mut World, kind: RunKind, desired: Option<Desired>) -> boo
             reason: "simulated".to_owned(),
             state: ReleaseState::Deploying,
             desired,
+            verdicts: Vec::new(),
         })
     });
     world.deliver(Event::RunRequested { run: Box::new(run), release, source: record.source });
@@ -109,6 +122,3 @@ fn observe(world: &World) -> BTreeMap<ResourceId, Observation> {
         })
         .collect()
 }
-
-/// A short while.
-pub const MOMENT: Duration = Duration::from_millis(1);

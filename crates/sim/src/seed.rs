@@ -10,7 +10,7 @@ use orchestra_model::{
 
 use crate::{
     operator,
-    stack::{FOREIGN_PORT, Stack},
+    stack::{self, FOREIGN_PORTS, Stack},
     world::{Faults, Item, World},
 };
 
@@ -54,7 +54,7 @@ pub fn run(seed: u64, trace: bool) -> Result<Report, Failure> {
     let id = "demo/dev".parse().expect("a valid id");
     let mut world = World::new(id, rng.next_u64(), faults.clone());
     world.trace = trace.then(String::new);
-    world.data_plane.foreign.insert(FOREIGN_PORT);
+    world.data_plane.foreign.extend(FOREIGN_PORTS);
     world.log(|| format!("{faults:?}"));
     schedule_deaths(&mut world, &mut rng);
     operate(&mut world, &mut rng);
@@ -122,8 +122,14 @@ fn operate(world: &mut World, rng: &mut Rng) {
                 if number > 0 && rng.below(10) > 0 {
                     stack = stack.changed(rng);
                 }
-                let desired = stack.desired(&world.disk.environment.id.clone());
-                operator::submit(world, RunKind::Up, Some(desired))
+                match stack::load(&stack.text()) {
+                    Ok(desired) => operator::up(world, desired),
+                    Err(problems) => {
+                        world.log(|| stack.text());
+                        world.violate(format!("a stack is refused: {problems}"));
+                        return;
+                    }
+                }
             }
             (_, 5 | 6, Some(mut desired)) => {
                 let services: Vec<Name> = desired

@@ -1,19 +1,26 @@
-//! Random stacks, and what they desire.
+//! Random stacks as stack files, and what a stack file desires.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use orchestra_machine::rng::Rng;
 use orchestra_model::{
-    Desired, EnvironmentId, Name, Resource, ResourceId, ResourceKind, Text,
-    desired::{
-        Check, Condition, Dependency, Drain, Health, Job, OnLoss, Port, Probe, Program, Protocol, Resources, Restart,
-        RestartPolicy, Rollout, Service, Stop, Strategy, Target, Volume,
-    },
-    quantity::{Amount, Timespan},
+    Desired, Name, ResourceId, ResourceKind,
+    desired::{Condition, Dependency, OnLoss, RestartPolicy},
+    quantity::Amount,
 };
+use orchestra_spec::{Context, Source};
+
+/// What a stack file desires.
+///
+/// # Errors
+/// All that is wrong with it, one line each.
+pub fn load(text: &str) -> Result<Desired, String> {
+    let context = Context { directory: "/stack".to_owned(), volumes: "/volumes".to_owned(), environment: None };
+    match orchestra_spec::load(Source { path: "orchestra.yaml", bytes: text.as_bytes() }, &context) {
+        Ok(loaded) => Ok(loaded.desired),
+        Err(problems) => Err(problems.iter().map(|problem| problem.message.clone()).collect::<Vec<_>>().join("\n")),
+    }
+}
 
 /// A stack before it is written out.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,8 +29,8 @@ pub struct Stack {
     pub services: BTreeMap<String, ServiceShape>,
     /// Jobs by name.
     pub jobs: BTreeMap<String, JobShape>,
-    /// Volumes by name, with their path.
-    pub volumes: BTreeMap<String, String>,
+    /// Volumes by name, with their path if Orchestra does not choose it.
+    pub volumes: BTreeMap<String, Option<String>>,
 }
 
 /// How a service is known to be ready.
@@ -76,8 +83,6 @@ pub struct ServiceShape {
     pub drain: (u64, u64),
     /// Seconds: to first readiness, for the whole rollout.
     pub deadlines: (u64, u64),
-    /// Restarts that were asked for.
-    pub restarts: u64,
 }
 
 /// A job.
@@ -112,125 +117,117 @@ pub fn volume(text: &str) -> ResourceId {
     ResourceId::new(ResourceKind::Volume, name(text))
 }
 
-/// Addresses that another program has in every world.
-pub const FOREIGN_PORT: u16 = 8666;
+/// Ports that another program has in every random world.
+pub const FOREIGN_PORTS: [u16; 4] = [8660, 8661, 8662, 8663];
 
-// === what it desires ===
+// === as text ===
 
 impl Stack {
-    /// The desired state.
-    pub fn desired(&self, environment: &EnvironmentId) -> Desired {
-        let volumes = self.volumes.iter().map(|(name, path)| {
-            (volume(name), Resource::Volume(Volume { path: path.clone(), managed: path.starts_with("/managed") }))
-        });
-        let jobs = self.jobs.iter().map(|(name, shape)| (job(name), Resource::Job(shape.desired())));
-        let services = self.services.iter().map(|(name, shape)| (service(name), Resource::Service(shape.desired())));
-        Desired {
-            environment: environment.clone(),
-            target: Target::Process,
-            resources: volumes.chain(jobs).chain(services).collect(),
-        }
+    /// The stack file.
+    pub fn text(&self) -> String {
+        let mut text = "version: 1\nname: demo\n".to_owned();
+        let mut section = |key: &str, parts: Vec<String>| {
+            if !parts.is_empty() {
+                let _ = writeln!(text, "{key}:\n{}", parts.join("\n"));
+            }
+        };
+        let volume = |(name, path): (&String, &Option<String>)| match path {
+            Some(path) => format!("  {name}: {{path: {path}}}"),
+            None => format!("  {name}:"),
+        };
+        section("volumes", self.volumes.iter().map(volume).collect());
+        section("jobs", self.jobs.iter().map(|(name, shape)| format!("  {name}:\n{}", shape.text())).collect());
+        section("services", self.services.iter().map(|(name, shape)| format!("  {name}:\n{}", shape.text())).collect());
+        text
     }
 }
 
-fn program(words: &[String], port: bool) -> Program {
-    let mut command = vec![Text::literal("program")];
-    command.extend(words.iter().map(Text::literal));
-    Program {
-        command,
-        directory: "/stack".to_owned(),
-        env: BTreeMap::new(),
-        user: None,
-        umask: None,
-        limits: BTreeMap::new(),
-        ports: if port { BTreeSet::from([name("http")]) } else { BTreeSet::new() },
-        resources: Resources::default(),
-        ready_line: None,
-        notify: false,
-        watchdog: None,
-    }
+fn command(words: &[String]) -> String {
+    let words: Vec<String> = words.iter().map(|word| format!(", \"{word}\"")).collect();
+    format!("[program{}]", words.concat())
+}
+
+fn edges(depends_on: &BTreeMap<ResourceId, Dependency>) -> String {
+    let edge = |(on, dependency): (&ResourceId, &Dependency)| {
+        let until = match dependency.until {
+            Condition::Started => "started",
+            Condition::Ready => "ready",
+            Condition::Completed => "completed",
+        };
+        let on_loss = match dependency.on_loss {
+            OnLoss::Ignore => "ignore",
+            OnLoss::Hold => "hold",
+            OnLoss::Stop => "stop",
+        };
+        format!("{}: {{until: {until}, on_loss: {on_loss}}}", on.name)
+    };
+    format!("{{{}}}", depends_on.iter().map(edge).collect::<Vec<_>>().join(", "))
 }
 
 impl ServiceShape {
-    fn desired(&self) -> Service {
-        let mut program =
-            program(&self.words, self.port.is_some() || matches!(self.ready, ReadyBy::Http | ReadyBy::Deep));
-        program.env.insert("LEVEL".to_owned(), Text::literal(self.level.to_string()));
-        program.notify = self.ready == ReadyBy::Notify;
-        program.ready_line = (self.ready == ReadyBy::Log).then(|| "listening".to_owned());
-        let http = || Check::Http {
-            port: name("http"),
-            method: "GET".to_owned(),
-            path: "/ready".to_owned(),
-            headers: BTreeMap::new(),
-            body: None,
-            status: BTreeSet::new(),
-            contains: None,
+    fn text(&self) -> String {
+        // A check over HTTP needs a port.
+        let ready = match self.ready {
+            ReadyBy::Http | ReadyBy::Deep if self.port.is_none() => ReadyBy::Exec,
+            ready => ready,
         };
-        let check = match self.ready {
+        let check = match ready {
             ReadyBy::Nothing => None,
-            ReadyBy::Http => Some(http()),
-            ReadyBy::Exec => Some(Check::Exec { command: vec![Text::literal("./check")] }),
-            ReadyBy::Notify => Some(Check::Notify),
-            ReadyBy::Log => Some(Check::Log),
+            ReadyBy::Http => Some("http: /ready".to_owned()),
+            ReadyBy::Exec => Some("exec: [./check]".to_owned()),
+            ReadyBy::Notify => Some("notify: true".to_owned()),
+            ReadyBy::Log => Some("log: listening".to_owned()),
             ReadyBy::Deep => {
                 let on = self.depends_on.keys().filter(|on| on.kind == ResourceKind::Service);
-                Some(Check::All(
-                    std::iter::once(http())
-                        .chain(on.map(|on| Check::Dependency { service: on.name.clone() }))
-                        .collect(),
-                ))
+                let parts: Vec<String> = on.map(|on| format!(", {{dependency: {}}}", on.name)).collect();
+                Some(format!("all: [{{http: /ready}}{}]", parts.concat()))
             }
         };
-        let probe = |check| Probe {
-            check,
-            every: Timespan::millis(self.every),
-            every_starting: Timespan::millis(200),
-            timeout: Timespan::millis(1000),
-            pass_after: self.thresholds.0,
-            fail_after: self.thresholds.1,
+        let timing = format!(
+            "every: {}ms, every_starting: 200ms, timeout: 1s, pass_after: {}, fail_after: {}",
+            self.every, self.thresholds.0, self.thresholds.1
+        );
+        let policy = match self.restart {
+            RestartPolicy::Always => "always",
+            RestartPolicy::OnFailure => "on_failure",
+            RestartPolicy::Never => "never",
         };
-        let published = self
-            .port
-            .map(|port| (name("http"), Port { host: IpAddr::V4(Ipv4Addr::LOCALHOST), port, protocol: Protocol::Http }));
-        Service {
-            program,
-            replicas: self.replicas,
-            restarts: self.restarts,
-            ports: published.into_iter().collect(),
-            depends_on: self.depends_on.clone(),
-            health: Health {
-                ready: check.map(probe),
-                live: self.live.then(|| probe(Check::Exec { command: vec![Text::literal("./live")] })),
-                start_deadline: Timespan::seconds(self.deadlines.0),
-            },
-            restart: Restart {
-                policy: self.restart,
-                backoff: Timespan::millis(200),
-                max_backoff: Timespan::seconds(5),
-                reset_after: Timespan::seconds(20),
-                budget: self.budget,
-            },
-            stop: Stop { signal: orchestra_model::desired::Signal::Term, grace: Timespan::millis(self.grace) },
-            rollout: Rollout {
-                strategy: Strategy::Rolling { max_surge: self.surge.0, max_unavailable: self.surge.1 },
-                drain: Drain { requests: Timespan::millis(self.drain.0), streams: Timespan::millis(self.drain.1) },
-                deadline: Timespan::seconds(self.deadlines.1),
-            },
-        }
+        let budget = self.budget.map_or_else(|| "unlimited".to_owned(), |budget| budget.to_string());
+        let mut lines = vec![
+            format!("command: {}", command(&self.words)),
+            format!("env: {{LEVEL: {}}}", self.level),
+            format!("replicas: {}", self.replicas),
+            format!("depends_on: {}", edges(&self.depends_on)),
+            format!(
+                "restart: {{policy: {policy}, backoff: 200ms, max_backoff: 5s, reset_after: 20s, budget: {budget}}}"
+            ),
+            format!("stop: {{grace: {}ms}}", self.grace),
+            "rollout:".to_owned(),
+            format!("  rolling: {{max_surge: {}, max_unavailable: {}}}", self.surge.0, self.surge.1),
+            format!("  drain: {{requests: {}ms, streams: {}ms}}", self.drain.0, self.drain.1),
+            format!("  deadline: {}s", self.deadlines.1),
+            "health:".to_owned(),
+            format!("  start_deadline: {}s", self.deadlines.0),
+        ];
+        lines.extend(check.map(|check| format!("  ready: {{{check}, {timing}}}")));
+        lines.extend(self.live.then(|| format!("  live: {{exec: [./live], {timing}}}")));
+        lines.extend(self.port.map(|port| {
+            let port = port.map_or_else(|| "auto".to_owned(), |port| port.to_string());
+            format!("ports: {{http: {port}}}")
+        }));
+        lines.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
     }
 }
 
 impl JobShape {
-    fn desired(&self) -> Job {
-        Job {
-            program: program(&self.words, false),
-            depends_on: self.depends_on.clone(),
-            retries: self.retries,
-            timeout: Timespan::seconds(self.timeout),
-            backoff: Timespan::millis(300),
-            stop: Stop { signal: orchestra_model::desired::Signal::Term, grace: Timespan::seconds(1) },
-        }
+    fn text(&self) -> String {
+        format!(
+            "    command: {}\n    depends_on: {}\n    retries: {}\n    timeout: {}s\n    backoff: 300ms\n    stop: {{grace: 1s}}",
+            command(&self.words),
+            edges(&self.depends_on),
+            self.retries,
+            self.timeout
+        )
     }
 }
 
@@ -251,7 +248,7 @@ impl Stack {
     pub fn random(rng: &mut Rng) -> Self {
         let mut stack = Self::default();
         if coin(rng, 40) {
-            stack.volumes.insert("data".to_owned(), one_of(rng, &["/managed/data", "/elsewhere/data"]).to_owned());
+            stack.volumes.insert("data".to_owned(), one_of(rng, &[None, Some("/elsewhere/data")]).map(str::to_owned));
         }
         if coin(rng, 50) {
             let mut job = JobShape::random(rng);
@@ -283,6 +280,7 @@ impl Stack {
             let name = names[usize::try_from(rng.below(names.len() as u64)).unwrap_or(0)].clone();
             let choice = rng.below(19);
             let before = stack.clone();
+            let index = SERVICES.iter().position(|known| *known == name).unwrap_or(0);
             let shape = stack.services.get_mut(&name).expect("it was listed");
             match choice {
                 0..=3 => shape.level += 1,
@@ -299,8 +297,8 @@ impl Stack {
                     shape.port = match rng.below(4) {
                         0 => None,
                         1 => Some(None),
-                        2 => Some(Some(8000 + u16::try_from(rng.below(500)).unwrap_or(0))),
-                        _ => Some(Some(FOREIGN_PORT)),
+                        2 => Some(Some(fixed_port(rng, index))),
+                        _ => Some(Some(FOREIGN_PORTS[index])),
                     };
                 }
                 9 => shape.every = one_of(rng, &[300, 1000, 2000]),
@@ -339,7 +337,8 @@ impl Stack {
                 }
                 17 => {
                     if let Some(path) = stack.volumes.get_mut("data") {
-                        one_of(rng, &["/managed/data", "/managed/other", "/elsewhere/data"]).clone_into(path);
+                        *path =
+                            one_of(rng, &[None, Some("/elsewhere/data"), Some("/elsewhere/other")]).map(str::to_owned);
                     }
                 }
                 _ => {
@@ -357,6 +356,11 @@ impl Stack {
         }
         stack
     }
+}
+
+/// A port that no other service of the stack has.
+fn fixed_port(rng: &mut Rng, index: usize) -> u16 {
+    8000 + 100 * u16::try_from(index).unwrap_or(0) + u16::try_from(rng.below(100)).unwrap_or(0)
 }
 
 /// Changes what happens when the dependencies of a service are lost.
@@ -446,7 +450,7 @@ impl ServiceShape {
             replicas: u32::try_from(rng.below(5)).unwrap_or(1),
             port: match rng.below(4) {
                 0 => None,
-                1 => Some(Some(8000 + u16::try_from(rng.below(500)).unwrap_or(0))),
+                1 => Some(Some(fixed_port(rng, index))),
                 _ => Some(None),
             },
             depends_on,
@@ -463,7 +467,6 @@ impl ServiceShape {
             surge: surge(rng),
             drain: (one_of(rng, &[0, 500, 3000]), one_of(rng, &[0, 2000, 8000])),
             deadlines: (one_of(rng, &[5, 10]), one_of(rng, &[30, 60, 120])),
-            restarts: 0,
         }
     }
 }

@@ -86,7 +86,7 @@ pub(crate) enum Item {
     /// A leaf is asked.
     Ask { epoch: u64, key: ProbeKey, generation: u64 },
     /// A request or stream ends.
-    FlowEnd { endpoint: EndpointKey, stream: bool, generation: u64 },
+    FlowEnd { endpoint: EndpointKey, stream: bool },
     /// The data plane serves again.
     DataPlaneUp,
     /// The data plane answers again.
@@ -133,8 +133,17 @@ pub struct World {
     pub faults: Faults,
     /// Where the server dies next, at the first batch with such an event.
     pub crash_at: Option<(EventKind, Option<ResourceId>, CrashPoint)>,
+    /// Where the server dies next, at the batch with this number.
+    pub crash_batch: Option<(u64, CrashPoint)>,
+    /// Number of batches so far.
+    pub batches: u64,
     /// How long a crashed server stays away; random if missing.
     pub downtime: Option<Duration>,
+    /// Every call and event takes the shortest time, for outputs that people compare.
+    pub exact: bool,
+    /// What is in flight to an endpoint when it stops being active: requests, streams, and how long they take; random if
+    /// missing.
+    pub traffic: Option<(u32, u32, Duration)>,
     /// What happened, if it is wanted.
     pub trace: Option<String>,
     pub(crate) checks: Checks,
@@ -173,7 +182,11 @@ impl World {
             volumes: BTreeSet::new(),
             faults,
             crash_at: None,
+            crash_batch: None,
+            batches: 0,
             downtime: None,
+            exact: false,
+            traffic: None,
             trace: None,
             checks: Checks::default(),
             rng: Rng::new(seed),
@@ -206,6 +219,7 @@ impl World {
             hold_limit: 1000,
             log_max_bytes: 1 << 20,
             log_keep: 2,
+            epoch: 0,
         })
     }
 
@@ -217,6 +231,9 @@ impl World {
 
     /// A number of milliseconds between two, more if it is slow.
     pub(crate) fn latency(&mut self, low: u64, high: u64) -> Duration {
+        if self.exact {
+            return Duration::from_millis(low.max(1));
+        }
         let slow = self.faults.slow;
         let factor = if self.chance(slow) { 1 + self.rng.below(60) } else { 1 };
         Duration::from_micros((low * 1000 + self.rng.below((high - low) * 1000 + 1)) * factor)
@@ -295,7 +312,7 @@ impl World {
             Item::Call { epoch, call } => self.call(epoch, call),
             Item::Process { key, what } => self.process(&key, what),
             Item::Ask { epoch, key, generation } => self.ask(epoch, &key, generation),
-            Item::FlowEnd { endpoint, stream, generation } => self.flow_end(&endpoint, stream, generation),
+            Item::FlowEnd { endpoint, stream } => self.flow_end(&endpoint, stream),
             Item::DataPlaneUp => self.data_plane_up(),
             Item::DataPlaneAnswers => self.data_plane_answers(),
             Item::Kill => self.kill_random(),
@@ -365,7 +382,7 @@ impl World {
         }
         if !batch.changes.is_empty() {
             self.note_steps(&batch.changes);
-            if let Err(law) = self.disk.commit(&batch.changes) {
+            if let Err(law) = self.disk.commit(self.now, &batch.changes) {
                 self.violate(law);
             }
             self.show_events();
@@ -387,6 +404,13 @@ impl World {
     fn crash_point(&mut self, batch: &Batch) -> Option<CrashPoint> {
         if batch.is_empty() {
             return None;
+        }
+        self.batches += 1;
+        if let Some((number, point)) = self.crash_batch
+            && number == self.batches
+        {
+            self.crash_batch = None;
+            return Some(point);
         }
         if let Some((kind, resource, point)) = &self.crash_at {
             let hit = batch.changes.iter().any(|change| {
@@ -418,7 +442,7 @@ impl World {
         self.tick_for = deadline;
         if let Some(at) = deadline {
             let epoch = self.epoch;
-            let late = Duration::from_micros(self.rng.below(3000));
+            let late = if self.exact { Duration::ZERO } else { Duration::from_micros(self.rng.below(3000)) };
             self.push(at.max(self.now) + late, Item::Tick { epoch, at });
         }
     }
@@ -464,6 +488,9 @@ impl World {
             }
             Effect::StartProbe { key, target, every, timeout } => self.start_probe(key, target, every, timeout),
             Effect::StopProbe(key) => self.prober.stop(&key),
+            Effect::RunHook { key, .. } => {
+                self.deliver(Event::HookDone { key, answer: Ok(()) });
+            }
             Effect::CreateVolume { resource, path } => {
                 let after = self.latency(1, 50);
                 self.begin_call(self.now + after, Call::CreateVolume(resource, path));
@@ -605,7 +632,7 @@ impl World {
 }
 
 /// An event in a few words.
-fn brief(event: &Event) -> String {
+pub(crate) fn brief(event: &Event) -> String {
     match event {
         Event::Launched(key) => format!("launched {}#{}", key.instance, key.attempt),
         Event::LaunchFailed { key, retry, .. } => {
@@ -628,11 +655,18 @@ fn brief(event: &Event) -> String {
         Event::VolumeDone { resource, result } => format!("{resource} done {}", result.is_ok()),
         Event::RunRequested { run, .. } => format!("{} requested", run.id),
         Event::CancelRequested { run } => format!("cancel {run}"),
+        Event::Traffic(report) => format!("traffic {} {}", report.route.service, report.cells.len()),
+        Event::Load(report) => format!("load {} {}", report.route.service, report.requests),
+        Event::Rollout { service, command, .. } => {
+            let of = service.as_ref().map_or_else(|| "all".to_owned(), ToString::to_string);
+            format!("rollout {of} {command:?}")
+        }
+        Event::HookDone { key, answer } => format!("hook {} {} {}", key.service, key.step, answer.is_ok()),
         Event::Tick => "tick".to_owned(),
     }
 }
 
-fn brief_effect(effect: &Effect) -> String {
+pub(crate) fn brief_effect(effect: &Effect) -> String {
     match effect {
         Effect::Launch(launch) => {
             format!("launch {}#{} {}", launch.key.instance, launch.key.attempt, launch.command.join(" "))
@@ -654,6 +688,7 @@ fn brief_effect(effect: &Effect) -> String {
         Effect::Cut(endpoint) => format!("cut {}#{}", endpoint.instance, endpoint.attempt),
         Effect::StartProbe { key, .. } => format!("start probe {}#{}", key.instance, key.attempt),
         Effect::StopProbe(key) => format!("stop probe {}#{}", key.instance, key.attempt),
+        Effect::RunHook { key, .. } => format!("hook {} {} {}", key.service, key.step, key.call),
         Effect::CreateVolume { resource, .. } => format!("create {resource}"),
         Effect::DeleteVolume { resource, .. } => format!("delete {resource}"),
     }

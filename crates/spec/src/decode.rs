@@ -21,12 +21,16 @@ use crate::{
     yaml::{Entry, Node, Scalar, Value, cut},
 };
 
+mod flags;
 mod health;
 mod program;
+mod rollout;
+mod scale;
 mod scope;
 mod service;
 mod template;
 
+pub(crate) use flags::flags;
 pub(crate) use program::Decoder;
 pub(crate) use scope::Scope;
 
@@ -100,6 +104,7 @@ impl<'n, 'a> Fields<'n, 'a> {
 
     /// The one entry of those that exclude each other, if there is exactly one.
     pub(crate) fn only(&self, report: &mut Report<'_>) -> Option<&'n Entry<'a>> {
+        let check = self.table.one_of.contains(&"http");
         let mut found = self.entries.iter().filter(|entry| self.table.one_of.contains(&entry.key.as_ref()));
         let Some(first) = found.next() else {
             let noun = self.table.noun;
@@ -107,18 +112,18 @@ impl<'n, 'a> Fields<'n, 'a> {
             report.error(
                 Code::MISSING_KEY,
                 self.at,
-                || format!("{noun} says nothing to check"),
+                || if check { format!("{noun} says nothing to check") } else { format!("{noun} says nothing") },
                 help(format!("add one of: {words}")),
             );
             return None;
         };
         if let Some(second) = found.next() {
-            conflict(
-                report,
-                first,
-                second,
-                "keep one, or combine them under `all` or `any`; an overlay deletes a key with `null`",
-            );
+            let remedy = if check {
+                "keep one, or combine them under `all` or `any`; an overlay deletes a key with `null`"
+            } else {
+                "keep one; a list has an entry for each"
+            };
+            conflict(report, first, second, remedy);
         }
         Some(first)
     }

@@ -6,10 +6,11 @@ use orchestra_model::{
     Desired, EnvironmentId, Name, Resource, ResourceId, ResourceKind,
     desired::Target,
     diagnostic::{Code, Diagnostic},
+    flag::FlagSet,
 };
 
 use crate::{
-    decode::{Decoder, Fields, Scope, expected, name, named},
+    decode::{self, Decoder, Fields, Scope, expected, name, named},
     graph, layer,
     report::{Report, help, plain},
     source::{File, Source, Sources, Span},
@@ -58,10 +59,10 @@ pub fn load(source: Source<'_>, context: &Context) -> Result<Loaded, Vec<Diagnos
     }
     let parts = root.and_then(|root| assemble(&mut report, &root, context));
     let (errors, warnings) = report.finish();
-    let Some(Parts { environment, resources, environments, lines }) = parts.filter(|_| errors.is_empty()) else {
+    let Some(Parts { environment, resources, flags, environments, lines }) = parts.filter(|_| errors.is_empty()) else {
         return Err(errors);
     };
-    let desired = Desired { environment, target: Target::Process, resources: resources.into_iter().collect() };
+    let desired = Desired { environment, target: Target::Process, resources: resources.into_iter().collect(), flags };
     Ok(Loaded { desired, warnings, environments, lines: lines.into_iter().collect() })
 }
 
@@ -69,6 +70,7 @@ pub fn load(source: Source<'_>, context: &Context) -> Result<Loaded, Vec<Diagnos
 struct Parts {
     environment: EnvironmentId,
     resources: Vec<(ResourceId, Resource)>,
+    flags: FlagSet,
     environments: Vec<Name>,
     lines: Vec<(ResourceId, u32)>,
 }
@@ -111,6 +113,7 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
     let services = section(report, "services");
     let jobs = section(report, "jobs");
     let volumes = section(report, "volumes");
+    let flags = section(report, "flags");
 
     // Without a name of its own the stack is read on under a stand-in, so that the other errors show as well.
     let stand_in = || "stack".parse::<Name>().expect("`stack` is a name");
@@ -149,11 +152,12 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
         }
     }
     graph::check(report, &edges);
+    let flags = flags.map(|node| decode::flags(report, &node)).unwrap_or_default();
     if scope.services.is_empty() && scope.jobs.is_empty() {
         let message = || "the stack has no services and no jobs".to_owned();
         report.warning(Code::MISSING_KEY, START, message, help("add one under `services`"));
     }
-    Some(Parts { environment: EnvironmentId { stack, environment }, resources, environments, lines })
+    Some(Parts { environment: EnvironmentId { stack, environment }, resources, flags, environments, lines })
 }
 
 /// Checks the version before anything else: another one may mean anything else by its keys.

@@ -14,6 +14,8 @@ use crate::{
 
 const NAME: &str = "^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$";
 const EXTENSION: &str = "^x-";
+/// Names of flags and variants.
+const FLAG_KEY: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$";
 
 /// The schema of a stack file (JSON Schema 2020-12), for editors to complete and check against.
 pub fn json_schema() -> Value {
@@ -84,7 +86,7 @@ fn key_schema(key: &Key, overlay: bool, definitions: &mut Map<String, Value>) ->
 fn shape_schema(shape: &Shape, overlay: bool, definitions: &mut Map<String, Value>) -> Value {
     let nullable = |schema: Value| if overlay { json!({"anyOf": [schema, {"type": "null"}]}) } else { schema };
     match shape {
-        Shape::Text | Shape::Template => json!({"type": ["string", "number", "boolean"]}),
+        Shape::Text | Shape::Template | Shape::Variant | Shape::Constant => json!({"type": ["string", "number", "boolean"]}),
         Shape::Duration => json!({"anyOf": [
             {"type": "string", "pattern": r"^(0|([0-9]+(\.[0-9]+)?(us|ms|s|m|h|d))+)$"},
             {"const": 0},
@@ -97,6 +99,12 @@ fn shape_schema(shape: &Shape, overlay: bool, definitions: &mut Map<String, Valu
         Shape::Amount => json!({"anyOf": [
             {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?%$|^[0-9]+$"},
             {"type": "integer", "minimum": 0},
+        ]}),
+        Shape::Percentage => json!({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?%$"}),
+        Shape::Utilization => json!({"type": "string", "pattern": "^[0-9]+ ?%$"}),
+        Shape::Measure => json!({"anyOf": [
+            {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?$"},
+            {"type": "number", "minimum": 0},
         ]}),
         Shape::Integer(from, to) => json!({"type": "integer", "minimum": from, "maximum": to}),
         Shape::CountLimit(from, to) => {
@@ -117,6 +125,20 @@ fn shape_schema(shape: &Shape, overlay: bool, definitions: &mut Map<String, Valu
             let value = nullable(shape_schema(shape, overlay, definitions));
             json!({"type": "object", "patternProperties": {NAME: value}, "additionalProperties": false})
         }
+        Shape::Keys(shape) => {
+            let value = nullable(shape_schema(shape, overlay, definitions));
+            json!({"type": "object", "patternProperties": {FLAG_KEY: value}, "additionalProperties": false})
+        }
+        Shape::FlagValue => json!({"not": {"type": "array"}}),
+        Shape::Number => json!({"type": "number"}),
+        Shape::Boolean => json!({"type": "boolean"}),
+        Shape::Weight => json!({"anyOf": [
+            {"type": "string", "pattern": r"^[0-9]+(\.[0-9])? ?%?$"},
+            {"type": "number", "minimum": 0, "maximum": 100},
+        ]}),
+        Shape::Share => json!({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?%$|^rest$"}),
+        Shape::Test => test_schema(definitions),
+        Shape::Condition => condition_schema(definitions),
         Shape::Map(shape) => {
             let value = nullable(shape_schema(shape, overlay, definitions));
             json!({"type": "object", "additionalProperties": value})
@@ -131,6 +153,31 @@ fn shape_schema(shape: &Shape, overlay: bool, definitions: &mut Map<String, Valu
         Shape::Overlay(shape) => shape_schema(shape, true, definitions),
         Shape::Maybe(shape) => json!({"anyOf": [shape_schema(shape, overlay, definitions), {"type": "null"}]}),
     }
+}
+
+/// A test in any of its forms.
+fn test_schema(definitions: &mut Map<String, Value>) -> Value {
+    let constant = json!({"type": ["string", "number", "boolean"]});
+    let test = table_ref(&tables::TEST, false, definitions);
+    json!({"anyOf": [constant, {"type": "array", "items": constant}, test]})
+}
+
+/// A mapping of attributes to tests, in which three words combine conditions.
+fn condition_schema(definitions: &mut Map<String, Value>) -> Value {
+    const ID: &str = "condition";
+    let reference = json!({"$ref": "#/$defs/condition"});
+    if !definitions.contains_key(ID) {
+        let several = json!({"type": "array", "items": reference, "minItems": 1});
+        let schema = json!({
+            "type": "object",
+            "description": "Attributes of whoever asks, each with a test; all must pass.",
+            "properties": {"all": several, "any": several, "not": reference},
+            "additionalProperties": test_schema(definitions),
+            "minProperties": 1,
+        });
+        definitions.insert(ID.to_owned(), schema);
+    }
+    reference
 }
 
 /// Lists of names may be empty, lists of arguments and checks may not.
@@ -178,6 +225,7 @@ fn literal(shape: &Shape, default: &str) -> bool {
         shape,
         Shape::Duration
             | Shape::Amount
+            | Shape::Percentage
             | Shape::Integer(..)
             | Shape::CountLimit(..)
             | Shape::Umask
@@ -207,6 +255,9 @@ fn words(shape: &Shape) -> String {
         Shape::SizeLimit => "size or `unlimited`".to_owned(),
         Shape::Cpu => "CPU".to_owned(),
         Shape::Amount => "count or share".to_owned(),
+        Shape::Percentage => "share".to_owned(),
+        Shape::Utilization => "share in whole percent".to_owned(),
+        Shape::Measure => "number above 0".to_owned(),
         Shape::Integer(from, to) => format!("{from} to {to}"),
         Shape::CountLimit(from, to) => format!("{from} to {to}, or `unlimited`"),
         Shape::Umask => "octal mask".to_owned(),
@@ -218,6 +269,16 @@ fn words(shape: &Shape) -> String {
         Shape::Host => "IP address".to_owned(),
         Shape::Table(table) => format!("[{0}](#{0})", table.id),
         Shape::Names(shape) => format!("names to {}", words(shape)),
+        Shape::Keys(shape) => format!("names to {}", words(shape)),
+        Shape::Variant => "variant".to_owned(),
+        Shape::FlagValue => "text, number, boolean, mapping or `null`".to_owned(),
+        Shape::Constant => "text, number or boolean".to_owned(),
+        Shape::Number => "number".to_owned(),
+        Shape::Boolean => "`true`, `false`".to_owned(),
+        Shape::Weight => "percentage".to_owned(),
+        Shape::Share => "share or `rest`".to_owned(),
+        Shape::Test => "[test](#test), value or list".to_owned(),
+        Shape::Condition => "condition".to_owned(),
         Shape::Map(shape) => format!("mapping to {}", words(shape)),
         Shape::List(shape) => format!("list of {}", words(shape)),
         Shape::Any(shapes) => shapes.iter().map(words).collect::<Vec<_>>().join(", or "),

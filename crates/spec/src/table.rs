@@ -52,6 +52,12 @@ pub(crate) enum Shape {
     Cpu,
     /// A count or a share.
     Amount,
+    /// A share.
+    Percentage,
+    /// A share in whole percent that may be above 100.
+    Utilization,
+    /// A number that is not negative.
+    Measure,
     /// An integer from..=to.
     Integer(u64, u64),
     /// An integer from..=to, or `unlimited`.
@@ -76,6 +82,26 @@ pub(crate) enum Shape {
     Table(&'static Table),
     /// A mapping whose keys are names.
     Names(&'static Shape),
+    /// A mapping whose keys are names of flags or variants.
+    Keys(&'static Shape),
+    /// The name of a variant, or `true` or `false` for `on` or `off`.
+    Variant,
+    /// The value of a variant: anything but a list.
+    FlagValue,
+    /// A text, number or boolean.
+    Constant,
+    /// A number.
+    Number,
+    /// `true` or `false`.
+    Boolean,
+    /// A share in percent, exact to a tenth, with or without the sign.
+    Weight,
+    /// A share, or `rest`.
+    Share,
+    /// A test of an attribute in any of its forms.
+    Test,
+    /// Attributes with their tests, or `all`, `any` or `not`.
+    Condition,
     /// A mapping with other keys.
     Map(&'static Shape),
     /// A list.

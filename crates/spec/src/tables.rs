@@ -2,6 +2,18 @@
 
 use crate::table::{Key, Shape, Table};
 
+mod flags;
+mod rollout;
+mod scale;
+
+pub(crate) use flags::{FLAG, RULE, TEST};
+pub(crate) use rollout::{
+    ANALYSIS, BLUE_GREEN, CANARY, GUARD, HOLD, HOOK, LATENCY, MATCH, MIRROR, PAUSE, PROMETHEUS, ROLLING, ROLLOUT, STEP,
+};
+pub(crate) use scale::{
+    SCALE, SCALE_DOWN, SCALE_EXPORTED, SCALE_LEVEL, SCALE_METRIC, SCALE_POLICY, SCALE_UP, TO_ZERO,
+};
+
 /// Requirement document 004, probes.
 const PROBES: &str = "004 probes";
 /// Kubernetes.
@@ -30,6 +42,11 @@ pub(crate) static ROOT: Table = Table {
             "Directories that outlive instances, by name.",
         ),
         Key::new(
+            "flags",
+            Shape::Maybe(&Shape::Keys(&Shape::Any(&[Shape::Constant, Shape::Table(&FLAG)]))),
+            "Feature flags, by name.",
+        ),
+        Key::new(
             "environments",
             Shape::Maybe(&Shape::Names(&Shape::Maybe(&Shape::Table(&ENVIRONMENT)))),
             "Overlays of this file, by name.",
@@ -37,7 +54,7 @@ pub(crate) static ROOT: Table = Table {
         .default("an implicit `dev`"),
     ]],
     habits: &[("networks", "services of a stack reach each other at their published ports; delete this key")],
-    later: &["models", "stores", "routes", "frontends", "memory", "monitoring", "alerts", "flags", "secrets", "config"],
+    later: &["models", "stores", "routes", "frontends", "memory", "monitoring", "alerts", "secrets", "config"],
     one_of: &[],
 };
 
@@ -60,6 +77,11 @@ pub(crate) static ENVIRONMENT: Table = Table {
             Shape::Maybe(&Shape::Overlay(&Shape::Names(&Shape::Table(&VOLUME)))),
             "Overlay of `volumes`.",
         ),
+        Key::new(
+            "flags",
+            Shape::Maybe(&Shape::Overlay(&Shape::Keys(&Shape::Any(&[Shape::Constant, Shape::Table(&FLAG)])))),
+            "Overlay of `flags`.",
+        ),
     ]],
     habits: &[],
     later: &[
@@ -71,7 +93,6 @@ pub(crate) static ENVIRONMENT: Table = Table {
         "memory",
         "monitoring",
         "alerts",
-        "flags",
         "secrets",
         "config",
     ],
@@ -147,7 +168,7 @@ pub(crate) static SERVICE: Table = Table {
     noun: "a service",
     doc: "A program that is kept running.",
     keys: &[PROGRAM, &[
-        Key::new("replicas", Shape::Integer(0, 10_000), "How many instances.").default("1").from(OURS),
+        Key::new("replicas", Shape::Integer(0, 10_000), "How many instances; with `scale` only to begin with.").default("1").from(OURS),
         Key::new(
             "ports",
             Shape::Names(&Shape::Any(&[
@@ -159,13 +180,14 @@ pub(crate) static SERVICE: Table = Table {
             "Published ports by name. The address is stable; each instance listens on a port of its own, given in its environment.",
         )
         .default("none"),
-        Key::new("health", Shape::Table(&HEALTH), "How it is known to work.").default("ready once its process runs"),
+        Key::new("health", Shape::Table(&HEALTH), "How it is known to work.").default(READY_BY_DEFAULT),
         Key::new(
             "restart",
             Shape::Any(&[Shape::Choice(RESTARTS), Shape::Table(&RESTART)]),
             "What happens when an instance exits by itself.",
         ),
         Key::new("rollout", Shape::Table(&ROLLOUT), "How instances are replaced."),
+        Key::new("scale", Shape::Table(&SCALE), "How the number of instances follows the load.").default("it does not"),
         Key::new("watchdog", Shape::Duration, "Longest time between two `WATCHDOG=1` messages of the program.").default("none"),
     ]],
     habits: &[
@@ -174,7 +196,8 @@ pub(crate) static SERVICE: Table = Table {
         ("liveness", "write `health: {live: …}`"),
         ("deploy", "write `replicas`, `resources`, `restart` and `rollout` directly"),
         ("expose", "write `ports`"),
-        ("scale", "write `replicas: N`; automatic scaling comes with a later version"),
+        ("autoscale", "write `scale`"),
+        ("autoscaling", "write `scale`"),
         ("instances", "write `replicas`"),
         ("retries", "a service is restarted, not retried: write `restart: {budget: …}`"),
         ("timeout", "only jobs have a timeout; a service has `health: {start_deadline: …}`"),
@@ -357,8 +380,13 @@ pub(crate) static HEALTH: Table = Table {
     noun: "`health`",
     doc: "How a service is known to work. Readiness routes, liveness restarts.",
     keys: &[&[
-        Key::new("ready", Shape::Table(&READY), "An instance that fails it gets no requests.")
-            .default("ready once its process runs"),
+        Key::new(
+            "ready",
+            Shape::Any(&[Shape::Choice(&[NO_CHECK]), Shape::Table(&READY)]),
+            "An instance that fails it gets no requests. `none`: ready once its process runs.",
+        )
+        .default(READY_BY_DEFAULT)
+        .from(OURS),
         Key::new(
             "live",
             Shape::Table(&LIVE),
@@ -380,6 +408,11 @@ pub(crate) static HEALTH: Table = Table {
     later: &[],
     one_of: &[],
 };
+
+/// `health: {ready: none}`.
+pub(crate) const NO_CHECK: &str = "none";
+
+const READY_BY_DEFAULT: &str = "each published port accepts connections; without ports, ready once its process runs";
 
 /// The kinds of checks.
 pub(crate) const CHECKS: &[&str] =
@@ -590,46 +623,6 @@ pub(crate) static RESTART: Table = Table {
     one_of: &[],
 };
 
-pub(crate) static ROLLOUT: Table = Table {
-    id: "rollout",
-    noun: "`rollout`",
-    doc: "How instances are replaced.",
-    keys: &[&[
-        Key::new("rolling", Shape::Table(&ROLLING), "A few at a time, each new one ready before an old one leaves."),
-        Key::new("drain", Shape::Table(&DRAIN), "How long an instance that leaves may go on with what it has begun."),
-        Key::new("deadline", Shape::Duration, "Deadline of the whole rollout, drain apart.")
-            .default("300s")
-            .from("003 `orchestration_performance.service_deployment_time`"),
-    ]],
-    habits: &[
-        ("max_surge", "write `rolling: {max_surge: …}`"),
-        ("max_unavailable", "write `rolling: {max_unavailable: …}`"),
-    ],
-    later: &["canary", "blue_green", "recreate", "hold", "guard"],
-    one_of: &[],
-};
-
-pub(crate) static ROLLING: Table = Table {
-    id: "rolling",
-    noun: "`rolling`",
-    doc: "Bounds of a rolling update. They must not both come out as 0.",
-    keys: &[&[
-        Key::new("max_surge", Shape::Amount, "Instances above `replicas` at one time; a share is rounded up.")
-            .default("25%")
-            .from(KUBERNETES),
-        Key::new(
-            "max_unavailable",
-            Shape::Amount,
-            "Ready instances below `replicas` at one time; a share is rounded down.",
-        )
-        .default("0")
-        .from(OURS),
-    ]],
-    habits: &[],
-    later: &[],
-    one_of: &[],
-};
-
 pub(crate) static DRAIN: Table = Table {
     id: "drain",
     noun: "`drain`",
@@ -667,8 +660,31 @@ pub(crate) static ALL: &[&Table] = &[
     &STOP,
     &ROLLOUT,
     &ROLLING,
+    &HOLD,
+    &CANARY,
+    &BLUE_GREEN,
+    &STEP,
+    &PAUSE,
+    &ANALYSIS,
+    &HOOK,
+    &MATCH,
+    &MIRROR,
+    &GUARD,
+    &LATENCY,
+    &PROMETHEUS,
     &DRAIN,
+    &SCALE,
+    &SCALE_METRIC,
+    &SCALE_LEVEL,
+    &SCALE_EXPORTED,
+    &SCALE_UP,
+    &SCALE_DOWN,
+    &SCALE_POLICY,
+    &TO_ZERO,
     &RESOURCES,
     &RESOURCE_LIMITS,
     &LIMITS,
+    &FLAG,
+    &RULE,
+    &TEST,
 ];

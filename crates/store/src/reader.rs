@@ -476,6 +476,7 @@ fn read_release(
         reason: row.reason,
         state: row.state,
         desired,
+        verdicts: row.verdicts,
     }))
 }
 

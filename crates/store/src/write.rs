@@ -16,6 +16,7 @@ use orchestra_model::{
         Change, EnvironmentRecord, InstanceRecord, JournalEntry, JournalKind, ReleaseRecord, ReleaseState,
         ResourceRecord, RunRecord, RunState, StepState,
     },
+    rollout::VerdictRecord,
     time::UnixMillis,
 };
 use rusqlite::{Connection, OptionalExtension, params};
@@ -68,6 +69,8 @@ pub(crate) struct ReleaseRow {
     pub(crate) reason: String,
     pub(crate) state: ReleaseState,
     pub(crate) desired: Digest,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) verdicts: Vec<VerdictRecord>,
 }
 
 /// A run without its plan and steps, which are rows of their own.
@@ -145,6 +148,7 @@ impl<'a> Write<'a> {
                 Change::Environment(record) => self.environment(record)?,
                 Change::Release(record) => self.release(record)?,
                 Change::ReleaseState(environment, number, state) => self.release_state(environment, *number, *state)?,
+                Change::Verdict(environment, number, verdict) => self.verdict(environment, *number, verdict)?,
                 Change::Run(record) => self.run(record)?,
                 Change::Step(run, resource, state) => self.step(*run, resource, *state)?,
                 Change::Instance(record) => self.instance(record)?,
@@ -184,6 +188,7 @@ impl<'a> Write<'a> {
             run: record.run,
             chosen_ports: record.chosen_ports.clone(),
             ordinals: BTreeMap::new(),
+            rollouts: record.rollouts.clone(),
         };
         let row = encode(&format!("{id} {}", record.generation.0), &stripped);
         self.prepare("INSERT OR REPLACE INTO environments (id, generation, json, sum) VALUES (?1, ?2, ?3, ?4)")?
@@ -251,6 +256,7 @@ impl<'a> Write<'a> {
             reason: record.reason.clone(),
             state: record.state,
             desired,
+            verdicts: record.verdicts.clone(),
         };
         self.put_release(environment, number, &row, true)?;
         self.runs.insert((environment.clone(), record.run));
@@ -271,6 +277,21 @@ impl<'a> Write<'a> {
         };
         invariant::release_transition(environment, number, row.state, state)?;
         row.state = state;
+        self.put_release(environment, number, &row, false)?;
+        self.touched.insert(environment.clone());
+        Ok(())
+    }
+
+    fn verdict(
+        &mut self,
+        environment: &EnvironmentId,
+        number: ReleaseNumber,
+        verdict: &VerdictRecord,
+    ) -> Result<(), Failure> {
+        let Some(mut row) = release(self.connection, environment, number)? else {
+            return Err(Violation::NoRelease { environment: environment.clone(), number }.into());
+        };
+        row.verdicts.push(VerdictRecord { at: self.at, ..verdict.clone() });
         self.put_release(environment, number, &row, false)?;
         self.touched.insert(environment.clone());
         Ok(())

@@ -73,6 +73,7 @@ pub(crate) fn line(event: &Event, palette: Palette) -> String {
         | EventKind::ReleaseStable
         | EventKind::InstanceReady
         | EventKind::DependencyRestored
+        | EventKind::RolloutPromoted
         | EventKind::ProxyServing => Tone::Good,
         EventKind::RunFailed
         | EventKind::RunReverting

@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
+use orchestra_api::{Endpoint, Version};
 use orchestra_model::{Code, Diagnostic};
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
     args::{ListenArgs, ServerCommand, ServerStatusArgs},
-    deps::ServerOptions,
+    deps::{ServerOptions, Serving},
     exit::Exit,
     failure::{Failure, Result},
     follow::Interrupts,
     output::Output,
+    process::Process,
     session::Session,
     text::age,
 };
@@ -65,9 +67,14 @@ async fn start(args: &ListenArgs, session: &Session, output: &mut Output) -> Res
     if output.json {
         output.json(&version)?;
     } else {
-        output.line(&format!("the server {word} (pid {}, state in {})", version.pid, version.home))?;
+        output.line(&format!("the server {word} (pid {}, state in {}){}", version.pid, version.home, listens(&version)))?;
     }
     Ok(Exit::Success)
+}
+
+/// Where a server listens beside its socket.
+fn listens(version: &Version) -> String {
+    version.listen.as_ref().map(|address| format!(", listens on http://{address}")).unwrap_or_default()
 }
 
 async fn status(args: &ServerStatusArgs, session: &Session, output: &mut Output) -> Result<Exit> {
@@ -88,11 +95,12 @@ async fn status(args: &ServerStatusArgs, session: &Session, output: &mut Output)
         output.json(&version)?;
     } else {
         output.line(&format!(
-            "running for {} (pid {}, version {}, state in {})",
+            "running for {} (pid {}, version {}, state in {}){}",
             age((session.now)().saturating_sub(version.started_at)),
             version.pid,
             version.version,
-            version.home
+            version.home,
+            listens(&version)
         ))?;
     }
     Ok(Exit::Success)
@@ -103,47 +111,68 @@ async fn stop(session: &Session, output: &mut Output) -> Result<Exit> {
         output.note("the server is not running");
         return Ok(Exit::Success);
     };
+    // Held before it is asked to stop: afterwards its number may belong to another process.
+    let process = match session.endpoint() {
+        Endpoint::Unix(socket) => Process::listening(&socket, version.pid).await.ok().flatten(),
+        Endpoint::Tcp { .. } => None,
+    };
     match client.shutdown().await {
         // It may be gone before its answer has left; whether it stopped is seen below.
         Err(error) if !error.is_lost() => return Err(error.into()),
         Ok(_) | Err(_) => {}
     }
-    let deadline = Instant::now() + STOP;
-    // It has stopped once nothing listens, or once another one does.
-    loop {
-        match session.running().await {
-            Ok(None) => break,
-            Ok(Some((_, other))) if other.pid != version.pid => break,
-            Err(error) if !error.is_lost() => return Err(error.into()),
-            Ok(Some(_)) | Err(_) => {}
+    let ended = async {
+        match process {
+            Some(process) => process.ended().await.map_err(Failure::from),
+            None => silence(session, version.pid).await,
         }
-        if Instant::now() > deadline {
-            let message = format!("the server (pid {}) did not stop within {} s", version.pid, STOP.as_secs());
-            return Err(Diagnostic::error(Code::SERVER_UNREACHABLE, message)
-                .help("it may wait for an effect that it began; look at its log in the state directory")
-                .into());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    };
+    let Ok(ended) = timeout(STOP, ended).await else {
+        let message = format!("the server (pid {}) did not stop within {} s", version.pid, STOP.as_secs());
+        return Err(Diagnostic::error(Code::SERVER_UNREACHABLE, message)
+            .note("it finishes the effects that it has begun, so that nothing is left half done")
+            .help(format!("its log, server.log in {}, says what it waits for; `kill -9 {}` ends it, and the next one continues where it was", version.home, version.pid))
+            .into());
+    };
+    ended?;
     output.note(&format!("the server (pid {}) was stopped; instances and proxy go on", version.pid));
     Ok(Exit::Success)
 }
 
+/// Completes once a server whose process cannot be seen from here does not answer any more, or another one does.
+async fn silence(session: &Session, pid: u32) -> Result {
+    loop {
+        match session.running().await {
+            Ok(None) => return Ok(()),
+            Ok(Some((_, other))) if other.pid != pid => return Ok(()),
+            Err(error) if !error.is_lost() => return Err(error.into()),
+            Ok(Some(_)) | Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
 async fn run(args: &ListenArgs, session: &Session, output: &mut Output, interrupts: &mut Interrupts) -> Result<Exit> {
     let options = options(args, session)?;
-    output.note(&format!("state in {}; Ctrl-C stops the server, instances and proxy go on", options.home.display()));
-    let mut server = session.control.run(options);
+    let home = options.home.display().to_string();
+    let (serving, mut served) = oneshot::channel();
+    let mut server = session.control.run(options, serving);
+    let mut waiting = true;
     let mut asked = false;
     loop {
         // The server's future is not dropped while it runs, unless the user insists.
-        let pressed = tokio::select! {
-            ended = &mut server => {
-                ended?;
-                return Ok(Exit::Success);
+        tokio::select! {
+            ended = &mut server => return concluded(ended, output),
+            news = &mut served, if waiting => {
+                waiting = false;
+                if let Ok(Serving { listen }) = news {
+                    let listen = listen.map(|address| format!(" and http://{address}")).unwrap_or_default();
+                    output.note(&format!("serving {home}{listen}; Ctrl-C stops the server, instances and proxy go on"));
+                }
+                continue;
             }
-            () = interrupts.pressed() => true,
-        };
-        if pressed && asked {
+            () = interrupts.pressed() => {}
+        }
+        if asked {
             return Err(Failure::Silent(Exit::Interrupted));
         }
         asked = true;
@@ -154,12 +183,21 @@ async fn run(args: &ListenArgs, session: &Session, output: &mut Output, interrup
             }
         };
         tokio::select! {
-            ended = &mut server => {
-                ended?;
-                return Ok(Exit::Success);
-            }
+            ended = &mut server => return concluded(ended, output),
             () = interrupts.pressed() => return Err(Failure::Silent(Exit::Interrupted)),
             () = request => {}
         }
     }
+}
+
+/// How a server ended that ran in this process.
+fn concluded(ended: Result<(), Vec<Diagnostic>>, output: &mut Output) -> Result<Exit> {
+    if let Err(diagnostics) = &ended
+        && output.json
+    {
+        // Standard output has them for whoever started it; standard error is its log, which is for people.
+        output.diagnostics(diagnostics);
+    }
+    ended?;
+    Ok(Exit::Success)
 }

@@ -13,10 +13,10 @@ use orchestra_api::{
     BoxFuture, Endpoint, SocketTransport, Transport,
     scripted::{Exchange, ScriptedServer},
 };
-use orchestra_cli::{Deps, Exit, ServerControl, ServerOptions, Spawned, Terminal};
+use orchestra_cli::{Deps, Ended, Exit, ServerControl, ServerOptions, Serving, Spawned, Terminal};
 use orchestra_model::{Code, Diagnostic};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 pub(crate) const NOW: u64 = 1_795_232_980_123;
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -99,8 +99,9 @@ impl ServerControl for Handle {
         let log = options.home.join("server.log");
         if let Some(words) = self.0.last_words.lock().unwrap().clone() {
             std::fs::create_dir_all(&options.home)?;
-            std::fs::write(&log, words)?;
-            return Ok(Spawned { pid: 9, log, exited: Box::pin(std::future::ready("exit code 1".to_owned())) });
+            std::fs::write(&log, "starting\n\na line of the log\n")?;
+            let ended = Ended { status: "exit code 1".to_owned(), last_words: words };
+            return Ok(Spawned { pid: 9, log, exited: Box::pin(std::future::ready(ended)) });
         }
         let mut scripts = self.0.scripts.lock().unwrap();
         assert!(!scripts.is_empty(), "a server was started that the test does not expect");
@@ -111,7 +112,11 @@ impl ServerControl for Handle {
         Ok(Spawned { pid: 4321, log, exited: Box::pin(std::future::pending()) })
     }
 
-    fn run(&self, options: ServerOptions) -> BoxFuture<'_, Result<(), Vec<Diagnostic>>> {
+    fn run(
+        &self,
+        options: ServerOptions,
+        _: oneshot::Sender<Serving>,
+    ) -> BoxFuture<'_, Result<(), Vec<Diagnostic>>> {
         let locked = Diagnostic::error(Code::STATE_LOCKED, format!("another server owns {}", options.home.display()));
         Box::pin(async move { Err(vec![locked]) })
     }
@@ -183,7 +188,7 @@ impl TestEnvironment {
         self.control.scripts.lock().unwrap().push(script);
     }
 
-    /// Servers that are started end at once, with this in their log.
+    /// Servers that are started end at once, with this on their standard output.
     pub(crate) fn spawn_fails(&self, last_words: &str) {
         *self.control.last_words.lock().unwrap() = Some(last_words.to_owned());
     }

@@ -2,6 +2,7 @@
 
 use orchestra_api::{CheckOutcome, DoctorReport, scripted::Exchange};
 use orchestra_cli::Exit;
+use orchestra_model::{Code, Diagnostic};
 use serde_json::json;
 
 use crate::environment::TestEnvironment;
@@ -36,19 +37,29 @@ async fn start_status_and_stop() {
 }
 
 #[tokio::test]
-async fn a_server_that_ends_at_once_is_explained_by_its_log() {
+async fn a_server_that_ends_at_once_says_why() {
     let mut test = TestEnvironment::new();
-    test.spawn_fails("starting\n\nerror[ORC0402]: the state was written by another version\n");
+    let damaged = Diagnostic::error(Code::STATE_DAMAGED, "the state in /state is damaged").help("restore it");
+    test.spawn_fails(&format!("{}\n", json!({"errors": [damaged]})));
+    let outcome = test.run("up").await;
+    assert_eq!(outcome.exit, Exit::of(&[damaged]), "{}", outcome.page());
+    assert!(outcome.stderr.starts_with("error[ORC0403]: the state in /state is damaged"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("help: restore it") && outcome.stderr.contains("server.log"), "{}", outcome.stderr);
+    let outcome = test.run("up --json").await;
+    assert_eq!(outcome.json()["errors"][0]["code"], "ORC0403");
+    // One that was killed can say nothing: then its log may help.
+    test.spawn_fails("");
     let outcome = test.run("up").await;
     assert_eq!(outcome.exit, Exit::NoServer);
     assert!(outcome.stderr.contains("the server ended at once (exit code 1)"), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("the state was written by another version"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("a line of the log"), "{}", outcome.stderr);
 }
 
 #[tokio::test]
 async fn of_two_commands_that_start_a_server_both_get_the_one_that_won() {
     let mut test = TestEnvironment::new();
-    test.spawn_fails("error[ORC0401]: another server owns the state directory\n");
+    let locked = Diagnostic::error(Code::STATE_LOCKED, "another server owns the state directory");
+    test.spawn_fails(&json!({"errors": [locked]}).to_string());
     let command = test.start("server start");
     let win = async {
         while test.spawned().is_empty() {
@@ -98,7 +109,9 @@ async fn listening_on_tcp_needs_a_token_that_is_no_argument() {
 #[tokio::test]
 async fn a_locked_state_directory_is_refused() {
     let mut test = TestEnvironment::new();
-    assert_eq!(test.run("server run").await.exit, Exit::Refused);
+    let outcome = test.run("server run").await;
+    assert_eq!(outcome.exit, Exit::Refused);
+    assert!(outcome.stderr.starts_with("error[ORC0401]"), "nothing is announced before it serves: {}", outcome.stderr);
     test.finish();
 }
 

@@ -9,7 +9,7 @@ const STACK: &str = "
 version: 1
 name: demo
 services:
-  web: {command: [run], replicas: 2, ports: {http: 8080}, depends_on: {db: ready}}
+  web: {command: [run], replicas: 2, ports: {http: 8080}, depends_on: {db: ready}, health: {ready: none}}
   db: {command: [run], health: {ready: {notify: true}}}
 ";
 

@@ -5,7 +5,9 @@ use orchestra_model::{Code, record::RunState};
 use crate::support::{Place, environment};
 
 fn stack(name: &str, port: &str) -> String {
-    format!("{{version: 1, name: {name}, services: {{web: {{command: [run], ports: {{http: {port}}}}}}}}}")
+    // Nothing of the fake world listens.
+    let service = format!("{{command: [run], ports: {{http: {port}}}, health: {{ready: none}}}}");
+    format!("{{version: 1, name: {name}, services: {{web: {service}}}}}")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ const STACK: &str = "
 version: 1
 name: demo
 services:
-  api: {command: [run], replicas: 2, ports: {http: 8080}, depends_on: {db: ready}}
+  api: {command: [run], replicas: 2, ports: {http: 8080}, depends_on: {db: ready}, health: {ready: none}}
   db: {command: [run]}
 ";
 

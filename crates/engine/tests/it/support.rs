@@ -36,6 +36,7 @@ impl Place {
             hold_limit: 100,
             log_max_bytes: 1 << 20,
             log_keep: 1,
+            epoch: 0,
         };
         let control = ControlPlane::open(Options {
             store: Store::open(self.home.path(), Clock::wall).unwrap(),

@@ -91,7 +91,8 @@ impl Environment {
         let Some(instance) = self.instances.get(id) else { return };
         let record = instance.record();
         let resource = ResourceId::new(record.kind, id.workload.clone());
-        let Some(want) = self.workloads.get(&resource).and_then(|w| w.want.clone()) else { return };
+        let Some(workload) = self.workloads.get(&resource) else { return };
+        let Some(want) = workload.want_of(&record.launch_digest).or(workload.want.as_ref()).cloned() else { return };
         let Some(program) = want.resource.program() else { return };
         let key = self.launch_key(id, record.attempt);
         let launch = self.build_launch(key.clone(), program, &record.ports);

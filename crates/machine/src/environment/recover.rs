@@ -83,6 +83,7 @@ impl Environment {
             this.changed.insert(resource);
         }
 
+        this.recover_rollouts(now);
         this.routes.touch();
         let everything: Vec<ResourceId> = this.resources.keys().cloned().collect();
         this.changed.extend(everything);
@@ -131,7 +132,7 @@ impl Environment {
         if reverting {
             // What a step had begun without end is not wanted any more; what was completed stays until its turn comes.
             self.revert_ready_steps(now);
-            self.conclude();
+            self.conclude(now);
         } else {
             // Beginning a step again changes nothing that is there.
             for step in steps.iter().filter(|step| running.contains(&step.resource)) {

@@ -11,13 +11,14 @@ use std::{
 
 use orchestra_model::{
     Diagnostic, InstanceId, Name, Now, ReleaseNumber, ResourceId, ResourceKind,
-    desired::Port,
+    desired::{Port, Strategy},
     quantity::Timespan,
     route::{Backend, Endpoint, EndpointKey, EndpointState, Route, RouteId},
+    traffic::Arm,
 };
 
 use super::{Environment, workload::Workload};
-use crate::Effect;
+use crate::{Effect, instance::Instance, replacement::Set, rollout::Rollout};
 
 /// Pause before a refused revision is offered again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -50,6 +51,8 @@ pub(super) struct Routes {
     whole_at: Option<Now>,
     /// The data plane did not answer: nothing is offered before.
     pause_until: Option<Now>,
+    /// A revision was not answered: it may come into force later, without a word.
+    unanswered: bool,
     sent: Option<Vec<Route>>,
 }
 
@@ -82,6 +85,11 @@ impl Routes {
             self.whole_at = None;
             self.avoid = false;
         }
+    }
+
+    /// Whether the data plane sends requests to an instance as it runs now.
+    pub(super) fn admits(&self, instance: &Instance) -> bool {
+        self.admitted(&instance.record().id, instance.record().attempt)
     }
 
     /// Whether the data plane sends requests to this start of an instance.
@@ -139,6 +147,7 @@ impl Environment {
 
     pub(super) fn routes_applied(&mut self, now: Now, revision: u64, addresses: &BTreeMap<RouteId, SocketAddr>) {
         let Some(sent) = self.routes.in_flight.take_if(|sent| sent.revision == revision) else { return };
+        self.routes.unanswered = false;
         if sent.whole {
             self.routes.problems.clear();
             self.routes.avoid = false;
@@ -215,6 +224,7 @@ impl Environment {
         if problems.keys().all(known) {
             // It does not answer, or refuses even what was in force.
             self.routes.pause_until = Some(now + RETRY);
+            self.routes.unanswered |= problems.is_empty();
             return;
         }
         self.changed.extend(problems.keys().map(|route| super::service_id(&route.service)));
@@ -243,7 +253,12 @@ impl Environment {
             return true;
         }
         let wanted = self.workloads.get(id).map(|workload| self.routes_of(id, workload)).unwrap_or_default();
-        self.routes.in_force.get(&id.name).map_or(wanted.is_empty(), |routes| *routes == wanted)
+        let in_flight = self.routes.in_flight.as_ref().is_none_or(|sent| {
+            let of_it = |route: &&Route| route.id.service == id.name;
+            sent.routes.iter().filter(of_it).eq(wanted.iter())
+        });
+        let in_force = self.routes.in_force.get(&id.name).map_or(wanted.is_empty(), |routes| *routes == wanted);
+        in_flight && in_force && !self.routes.unanswered
     }
 
     fn current_routes(&self) -> Vec<Route> {
@@ -264,15 +279,22 @@ impl Environment {
         let leaving = spec.is_none();
         let Some(spec) = spec.or_else(|| workload.last.clone()) else { return Vec::new() };
         let Some(service) = spec.as_service() else { return Vec::new() };
+        let hold = match service.rollout.strategy {
+            Strategy::Hold { queue, timeout } => (timeout, queue),
+            _ => (self.settings.hold, self.settings.hold_limit),
+        };
         let route = |(port, published): (&Name, &Port)| {
             let chosen = self.record.chosen_ports.get(&id.name).and_then(|ports| ports.get(port)).copied();
             Route {
                 id: RouteId { environment: self.record.id.clone(), service: id.name.clone(), port: port.clone() },
                 listen: SocketAddr::new(published.host, published.port.or(chosen).unwrap_or(0)),
                 protocol: published.protocol,
-                hold: if leaving { Timespan::default() } else { self.settings.hold },
-                hold_limit: self.settings.hold_limit,
+                hold: if leaving { Timespan::default() } else { hold.0 },
+                hold_limit: hold.1,
                 drain: service.rollout.drain,
+                policy: published.policy.clone(),
+                split: workload.rollout.as_ref().and_then(Rollout::split).unwrap_or_default(),
+                metered: false,
                 backends: self.backends(workload, port),
             }
         };
@@ -280,26 +302,30 @@ impl Environment {
     }
 
     fn backends(&self, workload: &Workload, port: &Name) -> Vec<Backend> {
-        let mut by_release: BTreeMap<ReleaseNumber, Vec<Endpoint>> = BTreeMap::new();
+        let over = workload.rollout.as_ref().is_some_and(Rollout::is_over);
+        let split = workload.rollout.as_ref().is_some_and(|rollout| rollout.keeps_both());
+        let mut groups: BTreeMap<(ReleaseNumber, Arm), Vec<Endpoint>> = BTreeMap::new();
         for member in &workload.members {
             let Some(instance) = self.instances.get(member) else { continue };
             let (Some(state), Some(number)) = (instance.endpoint(), instance.record().ports.get(port)) else {
                 continue;
             };
-            by_release.entry(member.release).or_default().push(Endpoint {
+            let current = workload.set_of(&instance.record().launch_digest) == Set::Current;
+            let arm = if split && current { Arm::Canary } else { Arm::Stable };
+            groups.entry((member.release, arm)).or_default().push(Endpoint {
                 instance: member.clone(),
                 attempt: instance.record().attempt,
                 address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), *number),
                 state,
             });
         }
-        by_release
-            .into_iter()
-            .map(|(release, endpoints)| {
-                // Each instance gets the same share, whatever its release.
-                let active = endpoints.iter().filter(|e| e.state == EndpointState::Active).count();
-                Backend { release, weight: u32::try_from(active).unwrap_or(u32::MAX).saturating_mul(1000), endpoints }
-            })
-            .collect()
+        let backend = |((release, arm), endpoints): ((ReleaseNumber, Arm), Vec<Endpoint>)| {
+            // Each instance gets the same share of its arm, whatever its release. An old set that is only kept warm gets
+            // nothing but what is pinned to it.
+            let active = endpoints.iter().filter(|e| e.state == EndpointState::Active).count();
+            let weight = if over && arm == Arm::Stable { 0 } else { u32::try_from(active).unwrap_or(u32::MAX) };
+            Backend { release, arm, weight: weight.saturating_mul(1000), endpoints }
+        };
+        groups.into_iter().map(backend).collect()
     }
 }

@@ -27,10 +27,15 @@ use orchestra_model::{
 };
 
 use super::{Environment, workload::Want};
-use crate::instance::{CUT_PATIENCE, Event, Instance};
+use crate::{
+    instance::{CUT_PATIENCE, Event, Instance},
+    replacement::Set,
+};
 
 /// Time for a volume to be made or deleted.
 const VOLUME_DEADLINE: Duration = Duration::from_secs(60);
+/// Pause between looks at a step whose deadline its rollout keeps.
+const ROLLOUT_LOOK: Duration = Duration::from_secs(60);
 /// Time beyond grace and drain for a workload to be gone.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
 
@@ -136,17 +141,26 @@ impl Environment {
             self.try_begin(now, id);
         }
         self.changed.extend(steps);
-        self.conclude();
+        self.conclude(now);
     }
 
     pub(super) fn cancel_requested(&mut self, now: Now, id: RunId) {
+        self.cancel(now, id, "the run was cancelled", "cancelled");
+    }
+
+    /// Turns the run back because a person wants so.
+    pub(super) fn abort_run(&mut self, now: Now, id: RunId, by: &str) {
+        self.cancel(now, id, &format!("the run was aborted by {by}"), &format!("aborted by {by}"));
+    }
+
+    fn cancel(&mut self, now: Now, id: RunId, message: &str, cause: &str) {
         let Some(run) = &mut self.run else { return };
         if run.record.id != id || run.record.state != RunState::Running {
             return;
         }
         run.cancelled = true;
-        run.record.problems.push(Diagnostic::error(Code::RUN_CANCELLED, "the run was cancelled"));
-        self.begin_revert(now, "cancelled".to_owned());
+        run.record.problems.push(Diagnostic::error(Code::RUN_CANCELLED, message));
+        self.begin_revert(now, cause.to_owned());
     }
 
     /// A resource changed: its step may be done or failed, and steps that wait for it may begin.
@@ -162,7 +176,7 @@ impl Environment {
             RunState::Reverting => self.check_revert(now, id),
             RunState::Succeeded | RunState::Failed | RunState::Cancelled => {}
         }
-        self.conclude();
+        self.conclude(now);
     }
 
     fn wake_waiters(&mut self, now: Now, id: &ResourceId) {
@@ -188,6 +202,13 @@ impl Environment {
             if self.run.as_ref().is_none_or(|run| run.deadlines.get(&id).is_none_or(|at| *at > now)) {
                 continue;
             }
+            // A rollout in steps has clocks of its own, and a paused one stands still.
+            let rollout = self.rollout(&id).filter(|_| self.run().is_some_and(|run| run.state == RunState::Running));
+            if rollout.is_some_and(|rollout| rollout.keeps_both() || rollout.is_frozen()) {
+                let run = self.run.as_mut().expect("seen above");
+                run.deadlines.insert(id, now + ROLLOUT_LOOK);
+                continue;
+            }
             let waits = self.step_waits_for(&id).unwrap_or_else(|| "nothing that is known".to_owned());
             let Some(run) = &mut self.run else { return };
             run.deadlines.remove(&id);
@@ -211,7 +232,7 @@ impl Environment {
                 _ => {}
             }
         }
-        self.conclude();
+        self.conclude(now);
     }
 
     // === forward ===
@@ -249,7 +270,9 @@ impl Environment {
         match run.state(id) {
             None => self.step_obstacle(step),
             Some(StepState::Succeeded | StepState::Reverted) => None,
-            Some(StepState::Running | StepState::Failed) => self.workload_waits_for(id),
+            Some(StepState::Running | StepState::Failed) => {
+                self.rollout_waits_for(id).or_else(|| self.workload_waits_for(id))
+            }
         }
     }
 
@@ -332,7 +355,10 @@ impl Environment {
             self.tell_instance(now, &instance, Event::Stop { cause: "it is replaced".to_owned() });
         }
         match id.kind {
-            ResourceKind::Service => self.want_service(now, id, target),
+            ResourceKind::Service => {
+                self.begin_rollout(now, id, target.as_ref());
+                self.want_service(now, id, target);
+            }
             ResourceKind::Volume => {
                 let volume = self.volumes.entry(id.clone()).or_default();
                 volume.problem = None;
@@ -460,9 +486,14 @@ impl Environment {
         let ready = instances().filter(current).filter(|i| {
             i.is_confirmed() && (service.ports.is_empty() || self.routes.admitted(&i.record().id, i.record().attempt))
         });
+        let rollout = workload.rollout.as_ref().filter(|rollout| rollout.keeps_both());
+        if rollout.is_some_and(|rollout| !rollout.is_over()) {
+            return TargetState::Moving;
+        }
+        let kept = |i: &&Instance| rollout.is_some() && workload.set_of(&i.record().launch_digest) == Set::Baseline;
         let enough = ready.count() == service.replicas as usize;
-        let no_old = instances().all(|i| current(&i));
-        let exact = instances().count() == service.replicas as usize;
+        let no_old = instances().all(|i| current(&i) || kept(&i));
+        let exact = instances().filter(|i| !kept(i)).count() == service.replicas as usize;
         if enough && no_old && exact && self.routes_in_force(id) { TargetState::Reached } else { TargetState::Moving }
     }
 
@@ -536,7 +567,7 @@ impl Environment {
         }
     }
 
-    fn fail_step(&mut self, now: Now, id: &ResourceId, problem: Diagnostic) {
+    pub(super) fn fail_step(&mut self, now: Now, id: &ResourceId, problem: Diagnostic) {
         let message = problem.message.clone();
         self.set_step(id, StepState::Failed);
         self.journal_step(id, JournalKind::Failed(message.clone()));
@@ -556,7 +587,7 @@ impl Environment {
         self.out.changes.push(Change::Run(Box::new(run.record.clone())));
         self.note(EventKind::RunReverting, None, None, None, cause);
         self.revert_ready_steps(now);
-        self.conclude();
+        self.conclude(now);
     }
 
     /// Begins to put back every touched step whose dependents have been put back.
@@ -648,17 +679,17 @@ impl Environment {
     // === end ===
 
     /// Ends the run if it has reached its end.
-    pub(super) fn conclude(&mut self) {
+    pub(super) fn conclude(&mut self, now: Now) {
         let Some(run) = &self.run else { return };
         let total = run.record.plan.steps.len();
         match run.record.state {
-            RunState::Running if run.succeeded == total => self.succeed(),
-            RunState::Reverting if run.reverted == run.record.steps.len() => self.end_reverted(),
+            RunState::Running if run.succeeded == total => self.succeed(now),
+            RunState::Reverting if run.reverted == run.record.steps.len() => self.end_reverted(now),
             _ => {}
         }
     }
 
-    fn succeed(&mut self) {
+    fn succeed(&mut self, now: Now) {
         let Some(mut run) = self.run.take() else { return };
         run.record.state = RunState::Succeeded;
         if let Some(old) = self.record.stable
@@ -671,10 +702,10 @@ impl Environment {
             self.out.changes.push(Change::ReleaseState(self.record.id.clone(), number, ReleaseState::Stable));
             self.note(EventKind::ReleaseStable, None, None, Some(number), "every step succeeded".to_owned());
         }
-        self.end_run(run, EventKind::RunSucceeded, "every step succeeded".to_owned());
+        self.end_run(now, run, EventKind::RunSucceeded, "every step succeeded".to_owned());
     }
 
-    fn end_reverted(&mut self) {
+    fn end_reverted(&mut self, now: Now) {
         let Some(mut run) = self.run.take() else { return };
         run.record.state = if run.cancelled { RunState::Cancelled } else { RunState::Failed };
         let put_back = match self.record.stable {
@@ -694,10 +725,11 @@ impl Environment {
             self.out.changes.push(Change::ReleaseState(self.record.id.clone(), release, ReleaseState::Failed));
         }
         let kind = if run.cancelled { EventKind::RunCancelled } else { EventKind::RunFailed };
-        self.end_run(run, kind, reverted);
+        self.end_run(now, run, kind, reverted);
     }
 
-    fn end_run(&mut self, run: ActiveRun, kind: EventKind, cause: String) {
+    fn end_run(&mut self, now: Now, run: ActiveRun, kind: EventKind, cause: String) {
+        self.end_rollouts(now, kind == EventKind::RunSucceeded);
         self.record.run = None;
         self.record_changed = true;
         let stable = self.record.stable;
@@ -743,14 +775,20 @@ fn is_note_only(step: &Step) -> bool {
 
 /// Time that drains add to a rollout: without surge, an old one must be gone before a new one starts.
 fn drain_time(service: &Service) -> Duration {
-    let Strategy::Rolling { max_surge, max_unavailable } = service.rollout.strategy;
-    let at_once = max_unavailable.rounded_down(service.replicas);
-    if max_surge.rounded_up(service.replicas) > 0 || at_once == 0 {
-        return Duration::ZERO;
-    }
+    let batches = match service.rollout.strategy {
+        Strategy::Rolling { max_surge, max_unavailable } => {
+            let at_once = max_unavailable.rounded_down(service.replicas);
+            if max_surge.rounded_up(service.replicas) > 0 || at_once == 0 {
+                return Duration::ZERO;
+            }
+            service.replicas.div_ceil(at_once)
+        }
+        Strategy::Recreate | Strategy::Hold { .. } => 1,
+        Strategy::Canary(_) | Strategy::BlueGreen(_) => return Duration::ZERO,
+    };
     let drain = service.rollout.drain.requests.duration().max(service.rollout.drain.streams.duration());
     let one = drain + CUT_PATIENCE + service.stop.grace.duration();
-    one.saturating_mul(service.replicas.div_ceil(at_once))
+    one.saturating_mul(batches)
 }
 
 enum TargetState {

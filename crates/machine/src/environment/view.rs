@@ -5,7 +5,9 @@ use orchestra_model::{Now, ResourceId, ResourceKind, record::StepState};
 use super::{Environment, is_leaving};
 use crate::{
     instance::Instance,
-    status::{InstanceStatus, ResourceStatus},
+    replacement::Set,
+    rollout::Rollout,
+    status::{InstanceStatus, ResourceStatus, RolloutStatus},
 };
 
 impl Environment {
@@ -26,6 +28,7 @@ impl Environment {
             waits_for,
             step,
             instances: Vec::new(),
+            rollout: self.rollout_status(&id),
             id,
         };
         match status.id.kind {
@@ -54,6 +57,29 @@ impl Environment {
             ResourceKind::Service => self.service_status(now, &mut status),
         }
         status
+    }
+
+    fn rollout_status(&self, id: &ResourceId) -> Option<RolloutStatus> {
+        let workload = self.workloads.get(id)?;
+        let rollout = workload.rollout.as_ref()?;
+        let service = workload.want.as_ref()?.resource.as_service()?;
+        let seen = self.rollout_seen(id)?;
+        let ready = |set: Set| {
+            let members = workload.members.iter().filter_map(|member| self.instances.get(member));
+            let ready =
+                members.filter(|i| i.is_ready() && !is_leaving(i) && workload.set_of(&i.record().launch_digest) == set);
+            u32::try_from(ready.count()).unwrap_or(u32::MAX)
+        };
+        Some(RolloutStatus {
+            record: rollout.record().clone(),
+            strategy: service.rollout.strategy.name(),
+            steps: u32::try_from(rollout.stepped().map_or(0, |stepped| stepped.steps.len())).unwrap_or(u32::MAX),
+            words: rollout.step_words(),
+            instances: (seen.available, rollout.canary_wanted(seen.replicas)),
+            baseline: ready(Set::Baseline),
+            waits_for: self.rollout_waits_for(id),
+            cold_at: (rollout.is_over() && self.run().is_none()).then(|| rollout.cold_at()),
+        })
     }
 
     fn fill_instances(&self, now: Now, status: &mut ResourceStatus) -> Vec<&Instance> {
@@ -91,9 +117,16 @@ impl Environment {
             .keys()
             .map(|port| (port.to_string(), self.published(&status.id.name, port).map(|(url, _)| url)))
             .collect();
-        let all_current = instances.iter().all(|i| i.record().launch_digest == want.launch_digest || is_leaving(i));
-        let failed = instances.iter().any(|i| i.is_failed());
-        status.state = if status.ready >= service.replicas && all_current {
+        let kept = |i: &&Instance| {
+            workload.rollout.as_ref().is_some_and(Rollout::is_over)
+                && workload.set_of(&i.record().launch_digest) == Set::Baseline
+        };
+        let all_current =
+            instances.iter().all(|i| i.record().launch_digest == want.launch_digest || is_leaving(i) || kept(i));
+        let failed = instances.iter().any(|i| i.is_failed() && !kept(i));
+        status.state = if workload.rollout.as_ref().is_some_and(Rollout::is_frozen) {
+            "paused"
+        } else if status.ready >= service.replicas && all_current {
             "ready"
         } else if failed && status.ready == 0 {
             "failed"

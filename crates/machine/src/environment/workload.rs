@@ -12,13 +12,17 @@ use super::{Environment, VolumeState, is_leaving};
 use crate::{
     health::Health,
     instance::{Event, Instance, Phase, Policy},
-    rolling::{self, Member},
+    replacement::{self, Member, Mode, Set},
+    rollout::Rollout,
 };
 
 /// A service or job.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Workload {
     pub(super) want: Option<Want>,
+    /// Its rollout, and what that replaces.
+    pub(super) rollout: Option<Rollout>,
+    pub(super) baseline: Option<Want>,
     /// What was wanted last, for as long as its instances leave.
     pub(super) last: Option<Arc<Resource>>,
     /// Its instances, those that leave included.
@@ -62,6 +66,25 @@ impl Want {
     pub(super) fn health(&self) -> (Option<Health>, Option<Health>) {
         let health = self.resource.as_service().map(|s| &s.health);
         (health.and_then(|h| h.ready.clone()).map(Health::new), health.and_then(|h| h.live.clone()).map(Health::new))
+    }
+}
+
+impl Workload {
+    /// What an instance was made from, if that is known.
+    pub(super) fn want_of(&self, launch_digest: &Digest) -> Option<&Want> {
+        self.want.iter().chain(&self.baseline).find(|want| want.launch_digest == *launch_digest)
+    }
+
+    /// Which set an instance belongs to.
+    pub(super) fn set_of(&self, launch_digest: &Digest) -> Set {
+        let is = |want: &Option<Want>| want.as_ref().is_some_and(|want| want.launch_digest == *launch_digest);
+        if is(&self.want) {
+            Set::Current
+        } else if is(&self.baseline) {
+            Set::Baseline
+        } else {
+            Set::Other
+        }
     }
 }
 
@@ -139,10 +162,17 @@ impl Environment {
 
     fn reconcile_service(&mut self, now: Now, id: &ResourceId, want: &Want) {
         let Some(service) = want.resource.as_service() else { return };
-        let members: Vec<Member> = self.members(id, want, service);
-        let decision = rolling::decide(service, &members);
+        self.look_at_rollout(now, id, crate::rollout::Event::Look);
+        // The rollout may have turned the run back, and with it what is wanted.
+        let Some(want) = self.workloads.get(id).and_then(|workload| workload.want.clone()).filter(|w| {
+            w.launch_digest == want.launch_digest && w.release == want.release
+        }) else {
+            return;
+        };
+        let members: Vec<Member> = self.members(now, id, service);
+        let decision = replacement::decide(self.mode(id, service), service.replicas, &members);
         for retired in decision.retire {
-            let current = members.iter().any(|m| m.id == retired && m.current);
+            let current = members.iter().any(|m| m.id == retired && m.set == Set::Current);
             let cause = if current {
                 format!("{} replicas are wanted", service.replicas)
             } else {
@@ -151,23 +181,70 @@ impl Environment {
             self.tell_instance(now, &retired, Event::Drain { cause, brief: false });
         }
         for _ in 0..decision.start {
-            self.add_instance(now, id, want);
+            self.add_instance(now, id, &want);
+        }
+        if let Some(baseline) = self.workloads.get(id).and_then(|workload| workload.baseline.clone()) {
+            for _ in 0..decision.start_baseline {
+                self.add_instance(now, id, &baseline);
+            }
         }
     }
 
-    fn members(&self, id: &ResourceId, want: &Want, service: &Service) -> Vec<Member> {
+    /// How the instances of a service are replaced now.
+    fn mode(&self, id: &ResourceId, service: &Service) -> Mode {
+        match self.workloads.get(id).and_then(|workload| workload.rollout.as_ref()) {
+            Some(rollout) if rollout.keeps_both() && rollout.is_over() => Mode::Keep,
+            Some(rollout) if rollout.keeps_both() => {
+                Mode::Beside { current: rollout.canary_wanted(service.replicas) }
+            }
+            Some(rollout) if rollout.is_frozen() => Mode::Frozen,
+            _ => Mode::direct(&service.rollout, service.replicas),
+        }
+    }
+
+    fn members(&mut self, now: Now, id: &ResourceId, service: &Service) -> Vec<Member> {
         let workload = &self.workloads[id];
+        let min_ready = service.rollout.min_ready.duration();
+        let mut wake = None;
         let ids = workload.members.iter().filter_map(|id| self.instances.get(id));
-        ids.map(|instance| Member {
-            id: instance.record().id.clone(),
-            current: instance.record().launch_digest == want.launch_digest,
-            healthy: instance.is_ready(),
-            ready: instance.is_ready()
-                && (service.ports.is_empty() || self.routes.admitted(&instance.record().id, instance.record().attempt)),
-            leaving: is_leaving(instance),
-            failed: instance.is_failed(),
-        })
-        .collect()
+        // One of a release that had none of these ports is as ready as it can be without a route.
+        let routable = |instance: &Instance| service.ports.keys().any(|port| instance.record().ports.contains_key(port));
+        let members = ids
+            .map(|instance| {
+                let set = workload.set_of(&instance.record().launch_digest);
+                // Only new ones have to prove themselves.
+                let proven_at = instance.since() + min_ready;
+                let proven = set != Set::Current || now >= proven_at;
+                if instance.is_ready() && !proven {
+                    wake = Some(wake.map_or(proven_at, |at: Now| at.min(proven_at)));
+                }
+                Member {
+                    id: instance.record().id.clone(),
+                    set,
+                    healthy: instance.is_ready(),
+                    ready: instance.is_ready() && proven && (!routable(instance) || self.routes.admits(instance)),
+                    leaving: is_leaving(instance),
+                    failed: instance.is_failed(),
+                }
+            })
+            .collect();
+        if let Some(at) = wake {
+            self.alarm(id, at);
+        }
+        members
+    }
+
+    /// Has a workload looked at again.
+    pub(super) fn alarm(&mut self, id: &ResourceId, at: Now) {
+        let alarm = self.alarms.entry(id.clone()).or_insert(at);
+        *alarm = at.min(*alarm);
+    }
+
+    /// Instances of the set that a service's rollout leads to that are available.
+    pub(super) fn available(&mut self, now: Now, id: &ResourceId, service: &Service) -> u32 {
+        let members = self.members(now, id, service);
+        let available = members.iter().filter(|m| m.set == Set::Current && m.ready && !m.leaving).count();
+        u32::try_from(available).unwrap_or(u32::MAX)
     }
 
     fn retire_all(&mut self, now: Now, id: &ResourceId, cause: &str, brief: bool) {
@@ -238,17 +315,28 @@ impl Environment {
             .cloned()
             .collect();
         for member in pending {
-            // An instance of an older release that waits for its restart keeps waiting: it is about to be retired.
-            let current = self.instances[&member].record().launch_digest == want.launch_digest;
-            let obstacle = if current { self.launch_obstacle(id, &want) } else { Some("its replacement".to_owned()) };
+            // An instance of neither set that waits for its restart keeps waiting: it is about to be retired. So does one
+            // of the baseline that nobody needs any more.
+            let own = self.workloads[id].want_of(&self.instances[&member].record().launch_digest).cloned();
+            let own = own.filter(|own| own.launch_digest == want.launch_digest || self.keeps_baseline(id));
+            let obstacle = match &own {
+                Some(own) => self.launch_obstacle(id, own),
+                None => Some("its replacement".to_owned()),
+            };
             if let Some(obstacle) = obstacle {
                 self.instances.get_mut(&member).expect("listed above").wait_for(obstacle);
             } else {
-                let ports = self.choose_ports(&want);
+                let ports = self.choose_ports(own.as_ref().unwrap_or(&want));
                 self.instances.get_mut(&member).expect("listed above").set_ports(ports);
                 self.tell_instance(now, &member, Event::MayLaunch);
             }
         }
+    }
+
+    /// Whether instances of the baseline are started again when they exit.
+    fn keeps_baseline(&self, id: &ResourceId) -> bool {
+        let rollout = self.workloads.get(id).and_then(|workload| workload.rollout.as_ref());
+        rollout.is_some_and(|rollout| rollout.keeps_both() && !rollout.is_over())
     }
 
     /// Forgets instances of which nothing is left.

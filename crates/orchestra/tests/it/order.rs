@@ -202,6 +202,37 @@ fn every_kind_of_check_works() {
 }
 
 #[test]
+fn without_a_check_a_release_that_does_not_listen_replaces_nothing() {
+    let env = TestEnvironment::new();
+    let stack = r#"
+version: 1
+name: quiet
+services:
+  api:
+    command: [APP]
+    ports: {http: auto}
+    env: {VERSION: one}
+    health: {start_deadline: 20s}
+    restart: {backoff: 20ms, max_backoff: 50ms, budget: 2}
+    stop: {grace: 5s}
+"#;
+    env.write(stack);
+    env.ok(&["up"]);
+    let pids = env.pids();
+    // It runs for a moment, and ends before it listens: by its process alone it would have been ready.
+    env.write(&stack.replace("command: [APP]", "command: \"sleep 0.2; exit 3\""));
+    let failed = env.run(&["up"]).expect(1);
+    assert!(failed.stderr.contains("ORC0503") && failed.stderr.contains("release 1 is in force again"), "{failed}");
+    assert_eq!(env.pids(), pids);
+    assert_eq!(crate::tour::version(&env), "one");
+    // Nothing is asked of who wants that.
+    env.write(&stack.replace("command: [APP]", "command: sleep 1000").replace("start_deadline: 20s", "ready: none"));
+    env.ok(&["up"]);
+    env.assert_consistent(&[("api", 1)], "after `ready: none`");
+    env.finish();
+}
+
+#[test]
 fn a_failed_live_check_restarts() {
     let env = TestEnvironment::new();
     env.write(

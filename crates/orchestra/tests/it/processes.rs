@@ -107,6 +107,8 @@ pub(crate) fn of(folders: &[&Path]) -> Vec<Process> {
         let is_ours = words.next().is_some_and(|program| program.ends_with(b"/orchestra"));
         let rest: Vec<&[u8]> = words.collect();
         let role = match rest.first() {
+            // Not yet a shim: it forks them, and ends with the server.
+            Some(&b"shim") if is_ours && rest.contains(&b"--zygote".as_slice()) => Role::Other,
             Some(&b"shim") if is_ours => Role::Shim,
             Some(&b"proxy") if is_ours => Role::Proxy,
             Some(_) if is_ours && rest.windows(2).any(|pair| pair == [b"server".as_slice(), b"run".as_slice()]) => {

@@ -11,9 +11,11 @@ use orchestra_model::{
         Condition, Dependency, Drain, Health, Job, OnLoss, Port, Program, Protocol, Resources, Restart, RestartPolicy,
         Rollout, Service, Signal, Stop, Strategy, Target, Volume,
     },
+    flag::FlagSet,
     plan::Action,
     quantity::{Amount, Timespan},
     record::ResourceRecord,
+    traffic::PortPolicy,
     text::{Reference, Segment},
 };
 use orchestra_plan::Current;
@@ -62,8 +64,9 @@ pub(crate) fn service(command: &str) -> Service {
     Service {
         program: program(command),
         replicas: 1,
+        scale: None,
         restarts: 0,
-        ports: [("http".parse().expect("a name"), Port { host, port: Some(8080), protocol: Protocol::Http })].into(),
+        ports: [("http".parse().expect("a name"), Port { host, port: Some(8080), protocol: Protocol::Http, policy: PortPolicy::default() })].into(),
         depends_on: BTreeMap::new(),
         health: Health { ready: None, live: None, start_deadline: Timespan::seconds(60) },
         restart: Restart {
@@ -78,6 +81,8 @@ pub(crate) fn service(command: &str) -> Service {
             strategy: Strategy::Rolling { max_surge: Amount::Count(1), max_unavailable: Amount::Count(0) },
             drain: Drain { requests: Timespan::seconds(30), streams: Timespan::seconds(900) },
             deadline: Timespan::seconds(600),
+            min_ready: Timespan::default(),
+            progress: Rollout::default_progress(),
         },
     }
 }
@@ -125,6 +130,7 @@ pub(crate) fn desired(resources: impl IntoIterator<Item = (&'static str, Resourc
         environment: environment(),
         target: Target::Process,
         resources: resources.into_iter().map(|(id, resource)| (rid(id), resource)).collect(),
+        flags: FlagSet::default(),
     }
 }
 

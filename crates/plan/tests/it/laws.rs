@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use orchestra_model::{
     Desired, Plan, Resource, ResourceId,
     desired::Target,
+    flag::FlagSet,
     plan::{Action, Wait},
 };
 use orchestra_plan::{Current, Observation, Options, Style, check_saved, load, plan, rebase, render, save};
@@ -43,7 +44,7 @@ fn build(parts: &[Part]) -> Desired {
         ids.push(id.clone());
         resources.insert(id, resource);
     }
-    Desired { environment: environment(), target: Target::Process, resources }
+    Desired { environment: environment(), target: Target::Process, resources, flags: FlagSet::default() }
 }
 
 fn stacks() -> impl Strategy<Value = Desired> {

@@ -32,6 +32,10 @@ fn main() -> ExitCode {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     match args[..] {
         ["run"] => forever(),
+        ["spin"] => loop {
+            std::hint::spin_loop();
+        },
+        ["burn", millis] => burn(millis.parse().unwrap()),
         ["exit", code] => ExitCode::from(code.parse::<u8>().unwrap()),
         ["print", stdout, stderr, code] => {
             print(1, stdout.as_bytes());
@@ -153,6 +157,31 @@ fn storm() -> ! {
             }
         }
     }
+}
+
+/// A child that is reaped and an orphan both use that much CPU time and end; whoever is left uses none.
+fn burn(millis: i64) -> ! {
+    let spin = || loop {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        if now.tv_sec * 1000 + now.tv_nsec / 1_000_000 >= millis {
+            // SAFETY: ends the child without running what belongs to its parent.
+            unsafe { libc::_exit(0) }
+        }
+    };
+    // SAFETY: one thread; the children only make system calls.
+    unsafe {
+        match libc::fork() {
+            0 => spin(),
+            child => _ = libc::waitpid(child, std::ptr::null_mut(), 0),
+        }
+        match libc::fork() {
+            0 if libc::fork() == 0 => spin(),
+            0 => libc::_exit(0),
+            child => _ = libc::waitpid(child, std::ptr::null_mut(), 0),
+        }
+    }
+    print(1, b"armed\n");
+    forever()
 }
 
 /// Blocks of an odd size that begin with their number, so that a lost, doubled or moved piece shows.

@@ -59,8 +59,9 @@ enum Role {
 }
 
 impl Inner {
-    /// Writes a launch down and spawns its shim, unless somebody did before.
-    pub(super) fn begin(&self, launch: Launch) -> io::Result<Begun> {
+    /// Writes a launch down and makes its shim, unless somebody did before. The shim is forked from the zygote, if there
+    /// is one, or `executed`: then an error says what is wrong.
+    pub(super) fn begin(&self, launch: Launch, executed: bool) -> io::Result<Begun> {
         let folder = self.folder(&launch.key);
         folder.create()?;
         let Some(lock) = folder.try_lock()? else { return Ok(Begun::Existed) };
@@ -82,7 +83,12 @@ impl Inner {
             launch,
         };
         folder.write_launch(&file, &lock)?;
-        match self.spawn_shim(&folder, lock, Role::Start) {
+        let forked = if executed { None } else { self.fork_shim(&folder, &lock) };
+        let shim = match forked {
+            Some(connection) => Ok(connection),
+            None => self.spawn_shim(&folder, lock, Role::Start),
+        };
+        match shim {
             Ok(connection) => Ok(Begun::Spawned(connection)),
             Err(error) => {
                 // Nothing runs; leave no trace of it, so that it can be tried again.
@@ -142,11 +148,16 @@ impl Inner {
         self.spawn_shim(folder, lock, Role::Adopt(pidfd)).map(Look::Connected)
     }
 
-    /// Spawns a shim with the lock, and with a connection.
+    /// Lets the zygote fork a shim with the lock, and with a connection. `None` if there is none.
+    fn fork_shim(&self, folder: &Folder, lock: &Lock) -> Option<Connection> {
+        let (ours, theirs) = conversation().ok()?;
+        let asked = self.zygote.fork(folder, theirs.as_fd(), lock.0.as_fd());
+        asked.then_some(Connection { stream: ours, child: None })
+    }
+
+    /// Executes a shim with the lock, and with a connection.
     fn spawn_shim(&self, folder: &Folder, lock: Lock, role: Role) -> io::Result<Connection> {
-        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        rustix::io::ioctl_fionbio(&ours, true)?;
+        let (ours, theirs) = conversation()?;
         let mut command = Command::new(&self.options.shim_program);
         // Nothing here may keep the standard library from posix_spawn: a fork would copy the server's page tables.
         command
@@ -165,6 +176,14 @@ impl Inner {
         let child = sys::pidfd_open(command.spawn()?.id()).ok();
         Ok(Connection { stream: ours, child })
     }
+}
+
+/// Both ends of a connection; ours does not block.
+fn conversation() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    Ok((ours, theirs))
 }
 
 /// Removes the group that a shim made before it was killed. Its child, which never got its go, may still be on its way

@@ -6,9 +6,11 @@
 //! its end, or its shim was killed and is replaced at once.
 
 use std::{
+    cell::OnceCell,
     collections::{HashMap, VecDeque},
     io,
     os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -33,6 +35,7 @@ use super::{
     Inner,
     begin::{Connection, Look},
     blocking,
+    usage::Place,
 };
 use crate::{
     clock,
@@ -51,9 +54,22 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
 /// A wish concerning a living launch.
 pub(super) enum Command {
-    Terminate { how: Termination, reply: oneshot::Sender<Result<(), Error>> },
-    Exec { exec: Exec, reply: oneshot::Sender<Result<ExecOutcome, Error>> },
-    Report { replay: bool, reply: oneshot::Sender<Observed> },
+    Terminate {
+        how: Termination,
+        reply: oneshot::Sender<Result<(), Error>>,
+    },
+    Exec {
+        exec: Exec,
+        reply: oneshot::Sender<Result<ExecOutcome, Error>>,
+    },
+    Report {
+        replay: bool,
+        reply: oneshot::Sender<Observed>,
+    },
+    /// Where its processes are, if its main process runs.
+    Locate {
+        reply: oneshot::Sender<Option<Place>>,
+    },
 }
 
 /// A request that the shim has not answered yet.
@@ -73,6 +89,8 @@ pub(super) struct Supervisor {
     commands: mpsc::Receiver<Command>,
     recorded: Option<oneshot::Sender<()>>,
     status: Option<Box<Status>>,
+    /// Control group that the launch was to get, once somebody wanted to know.
+    group: OnceCell<Option<PathBuf>>,
     held: Held,
     pending: HashMap<u64, Pending>,
     next_id: u64,
@@ -131,6 +149,7 @@ impl Supervisor {
             commands,
             recorded: Some(recorded),
             status: None,
+            group: OnceCell::new(),
             held: Held { shim: connection.child.and_then(|fd| sys::watch_readable(fd).ok()), ..Held::default() },
             pending: HashMap::new(),
             next_id: 0,
@@ -327,6 +346,7 @@ impl Supervisor {
                     let _ = reply.send(status.observed(self.key.clone()));
                 }
             }
+            Command::Locate { reply } => _ = reply.send(self.place()),
             Command::Terminate { how, reply } => {
                 if let Some(status) = self.status.as_ref().filter(|status| status.gone) {
                     self.outbox.extend(replay(status));
@@ -346,6 +366,17 @@ impl Supervisor {
                 self.pending.insert(id, Pending::Exec { reply });
             }
         }
+    }
+
+    fn place(&self) -> Option<Place> {
+        let status = self.status.as_ref().filter(|status| status.executed && status.exit.is_none())?;
+        if status.in_cgroup {
+            let group = || self.folder.read_launch().ok().and_then(|file| file.cgroup);
+            if let Some(group) = self.group.get_or_init(group) {
+                return Some(Place::Group(group.clone()));
+            }
+        }
+        Some(Place::Tree { shim: status.shim, session: status.session })
     }
 
     fn id(&mut self) -> u64 {

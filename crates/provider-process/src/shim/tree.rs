@@ -308,8 +308,16 @@ pub(crate) struct Stat {
     pub(crate) state: char,
     pub(crate) parent: u32,
     pub(crate) session: u32,
+    /// Clock ticks that it used, user and system.
+    pub(crate) used: u64,
+    /// Clock ticks that its children had used when it reaped them, and theirs.
+    pub(crate) used_by_children: u64,
     /// Clock ticks since boot.
     pub(crate) start_time: u64,
+    /// Pages.
+    pub(crate) resident: u64,
+    /// Addresses of the arguments, in the process itself; 0 for those who may not read it.
+    pub(crate) arguments: std::ops::Range<usize>,
     /// Wait status; only for those who may read it, 0 for others.
     pub(crate) wait_status: i32,
 }
@@ -323,11 +331,16 @@ pub(crate) fn stat(pid: u32) -> Option<Stat> {
     // The name in parentheses may hold anything, so fields are counted from its end.
     let end = text.iter().rposition(|byte| *byte == b')')?;
     let fields: Vec<&str> = std::str::from_utf8(text.get(end + 2..)?).ok()?.split_ascii_whitespace().collect();
+    let number = |field: usize| fields.get(field)?.parse::<u64>().ok();
     Some(Stat {
         state: fields.first()?.chars().next()?,
         parent: fields.get(1)?.parse().ok()?,
         session: fields.get(3)?.parse().ok()?,
-        start_time: fields.get(19)?.parse().ok()?,
+        used: number(11)? + number(12)?,
+        used_by_children: number(13)? + number(14)?,
+        start_time: number(19)?,
+        resident: number(21)?,
+        arguments: fields.get(45)?.parse().ok()?..fields.get(46)?.parse().ok()?,
         wait_status: fields.get(49).and_then(|field| field.parse().ok()).unwrap_or(0),
     })
 }

@@ -239,6 +239,56 @@ async fn a_command_ends_with_its_whole_tree() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn usage_counts_the_whole_tree() {
+    for cgroups in BOTH {
+        let (world, bench) = bench("usage", cgroups);
+        let mut server = bench.serve();
+        // A child that was reaped and an orphan that nobody waited for have used 150 ms each, and are gone.
+        let mut burnt = bench.launch(1, Program::Run);
+        burnt.command = torture(&["burn", "150"]);
+        burnt.ready_line = Some("armed".into());
+        let mut many = bench.launch(2, Program::Run);
+        many.command = torture(&["daemons", "5", "and", "stay"]);
+        many.ready_line = Some("armed".into());
+        for launch in [&burnt, &many] {
+            server.provider.start(launch.clone()).await.unwrap();
+            server.until(&launch.key, "`armed`", |seen| seen.contains(&ProviderEvent::LineMatched)).await;
+        }
+        let deadline = std::time::Instant::now() + PATIENCE;
+        loop {
+            let usage = server.provider.usage(vec![burnt.key.clone(), many.key.clone()]).await;
+            let [(_, burnt), (_, many)] = &usage[..] else { panic!("{usage:?}") };
+            if burnt.processes == 1 && many.processes == 6 {
+                // The kernel counts in hundredths of a second, and rounds down more than once.
+                assert!(burnt.cpu >= Duration::from_millis(260) && burnt.cpu < Duration::from_secs(5), "{usage:?}");
+                // Forked processes share nearly all they have.
+                let (one, six) = (burnt.memory.as_bytes(), many.memory.as_bytes());
+                assert!(one > 100_000 && six > 100_000 && six < one * 3, "{usage:?}");
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "{usage:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        // Also where nobody is their parent any more.
+        let shim = world::shim_of(&world, &many.key);
+        world::kill_nine(shim);
+        world::eventually("another shim takes over", || world::shim_of(&world, &many.key) != shim).await;
+        let place = || server.provider.usage(vec![many.key.clone()]);
+        let deadline = std::time::Instant::now() + PATIENCE;
+        // Daemons in sessions of their own are found by their group alone.
+        let expected = if cgroups == Cgroups::Auto && world::in_cgroup(&world, &many.key) { 6 } else { 1 };
+        while place().await.first().is_none_or(|(_, usage)| usage.processes < expected) {
+            assert!(std::time::Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        for launch in [burnt, many] {
+            server.provider.terminate(launch.key.clone(), term(Timespan::millis(10))).await.unwrap();
+            server.gone(&launch.key).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_providers_that_race_start_one_program() {
     for round in 0..10 {
         let (world, bench) = bench("race", Cgroups::Auto);

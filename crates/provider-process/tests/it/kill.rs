@@ -98,8 +98,41 @@ async fn an_exit_while_no_shim_lives_is_known() {
         kill_nine(pid);
         let seen = server.gone(&key).await;
         assert_eq!(exit_of(&seen), Exit::Signal(9), "{seen:?}");
+        assert!(!format!("{seen:?}").contains("missing"), "{seen:?}");
         check_count(&joined(&lines(&*server.provider, &key, None).await), &file);
     }
+}
+
+/// The limit of what is kept: the pipes of a program that ends when neither server nor shim is there go with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exit_that_nobody_watched_says_what_may_be_missing() {
+    let (world, bench) = bench("nobody", Cgroups::Auto);
+    let launch = bench.launch(1, Program::PrintAndRun("kept\n".into()));
+    let key = launch.key.clone();
+    let file = world.dir.path().join("launch");
+    fs::write(&file, serde_json::to_vec(&launch).unwrap()).unwrap();
+    let mut served = Served::start(&world.state, &file, "watch", Cgroups::Auto);
+    served.until("Started");
+    let (shim, pid) = (world::shim_of(&world, &key), recorded(&world, &key, "pid").unwrap());
+    let logs = world.state.join("logs").join(key.environment.to_string()).join(key.instance.to_string());
+    let written = || fs::read(logs.join("1/000001.stdout")).is_ok_and(|text| text == b"kept\n");
+    world::eventually("the line is written", written).await;
+    served.kill();
+    for process in [shim, pid] {
+        kill_nine(process);
+        world::eventually("it is dead", || !world::lives(process)).await;
+    }
+    let mut server = bench.serve();
+    server.provider.find_by_intent(key.clone()).await.unwrap().unwrap();
+    let seen = server.gone(&key).await;
+    // Known as long as nobody has reaped it, which is up to the machine's process 1.
+    assert!(matches!(exit_of(&seen), Exit::Unknown | Exit::Signal(9)), "{seen:?}");
+    let said = |event: &ProviderEvent| match event {
+        ProviderEvent::Exited { message, .. } => message.as_ref().is_some_and(|text| text.contains("64 KiB")),
+        _ => false,
+    };
+    assert!(seen.iter().any(said), "{seen:?}");
+    assert_eq!(joined(&lines(&*server.provider, &key, None).await), b"kept\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -161,18 +194,19 @@ async fn after_a_restart_of_the_machine_everything_is_gone() {
     let launch: serde_json::Value =
         serde_json::from_slice(&fs::read(world::folder(&world, &key).join("launch.json")).unwrap()).unwrap();
     if let Some(group) = launch["cgroup"].as_str() {
-        fs::remove_dir(group).unwrap();
+        // The killed program may still be on its way out of it.
+        world::eventually("the control group is empty", || fs::remove_dir(group).is_ok()).await;
     }
 }
 
 /// A server in a process of its own.
-struct Served {
+pub(crate) struct Served {
     child: Child,
     lines: BufReader<std::process::ChildStdout>,
 }
 
 impl Served {
-    fn start(state: &Path, launch: &Path, how: &str, cgroups: Cgroups) -> Self {
+    pub(crate) fn start(state: &Path, launch: &Path, how: &str, cgroups: Cgroups) -> Self {
         let mut command = Command::new(world::TORTURE);
         command.arg("serve").arg(state).arg(world::SHIM).arg(launch).arg(how).stdout(Stdio::piped());
         if cgroups == Cgroups::Off {
@@ -184,7 +218,7 @@ impl Served {
     }
 
     /// Reads what it says up to a line that contains this.
-    fn until(&mut self, wanted: &str) -> Vec<String> {
+    pub(crate) fn until(&mut self, wanted: &str) -> Vec<String> {
         let mut seen = Vec::new();
         loop {
             let mut line = String::new();
@@ -197,7 +231,7 @@ impl Served {
         }
     }
 
-    fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }

@@ -4,6 +4,7 @@ mod behaviour;
 mod kill;
 mod torture;
 mod world;
+mod zygote;
 
 use orchestra_provider::conformance;
 use orchestra_provider_process::Cgroups;

@@ -103,6 +103,7 @@ impl World for Processes {
             Program::Print(stdout, stderr, code) => torture(&["print", &stdout, &stderr, &code.to_string()]),
             Program::PrintAndRun(stdout) => torture(&["print-and-run", &stdout]),
             Program::Notify(status) => torture(&["notify", &status]),
+            Program::Spin => torture(&["spin"]),
             Program::Missing => vec!["no-such-program-anywhere".into()],
         }
     }
@@ -161,6 +162,10 @@ pub(crate) fn status(world: &Processes, key: &LaunchKey) -> serde_json::Value {
 
 pub(crate) fn shim_of(world: &Processes, key: &LaunchKey) -> u32 {
     u32::try_from(status(world, key)["shim"].as_u64().unwrap()).unwrap()
+}
+
+pub(crate) fn in_cgroup(world: &Processes, key: &LaunchKey) -> bool {
+    status(world, key)["in_cgroup"] == true
 }
 
 /// The marker of a launch, as it stands in the environment of its processes.

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use orchestra_model::{
-    launch::{Exec, Exit, ProviderEvent},
+    launch::{Exec, Exit, LaunchKey, ProviderEvent},
     quantity::Timespan,
 };
 use tokio::{sync::mpsc, time::timeout};
@@ -35,6 +35,7 @@ cases!(
     notifications_are_reported,
     a_ready_line_is_reported,
     commands_run_beside_an_instance,
+    usage_is_sampled,
     logs_are_exact,
     logs_are_followed,
     volumes_are_kept,
@@ -295,6 +296,54 @@ async fn commands_run_beside_an_instance(bench: Arc<Bench>) {
     server.provider.terminate(key.clone(), term(Timespan::seconds(10))).await.unwrap();
     server.gone(&key).await;
     server.provider.exec(exec(Program::Exit(0), PATIENCE)).await.unwrap_err();
+}
+
+async fn usage_is_sampled(bench: Arc<Bench>) {
+    let mut first = bench.serve();
+    let (spins, runs) = (bench.launch(1, Program::Spin), bench.launch(2, Program::Run));
+    let keys = vec![spins.key.clone(), bench.key(3), runs.key.clone()];
+    assert_eq!(first.provider.usage(keys.clone()).await, [], "nothing runs");
+    for launch in [&spins, &runs] {
+        first.provider.start(launch.clone()).await.unwrap();
+    }
+    for key in [&spins.key, &runs.key] {
+        first.started(key).await;
+    }
+    let used = used_more(&first, &keys, Duration::from_millis(50)).await;
+    drop(first);
+    // What an earlier server has seen is not counted again, and not lost.
+    let mut second = bench.serve();
+    for key in [&spins.key, &runs.key] {
+        second.provider.find_by_intent(key.clone()).await.unwrap().unwrap();
+    }
+    let used = used_more(&second, &keys, used).await;
+    used_more(&second, &keys, used).await;
+    for key in [&spins.key, &runs.key] {
+        second.provider.terminate(key.clone(), term(Timespan::seconds(10))).await.unwrap();
+        second.gone(key).await;
+    }
+    assert_eq!(second.provider.usage(keys).await, [], "nothing runs any more");
+}
+
+/// Waits until the first of some launches, of which the second does not exist, has used more than this.
+async fn used_more(server: &super::Server, keys: &[LaunchKey], before: Duration) -> Duration {
+    let sampled = timeout(PATIENCE, async {
+        loop {
+            let sampled = server.provider.usage(keys.to_vec()).await;
+            let found: Vec<_> = sampled.iter().map(|(key, _)| key).collect();
+            assert_eq!(found, [&keys[0], &keys[2]], "those that run, in the order of the question");
+            let (spins, runs) = (sampled[0].1, sampled[1].1);
+            assert!(spins.memory.as_bytes() > 0 && runs.memory.as_bytes() > 0, "{sampled:?}");
+            assert_eq!((spins.processes, runs.processes), (1, 1));
+            if spins.cpu > before {
+                assert!(runs.cpu < spins.cpu, "{sampled:?}");
+                return spins.cpu;
+            }
+            // Time is what it waits for.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    sampled.await.expect("a program that spins uses CPU time")
 }
 
 async fn logs_are_exact(bench: Arc<Bench>) {

@@ -8,7 +8,8 @@ use std::{
 
 use orchestra_model::{
     Code, EnvironmentId,
-    launch::{ExecOutcome, Exit, Launch, LaunchKey, Observed, ProviderEvent, Termination},
+    launch::{ExecOutcome, Exit, Launch, LaunchKey, Observed, ProviderEvent, Termination, Usage},
+    quantity::ByteSize,
     time::UnixMillis,
 };
 use regex_lite::Regex;
@@ -52,12 +53,17 @@ struct Running {
     observed: Observed,
     stubborn: bool,
     kill_at: Option<Instant>,
+    /// What it uses, if the test said so.
+    usage: Option<Usage>,
+    /// Since when it uses a whole CPU.
+    spins_since: Option<Instant>,
 }
 
 /// What a command does.
 enum Program {
     Run,
     Stubborn,
+    Spin,
     Exit(i32),
     Print(String, String, i32),
     PrintAndRun(String),
@@ -72,8 +78,8 @@ impl FakeWorld {
     }
 
     /// Commands with a meaning: `["exit", CODE]`, `["print", STDOUT, STDERR, CODE]`, `["print-and-run", STDOUT]`,
-    /// `["notify", STATUS]` (ready at once), `["stubborn"]` (prints `armed`, ends by SIGKILL only), `["missing"]`
-    /// (cannot be started). Every other command runs until a signal or [`FakeWorld::exit`] ends it.
+    /// `["notify", STATUS]` (ready at once), `["stubborn"]` (prints `armed`, ends by SIGKILL only), `["spin"]` (uses one
+    /// CPU), `["missing"]` (cannot be started). Every other command runs until a signal or [`FakeWorld::exit`] ends it.
     pub fn command(words: &[&str]) -> Vec<String> {
         words.iter().map(|word| (*word).to_owned()).collect()
     }
@@ -113,6 +119,14 @@ impl FakeWorld {
     /// Lets the next start fail.
     pub fn fail_next_start(&self, error: Error) {
         self.lock().next_failure = Some(error);
+    }
+
+    /// Says what a launch uses from now on. Until then it is one process with 1 MiB that has used no CPU time, or, of
+    /// `["spin"]`, as much as has passed.
+    pub fn set_usage(&self, key: &LaunchKey, usage: Usage) {
+        if let Some(running) = self.lock().launches.get_mut(key) {
+            running.usage = Some(usage);
+        }
     }
 
     /// What was started under a key.
@@ -174,14 +188,16 @@ impl FakeWorld {
             message: None,
         };
         let stubborn = matches!(program, Program::Stubborn);
-        state.launches.insert(key.clone(), Running { launch, observed, stubborn, kill_at: None });
+        let spins_since = matches!(program, Program::Spin).then(Instant::now);
+        let running = Running { launch, observed, stubborn, kill_at: None, usage: None, spins_since };
+        state.launches.insert(key.clone(), running);
         if missing {
             state.end(&key, Exit::NotStarted, Some("`missing` was not found".to_owned()));
         } else {
             state.tell(&key, ProviderEvent::Started { pid });
         }
         match program {
-            Program::Run | Program::Missing => {}
+            Program::Run | Program::Spin | Program::Missing => {}
             Program::Stubborn => state.print(&key, LogStream::Stdout, "armed\n"),
             Program::Exit(code) => state.end(&key, Exit::Code(code), None),
             Program::Print(stdout, stderr, code) => {
@@ -281,10 +297,27 @@ impl FakeWorld {
             Program::Exit(code) => (Some(Exit::Code(code)), String::new()),
             Program::Print(stdout, stderr, code) => (Some(Exit::Code(code)), stdout + &stderr),
             Program::Missing => (Some(Exit::NotStarted), "`missing` was not found".to_owned()),
-            Program::Run | Program::Stubborn | Program::PrintAndRun(_) | Program::Notify(_) => (None, String::new()),
+            Program::Run | Program::Spin | Program::Stubborn | Program::PrintAndRun(_) | Program::Notify(_) => {
+                (None, String::new())
+            }
         };
         output.truncate(output.floor_char_boundary(MAX_OUTPUT));
         Ok(ExecOutcome { exit, output })
+    }
+
+    pub(super) fn usage(&self, listener: u64, keys: Vec<LaunchKey>) -> Vec<(LaunchKey, Usage)> {
+        let state = self.lock();
+        let measure = |key: LaunchKey| {
+            let known = state.listener == listener && state.known.contains(&key);
+            let running = state.launches.get(&key).filter(|running| known && running.observed.exit.is_none())?;
+            let usage = running.usage.unwrap_or_else(|| Usage {
+                cpu: running.spins_since.map_or(Duration::ZERO, |since| since.elapsed()),
+                memory: ByteSize::bytes(1 << 20),
+                processes: 1,
+            });
+            Some((key, usage))
+        };
+        keys.into_iter().filter_map(measure).collect()
     }
 
     pub(super) fn create_volume(&self, path: String) {
@@ -444,6 +477,7 @@ fn parse(command: &[String]) -> Program {
         ["print-and-run", stdout] => Program::PrintAndRun(stdout.to_owned()),
         ["notify", status] => Program::Notify(status.to_owned()),
         ["stubborn"] => Program::Stubborn,
+        ["spin"] => Program::Spin,
         ["missing", ..] => Program::Missing,
         _ => Program::Run,
     }

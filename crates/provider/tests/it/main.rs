@@ -30,6 +30,7 @@ impl World for Fake {
             Program::Print(stdout, stderr, code) => FakeWorld::command(&["print", &stdout, &stderr, &code.to_string()]),
             Program::PrintAndRun(stdout) => FakeWorld::command(&["print-and-run", &stdout]),
             Program::Notify(status) => FakeWorld::command(&["notify", &status]),
+            Program::Spin => FakeWorld::command(&["spin"]),
             Program::Missing => FakeWorld::command(&["missing"]),
         }
     }

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use tokio::time::Sleep;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::sse;
+use super::{inspect::Inspection, sse};
 use crate::{
     flight::InFlight,
     metrics::{ErrorKind, Gauge, Series},
@@ -36,6 +36,8 @@ const EVENT_GRACE: Duration = Duration::from_secs(1);
 pub(crate) struct ClientConnection {
     /// Requests of it that are being answered.
     pub(crate) active: AtomicU32,
+    /// Bytes that had arrived when the last answer ended: what comes after them begins a request.
+    pub(crate) seen: AtomicU64,
     pub(crate) socket: Arc<Socket>,
     /// HTTP/1: an aborted response ends the connection.
     pub(crate) h1: bool,
@@ -58,6 +60,7 @@ impl Active {
 
 impl Drop for Active {
     fn drop(&mut self) {
+        self.0.seen.store(self.0.socket.read(), Ordering::Relaxed);
         self.0.active.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -97,6 +100,8 @@ pub(crate) struct InstanceBody {
     cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     grace: Option<Pin<Box<Sleep>>>,
     series: Arc<Series>,
+    /// Set when somebody wants to know about it.
+    inspection: Option<Box<Inspection>>,
     active: Option<Active>,
 }
 
@@ -130,6 +135,7 @@ impl InstanceBody {
         gauge: Gauge,
         series: Arc<Series>,
         events: bool,
+        inspection: Option<Box<Inspection>>,
     ) -> Self {
         Self {
             incoming,
@@ -139,6 +145,7 @@ impl InstanceBody {
             cut: None,
             grace: None,
             series,
+            inspection,
             active: None,
         }
     }
@@ -146,6 +153,9 @@ impl InstanceBody {
     /// The body was read to its end.
     fn complete(&mut self) {
         self.state = State::Done;
+        if let Some(inspection) = self.inspection.take() {
+            inspection.complete();
+        }
         if let Some(Carried { lease, flight, .. }) = self.carried.take() {
             // First the connection, then the count: who sees the count at zero finds the connection idle or closed.
             lease.release();
@@ -222,10 +232,14 @@ impl InstanceBody {
         }
         // Looked at before each frame, so that an instance that never pauses cannot outrun a cut.
         if self.state == State::Flowing && self.poll_cut(cx, false) {
-            match self.events {
-                None => return self.fail(),
-                Some(_) => self.state = State::Ending,
+            self.series.error(ErrorKind::Cut);
+            if let Some(inspection) = self.inspection.take() {
+                inspection.cut();
             }
+            if self.events.is_none() {
+                return self.fail();
+            }
+            self.state = State::Ending;
         }
         if self.state == State::Ending && self.events.is_some_and(sse::Tracker::between_events) {
             self.abandon();
@@ -235,6 +249,9 @@ impl InstanceBody {
             Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(self.pass(frame)))),
             Poll::Ready(Some(Err(error))) => {
                 self.series.error(ErrorKind::Upstream);
+                if let Some(inspection) = self.inspection.take() {
+                    inspection.broken();
+                }
                 tracing::debug!(%error, "an instance's response ended early");
                 self.fail()
             }
@@ -259,6 +276,9 @@ impl InstanceBody {
 
     /// A frame passes; if it completes the event that an end waits for, the last event is put behind it.
     fn pass(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        if let Some(inspection) = &mut self.inspection {
+            inspection.pass(&frame);
+        }
         let Some(data) = frame.data_ref() else { return frame };
         self.series.sent(data.len());
         let end = self.events.as_mut().and_then(|tracker| tracker.advance(data));

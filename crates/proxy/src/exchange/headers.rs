@@ -14,13 +14,15 @@ use http::{
 
 use crate::state::Arrival;
 
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// Says to an instance that a request is a copy whose response nobody sees.
+pub(crate) const MIRROR: HeaderName = HeaderName::from_static("orchestra-mirror");
 
 /// Headers that concern one connection only.
 const HOP_BY_HOP: [HeaderName; 8] = [
@@ -86,6 +88,8 @@ pub(crate) fn prepare<B>(request: &mut Request<B>, arrival: &Arrival) -> Result<
     headers.remove(header::HOST);
     // The proxy answers it itself: hyper sends `100 Continue` as soon as the body is asked for.
     headers.remove(header::EXPECT);
+    // A program may leave out effects of a copy: nobody else is to claim to be one.
+    headers.remove(MIRROR);
     headers.remove(header::TE);
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -130,9 +134,34 @@ impl Head {
         [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::PUT, Method::DELETE].contains(&self.method)
     }
 
+    /// Whether it is meant to change nothing (RFC 9110 9.2.1).
+    pub(crate) fn is_safe(&self) -> bool {
+        [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE].contains(&self.method)
+    }
+
     /// Whether it is a gRPC call.
     pub(crate) fn is_grpc(&self) -> bool {
         is_grpc(&self.headers)
+    }
+
+    /// Whether the client asks for a stream.
+    pub(crate) fn expects_stream(&self) -> bool {
+        let events = |value: &HeaderValue| value.as_bytes().windows(17).any(|part| part == b"text/event-stream");
+        self.is_grpc() || self.headers.get_all(header::ACCEPT).iter().any(events)
+    }
+
+    /// What goes on; without the host.
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// The host that it is for.
+    pub(crate) fn authority(&self) -> &str {
+        self.authority.as_str()
+    }
+
+    pub(crate) fn query(&self) -> Option<&str> {
+        self.path.query()
     }
 }
 

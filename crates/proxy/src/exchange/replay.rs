@@ -35,7 +35,8 @@ pub(crate) struct Shared {
 
 #[derive(Debug)]
 struct State {
-    source: Incoming,
+    /// `None` for a copy, which has everything already.
+    source: Option<Incoming>,
     kept: Vec<Bytes>,
     size: usize,
     trailers: Option<HeaderMap>,
@@ -49,6 +50,20 @@ struct State {
     /// The attempt that may read; older ones are cut off.
     attempt: u32,
     series: Option<Arc<Series>>,
+    /// What a copy of the request would send, up to the limit.
+    copy: Option<Vec<Bytes>>,
+    copied: usize,
+}
+
+/// The body that a client sends, to ask later what became of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Upload(Arc<Shared>);
+
+impl Upload {
+    /// Whether the client failed while its body was read.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.0.lock().broken
+    }
 }
 
 impl Replay {
@@ -58,7 +73,7 @@ impl Replay {
         }
         let hint = source.size_hint();
         let state = State {
-            source,
+            source: Some(source),
             kept: Vec::new(),
             size: 0,
             trailers: None,
@@ -68,8 +83,48 @@ impl Replay {
             committed: false,
             attempt: 0,
             series: None,
+            copy: None,
+            copied: 0,
         };
         Self::Shared(Arc::new(Shared { hint, state: Mutex::new(state) }))
+    }
+
+    /// From now on keeps what a copy of the request would send. Before the first attempt.
+    pub(crate) fn keep_copy(&self) {
+        if let Self::Shared(shared) = self {
+            shared.lock().copy.get_or_insert_default();
+        }
+    }
+
+    /// The body of a copy; `None` if it is not whole, or too long.
+    pub(crate) fn copy(&self) -> Option<Self> {
+        let Self::Shared(shared) = self else { return Some(Self::Empty) };
+        let mut original = shared.lock();
+        let ended = original.ended || original.source.as_ref().is_none_or(Body::is_end_stream);
+        if !ended || original.broken {
+            return None;
+        }
+        let kept = original.copy.take()?;
+        let (hint, size) = (SizeHint::with_exact(original.copied as u64), original.copied);
+        let state = State {
+            source: None,
+            kept,
+            size,
+            trailers: None,
+            ended: true,
+            broken: false,
+            gone: false,
+            committed: false,
+            attempt: 0,
+            series: None,
+            copy: None,
+            copied: 0,
+        };
+        Some(Self::Shared(Arc::new(Shared { hint, state: Mutex::new(state) })))
+    }
+
+    pub(crate) fn upload(&self) -> Option<Upload> {
+        if let Self::Shared(shared) = self { Some(Upload(Arc::clone(shared))) } else { None }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -160,7 +215,8 @@ impl Body for RequestBody {
         if state.ended {
             return Poll::Ready(state.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
         }
-        let frame = std::task::ready!(Pin::new(&mut state.source).poll_frame(cx));
+        let Some(source) = &mut state.source else { return Poll::Ready(None) };
+        let frame = std::task::ready!(Pin::new(source).poll_frame(cx));
         Poll::Ready(match frame {
             None => {
                 state.ended = true;
@@ -174,6 +230,12 @@ impl Body for RequestBody {
                 Ok(data) => {
                     if let Some(series) = &state.series {
                         series.received(data.len());
+                    }
+                    state.copied += data.len();
+                    if state.copied > LIMIT {
+                        state.copy = None;
+                    } else if let Some(copy) = &mut state.copy {
+                        copy.push(data.clone());
                     }
                     if !state.committed && !state.gone && state.size + data.len() <= LIMIT {
                         state.size += data.len();
@@ -190,6 +252,7 @@ impl Body for RequestBody {
                     // Trailers end a body. They are not kept: whoever sends them twice must have read twice.
                     state.ended = true;
                     state.gone = true;
+                    state.copy = None;
                     Some(Ok(frame))
                 }
             },
@@ -200,7 +263,7 @@ impl Body for RequestBody {
         self.shared.as_ref().is_none_or(|shared| {
             let state = shared.lock();
             let unread = state.attempt == self.attempt && self.position < state.kept.len();
-            !unread && state.trailers.is_none() && (state.ended || state.source.is_end_stream())
+            !unread && state.trailers.is_none() && (state.ended || state.source.as_ref().is_none_or(Body::is_end_stream))
         })
     }
 

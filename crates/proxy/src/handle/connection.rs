@@ -99,7 +99,7 @@ impl Connection {
                 let cause = loop {
                     match reader.next::<Response>().await {
                         Ok(Some(frame)) if frame.id == 0 => match frame.body {
-                            Response::Event { version, event } => reports.heard(version, event),
+                            Response::Event { version, event } => reports.heard(number, version, event),
                             Response::Leaving => {
                                 // A loop that is gone needs no news; the handle is being dropped.
                                 let _ = news.send(News::Leaving(number)).await;

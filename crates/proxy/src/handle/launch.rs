@@ -93,6 +93,8 @@ impl Launcher {
             .arg("--home")
             .arg(home)
             .arg("--control-stdin")
+            // It needs nothing of the server's environment, which may hold secrets.
+            .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(log)

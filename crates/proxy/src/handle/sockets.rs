@@ -8,7 +8,7 @@ use std::{
 };
 
 use orchestra_model::route::{ApplyError, RouteId, RouteTable};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, sockopt};
 
 use super::holder;
 use crate::wire::{SocketId, SocketInfo, SocketUse};
@@ -180,6 +180,11 @@ impl Sockets {
                 self.chosen.insert(route.clone(), info.address);
             }
             self.held.insert(info.id, Socket { info, fd });
+        }
+        for socket in before.into_values() {
+            // Closing alone would not do while a process that is just being started still has a duplicate (between
+            // fork and exec): the address could not be bound anew for that moment.
+            let _ = rustix::net::shutdown(&socket.fd, Shutdown::Both);
         }
     }
 

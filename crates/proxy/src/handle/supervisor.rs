@@ -24,6 +24,7 @@ use super::{
     events::Events,
     launch::{Found, Launcher},
     sockets::Sockets,
+    traffic::Traffic,
     unexpected,
 };
 use crate::wire::{Request, Response, Snapshot};
@@ -301,6 +302,7 @@ struct Inner {
     shared: Arc<Shared>,
     tree: TaskTree,
     books: Mutex<Books>,
+    traffic: Mutex<Traffic>,
 }
 
 #[derive(Debug, Default)]
@@ -314,7 +316,7 @@ struct Books {
 
 impl Inner {
     fn books(&self) -> std::sync::MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.books)
     }
 
     /// Queues a report unless it is overtaken.
@@ -329,14 +331,14 @@ impl Inner {
 
 impl Books {
     fn overtakes(&self, version: u64, event: &ProxyEvent) -> bool {
-        let (ProxyEvent::Drained { endpoint } | ProxyEvent::Draining { endpoint, .. }) = event;
+        let (ProxyEvent::Drained { endpoint } | ProxyEvent::Draining { endpoint, .. }) = event else { return false };
         version < self.version && self.present.contains(endpoint)
     }
 }
 
 impl Reports {
     fn new(events: Events, shared: Arc<Shared>, tree: TaskTree) -> Self {
-        Self(Arc::new(Inner { events, shared, tree, books: Mutex::default() }))
+        Self(Arc::new(Inner { events, shared, tree, books: Mutex::default(), traffic: Mutex::default() }))
     }
 
     /// A report of the handle itself.
@@ -377,19 +379,33 @@ impl Reports {
             (books.version, std::mem::take(&mut books.owed))
         };
         for endpoint in owed {
-            self.heard(version, ProxyEvent::Drained { endpoint });
+            self.drained(version, endpoint);
         }
     }
 
-    /// A report of the serving proxy.
-    pub(super) fn heard(&self, version: u64, event: ProxyEvent) {
-        let ProxyEvent::Drained { endpoint } = &event else { return self.0.report(version, event) };
-        self.0.books().owed.remove(endpoint);
+    /// A report of the proxy with this connection.
+    pub(super) fn heard(&self, number: u64, version: u64, event: ProxyEvent) {
+        match event {
+            ProxyEvent::Drained { endpoint } => self.drained(version, endpoint),
+            ProxyEvent::Draining { .. } => self.0.report(version, event),
+            ProxyEvent::Traffic(_) | ProxyEvent::Load(_) => {
+                let leaving: Vec<u64> = self.0.shared.peers.load().iter().skip(1).map(|peer| peer.number()).collect();
+                let whole = lock(&self.0.traffic).heard(number, &leaving, event);
+                if let Some(event) = whole {
+                    self.0.report(version, event);
+                }
+            }
+        }
+    }
+
+    fn drained(&self, version: u64, endpoint: EndpointKey) {
+        let event = ProxyEvent::Drained { endpoint: endpoint.clone() };
+        self.0.books().owed.remove(&endpoint);
         let leaving: Vec<Arc<Connection>> = self.0.shared.peers.load().iter().skip(1).cloned().collect();
         if leaving.is_empty() {
             return self.0.report(version, event);
         }
-        let (inner, endpoint) = (Arc::clone(&self.0), endpoint.clone());
+        let inner = Arc::clone(&self.0);
         self.0.tree.start(TaskKind::Connection, "proxy drain of two", async move {
             for peer in leaving {
                 // An error means that the proxy is gone, and with it all that it had in flight.
@@ -398,4 +414,8 @@ impl Reports {
             inner.report(version, event);
         });
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

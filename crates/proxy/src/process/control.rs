@@ -19,7 +19,8 @@ use orchestra_task::TaskKind;
 use rustix::net::sockopt;
 use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinHandle,
     time::Instant,
 };
 
@@ -27,7 +28,7 @@ use crate::{
     admin,
     files::Files,
     listen::{Ending, Listener},
-    state::Proxy,
+    state::{Proxy, Report},
     wire::{self, PROTOCOL, Received, Request, Response, Snapshot, SocketId, SocketUse, Writer},
 };
 
@@ -54,6 +55,8 @@ struct Held {
     fd: OwnedFd,
     ending: Ending,
     purpose: SocketUse,
+    /// The task that accepts: it has a duplicate of the socket until it ends.
+    task: JoinHandle<Option<()>>,
 }
 
 /// From the tasks that read control connections.
@@ -71,6 +74,14 @@ struct Outgoing {
     id: u64,
     body: Response,
     fds: Vec<OwnedFd>,
+    /// Given back once it was written.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Outgoing {
+    fn new(id: u64, body: Response, fds: Vec<OwnedFd>) -> Self {
+        Self { id, body, fds, permit: None }
+    }
 }
 
 impl Control {
@@ -175,7 +186,7 @@ impl Control {
                 let free = self.steering.is_none() || self.steering == Some(number);
                 if protocol != PROTOCOL || !free || self.lock.is_none() {
                     let body = Response::Busy { protocol: PROTOCOL };
-                    let _ = outgoing.send(Outgoing { id, body, fds: Vec::new() }).await;
+                    let _ = outgoing.send(Outgoing::new(id, body, Vec::new())).await;
                     return false;
                 }
                 self.steering = Some(number);
@@ -184,11 +195,11 @@ impl Control {
                     (Response::Failed { message: format!("cannot hand the sockets back: {error}") }, Vec::new())
                 });
                 // A server that is gone again is noticed at the end of its connection.
-                let _ = outgoing.send(Outgoing { id, body, fds }).await;
+                let _ = outgoing.send(Outgoing::new(id, body, fds)).await;
                 let (reports, mut queue) = mpsc::channel(256);
                 self.proxy.tree.start(TaskKind::Connection, "reports to the server", async move {
-                    while let Some(body) = queue.recv().await {
-                        if outgoing.send(Outgoing { id: 0, body, fds: Vec::new() }).await.is_err() {
+                    while let Some(Report { body, permit }) = queue.recv().await {
+                        if outgoing.send(Outgoing { id: 0, body, fds: Vec::new(), permit }).await.is_err() {
                             return;
                         }
                     }
@@ -199,7 +210,7 @@ impl Control {
             Heard::Asked { number, frame, outgoing } => {
                 if self.steering != Some(number) {
                     let body = Response::Failed { message: "say hello first".to_owned() };
-                    let _ = outgoing.send(Outgoing { id: frame.id, body, fds: Vec::new() }).await;
+                    let _ = outgoing.send(Outgoing::new(frame.id, body, Vec::new())).await;
                     return false;
                 }
                 let leave = matches!(frame.body, Request::Leave);
@@ -227,7 +238,7 @@ impl Control {
     async fn asked(&mut self, frame: Received<Request>, outgoing: mpsc::Sender<Outgoing>) {
         let id = frame.id;
         let body = match frame.body {
-            Request::Apply { snapshot, attached } => self.apply(snapshot, &attached, frame.fds),
+            Request::Apply { snapshot, attached } => self.apply(snapshot, &attached, frame.fds).await,
             Request::Cut { endpoint } => {
                 self.proxy.cut(&endpoint);
                 Response::Done
@@ -237,7 +248,7 @@ impl Control {
                 if let Some(flight) = self.proxy.flight(&endpoint) {
                     self.proxy.tree.start(TaskKind::Connection, "drain of an endpoint", async move {
                         flight.drained().await;
-                        let _ = outgoing.send(Outgoing { id, body: Response::Done, fds: Vec::new() }).await;
+                        let _ = outgoing.send(Outgoing::new(id, Response::Done, Vec::new())).await;
                     });
                     return;
                 }
@@ -246,11 +257,11 @@ impl Control {
             Request::Leave => Response::Done,
             Request::Hello { .. } => Response::Failed { message: "said hello twice".to_owned() },
         };
-        let _ = outgoing.send(Outgoing { id, body, fds: Vec::new() }).await;
+        let _ = outgoing.send(Outgoing::new(id, body, Vec::new())).await;
     }
 
     /// Puts a snapshot into force, or changes nothing.
-    fn apply(&mut self, snapshot: Snapshot, attached: &[SocketId], fds: Vec<OwnedFd>) -> Response {
+    async fn apply(&mut self, snapshot: Snapshot, attached: &[SocketId], fds: Vec<OwnedFd>) -> Response {
         if let (Some(current), Some(offered)) = (&self.snapshot.table, &snapshot.table)
             // The same table may come again, from a new server that only brings other sockets.
             && (offered.version < current.version || (offered.version == current.version && offered != current))
@@ -292,11 +303,10 @@ impl Control {
         self.proxy.apply(&snapshot);
         for (info, fd, tcp) in listeners {
             let ending = Ending::default();
-            match &info.purpose {
+            let task = match &info.purpose {
                 SocketUse::Admin => {
-                    let stop = ending.stop.clone();
-                    let admin = admin::run(Arc::clone(&self.proxy), tcp, stop);
-                    self.proxy.tree.start(TaskKind::Connection, "admin listener", admin);
+                    let admin = admin::run(Arc::clone(&self.proxy), tcp, ending.stop.clone());
+                    self.proxy.tree.start(TaskKind::Connection, "admin listener", admin)
                 }
                 SocketUse::Route(_) => {
                     let listener = Listener {
@@ -306,21 +316,21 @@ impl Control {
                         ending: ending.clone(),
                         connections: Arc::clone(&self.connections),
                     };
-                    self.proxy.tree.start(TaskKind::Connection, "listener", listener.run());
+                    self.proxy.tree.start(TaskKind::Connection, "listener", listener.run())
                 }
-            }
-            self.sockets.insert(info.id, Held { fd, ending, purpose: info.purpose.clone() });
+            };
+            self.sockets.insert(info.id, Held { fd, ending, purpose: info.purpose.clone(), task });
         }
         let kept: std::collections::BTreeSet<SocketId> = snapshot.sockets.iter().map(|s| s.id).collect();
-        self.sockets.retain(|id, held| {
-            let keep = kept.contains(id);
-            if !keep {
-                held.ending.last.cancel();
-                held.ending.stop.cancel();
-                held.ending.drain.cancel();
-            }
-            keep
-        });
+        let removed: Vec<Held> =
+            self.sockets.extract_if(.., |id, _| !kept.contains(id)).map(|(_, held)| held).collect();
+        for held in removed {
+            held.ending.last.cancel();
+            held.ending.stop.cancel();
+            held.ending.drain.cancel();
+            // Until then the address is in use, and the server may bind it anew as soon as it hears `Done`.
+            let _ = held.task.await;
+        }
         self.snapshot = snapshot;
         Response::Done
     }
@@ -376,11 +386,12 @@ async fn accept(listener: Option<&UnixListener>) -> io::Result<UnixStream> {
 }
 
 async fn write(writer: Writer, mut queue: mpsc::Receiver<Outgoing>) {
-    while let Some(Outgoing { id, body, fds }) = queue.recv().await {
+    while let Some(Outgoing { id, body, fds, permit }) = queue.recv().await {
         let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         // The reader of the same connection sees its end.
         if writer.send(id, body, &fds).await.is_err() {
             return;
         }
+        drop(permit);
     }
 }

@@ -161,7 +161,7 @@ pub(super) async fn send(
             }
             Err(mut error) => match error.take_message() {
                 Some(returned) if reused => {
-                    upstream.series.retry(RetryKind::Stale);
+                    upstream.series.load().retry(RetryKind::Stale);
                     request = returned;
                 }
                 message => {

@@ -101,7 +101,7 @@ pub(super) async fn send(
                 return Err(match returned {
                     // The connection ended before the request was written.
                     Some(returned) if !last => {
-                        upstream.series.retry(RetryKind::Stale);
+                        upstream.series.load().retry(RetryKind::Stale);
                         request = returned;
                         continue;
                     }

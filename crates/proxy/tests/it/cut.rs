@@ -41,6 +41,14 @@ async fn drain_and_cut(world: &mut World, name: &str, protocol: Protocol, endpoi
     world.handle.cut(key(endpoint)).await.unwrap();
 }
 
+/// Waits until the endpoint is drained, and checks that the metrics tell of exactly one cut, however it was announced.
+async fn drained_and_counted(world: &mut World, endpoint: &Endpoint) {
+    world.drained(&key(endpoint)).await;
+    let errors = samples(&world.handle.metrics().await.unwrap(), "orchestra_proxy_errors_total");
+    let cuts: Vec<f64> = errors.iter().filter(|(labels, _)| labels.contains("kind=\"cut\"")).map(|(_, n)| *n).collect();
+    assert_eq!(cuts, [1.0], "{errors:?}");
+}
+
 #[tokio::test]
 async fn an_event_stream_ends_with_an_event() {
     let mut world = World::new().await;
@@ -57,7 +65,7 @@ async fn an_event_stream_ends_with_an_event() {
     let rest = soon("the end", body.collect()).await.unwrap().to_bytes();
     let farewell = "event: orchestra-drain\ndata: {\"reason\":\"the instance is being stopped\"}\n\n";
     assert_eq!(rest, format!("lf\n\ndata: more\n\n{farewell}"));
-    world.drained(&key(&only)).await;
+    drained_and_counted(&mut world, &only).await;
 }
 
 #[tokio::test]
@@ -71,7 +79,7 @@ async fn an_event_that_stays_half_is_not_completed_with_something_else() {
     sender.send(Frame::data(Bytes::from("data: ha"))).await.unwrap();
     drain_and_cut(&mut world, "api", Protocol::Http, &only, 1).await;
     assert_eq!(soon("the end", body.collect()).await.unwrap().to_bytes(), "data: ha");
-    world.drained(&key(&only)).await;
+    drained_and_counted(&mut world, &only).await;
     drop(sender);
 }
 
@@ -95,7 +103,7 @@ async fn a_plain_response_ends_visibly_incomplete() {
     drain_and_cut(&mut world, "api", Protocol::Http, &only, 0).await;
     let error = soon("the end", old.read_to_end(&mut head)).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-    world.drained(&key(&only)).await;
+    drained_and_counted(&mut world, &only).await;
 }
 
 #[tokio::test]
@@ -116,7 +124,7 @@ async fn a_request_without_an_answer_gets_503() {
     let (reply, ()) = tokio::join!(get(address, "/"), cut);
     let reply = reply.unwrap();
     assert_eq!((reply.status, &reply.headers["x-orchestra-error"]), (503, &http::HeaderValue::from_static("cut")));
-    world.drained(&key(&only)).await;
+    drained_and_counted(&mut world, &only).await;
 }
 
 #[tokio::test]
@@ -133,7 +141,7 @@ async fn an_http2_stream_is_reset_and_its_connection_lives() {
     drain_and_cut(&mut world, "rpc", Protocol::Grpc, &only, 1).await;
     let error = soon("the reset", body.frame()).await.unwrap().unwrap_err();
     assert!(format!("{error:?}").contains("CANCEL"), "{error:?}");
-    world.drained(&key(&only)).await;
+    drained_and_counted(&mut world, &only).await;
     let next = Instance::h2(|_| async { text("next") }).await;
     world.apply(vec![route("rpc", Protocol::Grpc, vec![endpoint(2, next.address)])]).await;
     assert_eq!(soon("a response", client.get("/")).await.unwrap().text(), "next");
@@ -152,7 +160,7 @@ async fn a_websocket_gets_1012_on_both_sides() {
     drain_and_cut(&mut world, "ws", Protocol::Http, &only, 1).await;
     let Some(Ok(Message::Close(Some(frame)))) = soon("the close", socket.next()).await else { panic!("no close") };
     assert_eq!((u16::from(frame.code), frame.reason.as_str()), (1012, "the instance is being stopped"));
-    world.drained(&key(&only)).await;
+    drained_and_counted(&mut world, &only).await;
 }
 
 #[tokio::test]
@@ -201,7 +209,7 @@ async fn a_close_frame_does_not_tear_a_frame() {
     assert_eq!(rest[..3], [4, 5, 6]);
     assert_eq!((rest[3], usize::from(rest[4])), (0x88, rest.len() - 5));
     assert_eq!(rest[5..7], 1012_u16.to_be_bytes());
-    world.drained(&key(&only)).await;
+    drained_and_counted(&mut world, &only).await;
 }
 
 #[tokio::test]
@@ -222,5 +230,5 @@ async fn a_tcp_connection_is_closed() {
     soon("the echo", tcp.read_exact(&mut buffer)).await.unwrap();
     drain_and_cut(&mut world, "db", Protocol::Tcp, &only, 1).await;
     assert_eq!(soon("the end", tcp.read(&mut buffer)).await.unwrap(), 0);
-    world.drained(&key(&only)).await;
+    drained_and_counted(&mut world, &only).await;
 }

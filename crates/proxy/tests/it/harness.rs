@@ -54,6 +54,17 @@ pub(crate) struct World {
     pids: Arc<Pids>,
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        self.tree.cancel();
+        // Also one whose report was never read.
+        self.pids.0.lock().unwrap().extend(self.handle.pid());
+    }
+}
+
+/// A home without a server.
+pub(crate) struct Home(Arc<tempfile::TempDir>, Arc<Pids>);
+
 /// Proxies that were started, killed when the last world of a home is dropped.
 #[derive(Default)]
 struct Pids(std::sync::Mutex<Vec<u32>>);
@@ -94,11 +105,14 @@ impl World {
         Self { home, tree, handle, events, version: AtomicU64::new(version), pids }
     }
 
+    /// Drops the handle as a killed server would; what is returned keeps the home.
+    pub(crate) fn close(self) -> Home {
+        Home(Arc::clone(&self.home), Arc::clone(&self.pids))
+    }
+
     /// Drops the handle as a killed server would, and opens a new one.
     pub(crate) async fn reopen(self) -> Self {
-        let (home, pids) = (Arc::clone(&self.home), Arc::clone(&self.pids));
-        self.tree.cancel();
-        drop(self);
+        let Home(home, pids) = self.close();
         Self::at(home, pids).await
     }
 
@@ -131,6 +145,11 @@ impl World {
         event
     }
 
+    /// A report that is there already.
+    pub(crate) fn event_now(&mut self) -> Option<DataPlaneEvent> {
+        self.events.try_recv().ok()
+    }
+
     /// Waits for a report, passing over others.
     pub(crate) async fn until(&mut self, wanted: impl Fn(&DataPlaneEvent) -> bool) -> DataPlaneEvent {
         loop {
@@ -160,7 +179,10 @@ pub(crate) fn route(name: &str, protocol: Protocol, endpoints: Vec<Endpoint>) ->
         hold: Timespan::seconds(5),
         hold_limit: 100,
         drain: Drain { requests: Timespan::seconds(30), streams: Timespan::seconds(30) },
-        backends: vec![Backend { release: ReleaseNumber(1), weight: 1000, endpoints }],
+        policy: Default::default(),
+        split: Default::default(),
+        metered: false,
+        backends: vec![Backend { arm: Default::default(), release: ReleaseNumber(1), weight: 1000, endpoints }],
     }
 }
 

@@ -312,14 +312,11 @@ async fn a_deep_home_has_a_control_socket_too() {
 async fn a_proxy_that_serves_nothing_and_nobody_steers_ends_itself() {
     let world = World::new().await;
     let pid = world.handle.pid().unwrap();
-    let directory = world.home().join("proxy");
-    world.tree.cancel();
-    drop(world.handle);
+    let socket = world.home().join("proxy/control.sock");
+    assert!(std::os::unix::net::UnixStream::connect(&socket).is_ok());
+    let _home = world.close();
     gone(pid).await;
-    assert!(
-        !directory.join("control.sock").exists()
-            || std::os::unix::net::UnixStream::connect(directory.join("control.sock")).is_err()
-    );
+    assert!(std::os::unix::net::UnixStream::connect(&socket).is_err());
 }
 
 #[tokio::test]
@@ -340,4 +337,12 @@ async fn an_idle_proxy_uses_no_cpu() {
     let before = ticks();
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert!(ticks() - before <= 1, "{} ticks of 10 ms in 5 s", ticks() - before);
+}
+
+#[tokio::test]
+async fn a_proxy_has_nothing_of_the_servers_environment() {
+    let world = World::new().await;
+    assert!(std::env::vars_os().count() > 0);
+    let environment = std::fs::read(format!("/proc/{}/environ", world.handle.pid().unwrap())).unwrap();
+    assert_eq!(String::from_utf8_lossy(&environment), "");
 }

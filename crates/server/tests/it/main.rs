@@ -16,6 +16,7 @@ fn server() -> InProcess {
         version: "0.0.0".to_owned(),
         home: "/nowhere".to_owned(),
         volumes: "/nowhere/volumes".to_owned(),
+        listen: None,
         started_at: 0,
     };
     InProcess::new(router(Backend::Recorded(None), facts, TaskTree::new(), Arc::default()))

@@ -40,7 +40,6 @@ pub struct DataPlane {
     waiting: Option<Offer>,
     last_report: Now,
     next_port: u16,
-    generation: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -67,7 +66,6 @@ impl DataPlane {
             waiting: None,
             last_report: Now::ZERO,
             next_port: 40_000,
-            generation: 0,
         }
     }
 
@@ -227,13 +225,15 @@ impl World {
         if !self.provider.launches.get(&key).is_some_and(super::provider::Process::is_alive) || self.data_plane.dead {
             return;
         }
-        let requests = u32::try_from(self.rng.below(4)).unwrap_or(0);
-        let streams = u32::try_from(self.rng.below(3)).unwrap_or(0);
+        let (requests, streams, time) = if let Some((requests, streams, time)) = self.traffic {
+            (requests, streams, Some(time))
+        } else {
+            let some = |number: u64| u32::try_from(number).unwrap_or(0);
+            (some(self.rng.below(4)), some(self.rng.below(3)), None)
+        };
         if requests + streams == 0 {
             return;
         }
-        self.data_plane.generation += 1;
-        let generation = self.data_plane.generation;
         let flows = self.data_plane.flows.entry(endpoint.clone()).or_default();
         flows.0 += requests;
         flows.1 += streams;
@@ -243,12 +243,12 @@ impl World {
                 (false, _) => 1500,
                 (true, _) => 6000,
             };
-            let after = Duration::from_millis(1 + self.rng.below(longest));
-            self.push(self.now + after, Item::FlowEnd { endpoint: endpoint.clone(), stream, generation });
+            let after = time.unwrap_or_else(|| Duration::from_millis(1 + self.rng.below(longest)));
+            self.push(self.now + after, Item::FlowEnd { endpoint: endpoint.clone(), stream });
         }
     }
 
-    pub(crate) fn flow_end(&mut self, endpoint: &EndpointKey, stream: bool, _generation: u64) {
+    pub(crate) fn flow_end(&mut self, endpoint: &EndpointKey, stream: bool) {
         let Some(flows) = self.data_plane.flows.get_mut(endpoint) else { return };
         let counter = if stream { &mut flows.1 } else { &mut flows.0 };
         *counter = counter.saturating_sub(1);

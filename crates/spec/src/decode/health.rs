@@ -41,6 +41,19 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let surroundings =
             Surroundings { ports, broken, live: std::ptr::eq(table, &raw const tables::LIVE), required: true };
         let check = self.check(&fields, surroundings);
+        self.timed(&fields, check)
+    }
+
+    /// The readiness check of a service that names none: each of its ports accepts connections. An open port is little,
+    /// but a program that ends at its start never gets that far, and so replaces nothing that works.
+    pub(super) fn ports_accept(&mut self, ports: &BTreeMap<Name, Port>) -> Option<Probe> {
+        let mut checks: Vec<Check> = ports.keys().map(|port| Check::Tcp { port: port.clone() }).collect();
+        let check = if checks.len() > 1 { Check::All(checks) } else { checks.pop()? };
+        self.timed(&Fields::empty(&tables::READY), Some(check))
+    }
+
+    /// A check with its timing. That is read also if the check is broken, so that its errors show.
+    fn timed(&mut self, fields: &Fields<'n, 'a>, check: Option<Check>) -> Option<Probe> {
         let probe = Probe {
             every: fields.positive(self.report, "every"),
             every_starting: fields.positive(self.report, "every_starting"),

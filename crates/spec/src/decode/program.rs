@@ -1,6 +1,9 @@
 //! What services and jobs have in common: the program, what it waits for and how it is stopped.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use orchestra_model::{
     Name, ResourceId, ResourceKind, Text,
@@ -10,7 +13,7 @@ use orchestra_model::{
 };
 
 use super::{
-    Fields, Scope, choice, expected, integer, invalid, number, quantity, size, template::absolute, text, unknown,
+    Fields, Scope, choice, expected, integer, invalid, number, quantity, size, template::{absolute, main_port}, text, unknown,
 };
 use crate::{
     graph::Edge,
@@ -91,6 +94,9 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                     invalid(self.report, node.span, || "the command is empty".to_owned(), "name a program");
                 }
                 let command: Vec<Option<Text>> = items.iter().map(|item| self.template(item, "a text")).collect();
+                if self.workload.is_service() && !runs_a_shell(items) {
+                    items.iter().for_each(|item| self.warn_of_unexpanded_port(item));
+                }
                 if let (Some(Some(first)), Some(node)) = (command.first(), items.first())
                     && first.known().is_some_and(|program| program.is_empty())
                 {
@@ -110,6 +116,22 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                 Vec::new()
             }
         }
+    }
+
+    /// `$PORT` in an argument of a list reaches the program as it is written: there is no shell in between.
+    fn warn_of_unexpanded_port(&mut self, node: &Node<'_>) {
+        let Value::Scalar(Scalar::Text, text) = &node.value else { return };
+        let Some(variable) = port_variable(text) else { return };
+        let message = || format!("`${variable}` stays as it is: a command in a list is run without a shell");
+        let ports = self.scope.services.get(&self.workload.name).map(|service| &service.ports);
+        let port = ports.and_then(|ports| match variable.strip_prefix("PORT_") {
+            Some(suffix) => ports.keys().find(|port| port.as_str().to_ascii_uppercase().replace('-', "_") == suffix),
+            None => main_port(ports, &["http"]),
+        });
+        let port = port.map_or("NAME", Name::as_str);
+        let remedy =
+            format!("write `{{{{ instance.ports.{port} }}}}`, or the whole command as one text, which the shell runs");
+        self.report.warning(Code::INVALID_VALUE, node.span, message, help(remedy));
     }
 
     fn env(&mut self, node: &Node<'_>) -> BTreeMap<String, Text> {
@@ -356,6 +378,27 @@ fn default_condition(kind: ResourceKind) -> Condition {
 }
 
 /// Octal digits that say so: `"0022"`, `0022` or `0o022`. A bare `22` could be either and is refused.
+/// Whether a list begins with a program that expands variables by itself.
+fn runs_a_shell(items: &[Rc<Node<'_>>]) -> bool {
+    const SHELLS: &[&str] = &["sh", "bash", "dash", "ash", "zsh", "ksh", "fish", "busybox", "envsubst"];
+    let texts = items.iter().filter_map(|item| match &item.value {
+        Value::Scalar(Scalar::Text, text) => Some(text.as_ref()),
+        _ => None,
+    });
+    // Also behind `env`, `nice` and the like.
+    texts.take(3).any(|text| SHELLS.contains(&text.rsplit('/').next().unwrap_or_default()))
+}
+
+/// The variable of a port that a text names as a shell would, such as `PORT` or `PORT_GRPC`.
+fn port_variable(text: &str) -> Option<&str> {
+    text.split('$').skip(1).find_map(|rest| {
+        let rest = rest.strip_prefix('{').unwrap_or(rest);
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+        let name = &rest[..end];
+        (name == "PORT" || name.strip_prefix("PORT_").is_some_and(|port| !port.is_empty())).then_some(name)
+    })
+}
+
 fn umask(report: &mut Report<'_>, node: &Node<'_>) -> Option<u32> {
     const REMEDY: &str = "write it in octal with a leading 0, such as `0022`";
     let Value::Scalar(Scalar::Text | Scalar::Integer, text) = &node.value else {

@@ -6,9 +6,10 @@ use orchestra_model::{
     Name,
     desired::{Port, Protocol, Volume},
     diagnostic::Code,
+    traffic::PortPolicy,
 };
 
-use super::{Fields, choice, expected, integer, invalid, name, named, template};
+use super::{Fields, choice, expected, integer, invalid, name, named, scale, template};
 use crate::{
     load::Context,
     report::{Report, help},
@@ -124,6 +125,8 @@ fn service<'n, 'a>(
         && let Some(number) = integer(report, &node.value, 0..=10_000)
     {
         outline.replicas = u32::try_from(number).unwrap_or(0);
+    } else if entry.value.get("replicas").is_none() {
+        outline.replicas = scale::first_replicas(entry);
     }
     let Some(ports) = entry.value.get("ports") else { return outline };
     let remedy = "give the port a name: `ports: {http: 8080}`";
@@ -152,7 +155,7 @@ const PROTOCOLS: &[(&str, Protocol)] =
 
 fn port(report: &mut Report<'_>, entry: &Entry<'_>) -> Option<Port> {
     let node = entry.value.as_ref();
-    let mut port = Port { host: IpAddr::from([127, 0, 0, 1]), port: None, protocol: protocol_of(&entry.key) };
+    let mut port = Port { host: IpAddr::from([127, 0, 0, 1]), port: None, protocol: protocol_of(&entry.key), policy: PortPolicy::default() };
     match &node.value {
         Value::Scalar(Scalar::Integer, _) => {
             port.port = Some(port_number(report, node)?);

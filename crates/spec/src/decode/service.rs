@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use orchestra_model::{
     Name, ResourceKind,
-    desired::{Drain, Health, Job, Port, Restart, RestartPolicy, Rollout, Service, Strategy},
-    quantity::{Amount, Timespan},
+    desired::{Health, Job, Port, Restart, RestartPolicy, Service},
+    quantity::Timespan,
 };
 
-use super::{Decoder, Fields, Scope, choice, integer, invalid, program::Workload, quantity, timespan};
+use super::{Decoder, Fields, Scope, choice, integer, invalid, program::Workload, timespan};
 use crate::{
     graph::Edge,
     report::Report,
@@ -52,10 +52,12 @@ impl<'d, 'n, 'a> Decoder<'d, 'n, 'a> {
         program.watchdog = fields.get("watchdog").and_then(|entry| self.watchdog(entry));
         let restart = self.restart(&fields);
         let rollout = self.rollout(&fields, outline.replicas);
+        let scale = fields.get("scale").and_then(|entry| self.scale(&fields, entry, &program.resources));
         let stop = self.stop(&fields);
         Some(Service {
             program,
             replicas: outline.replicas,
+            scale,
             restarts: 0,
             ports: BTreeMap::new(),
             depends_on: self.depends_on(&fields),
@@ -82,13 +84,19 @@ impl<'d, 'n, 'a> Decoder<'d, 'n, 'a> {
 
     fn health(&mut self, fields: &Fields<'n, 'a>, ports: &BTreeMap<Name, Port>, broken: bool) -> Health {
         let fields = self.section(fields, "health", &tables::HEALTH);
-        let ready = fields.get("ready").and_then(|entry| self.probe(entry, &tables::READY, ports, broken));
+        let ready = match fields.get("ready") {
+            Some(entry) if matches!(&entry.value.value, Value::Scalar(Scalar::Text, text) if text == tables::NO_CHECK) => {
+                None
+            }
+            Some(entry) => self.probe(entry, &tables::READY, ports, broken),
+            None => self.ports_accept(ports),
+        };
         let live = fields.get("live").and_then(|entry| self.probe(entry, &tables::LIVE, ports, broken));
         Health { ready, live, start_deadline: fields.positive(self.report, "start_deadline") }
     }
 
     /// The mapping under a key, or one without keys.
-    fn section(&mut self, fields: &Fields<'n, 'a>, key: &str, table: &'static Table) -> Fields<'n, 'a> {
+    pub(super) fn section(&mut self, fields: &Fields<'n, 'a>, key: &str, table: &'static Table) -> Fields<'n, 'a> {
         let entry = fields.get(key);
         let section = entry.and_then(|entry| Fields::read(self.report, &entry.value, table, entry.key_span));
         section.unwrap_or_else(|| Fields::empty(table))
@@ -143,45 +151,6 @@ impl<'d, 'n, 'a> Decoder<'d, 'n, 'a> {
             }
         }
         choice(self.report, &entry.value, policies)
-    }
-
-    fn rollout(&mut self, fields: &Fields<'n, 'a>, replicas: u32) -> Rollout {
-        let rollout = self.section(fields, "rollout", &tables::ROLLOUT);
-        let rolling = self.section(&rollout, "rolling", &tables::ROLLING);
-        let amount = |report: &mut Report<'_>, key| {
-            rolling.value::<Amount>(report, key, |report, node| {
-                quantity(report, node, "a number such as `1`, or a share such as `25%`")
-            })
-        };
-        let max_surge = amount(self.report, "max_surge");
-        let max_unavailable = amount(self.report, "max_unavailable");
-        // With no replicas the next number is unknown: only what is 0 for every number is refused.
-        let replicas = if replicas == 0 { u32::MAX } else { replicas };
-        if max_surge.rounded_up(replicas) == 0
-            && max_unavailable.rounded_down(replicas) == 0
-            && let Some(entry) = rolling.get("max_surge").or_else(|| rolling.get("max_unavailable"))
-        {
-            let message = || {
-                format!(
-                    "`max_surge` ({max_surge}) and `max_unavailable` ({max_unavailable}) both come out as 0: nothing could ever be replaced"
-                )
-            };
-            invalid(
-                self.report,
-                entry.value.span,
-                message,
-                "raise one of them; a share of `max_unavailable` is rounded down",
-            );
-        }
-        let drain = self.section(&rollout, "drain", &tables::DRAIN);
-        Rollout {
-            strategy: Strategy::Rolling { max_surge, max_unavailable },
-            drain: Drain {
-                requests: drain.timespan(self.report, "requests"),
-                streams: drain.timespan(self.report, "streams"),
-            },
-            deadline: rollout.positive(self.report, "deadline"),
-        }
     }
 
     fn watchdog(&mut self, entry: &Entry<'_>) -> Option<Timespan> {

@@ -1,10 +1,12 @@
 //! One binary: fixtures and their golden output, the JSON Schema against both, hostile input, laws.
 
 mod fixtures;
+mod flags;
 mod hostile;
 mod interpolation;
 mod laws;
 mod reference;
+mod scaling;
 mod values;
 
 use std::path::PathBuf;

@@ -51,15 +51,17 @@ fn the_tables_of_the_reference_are_the_generated_ones() {
 
 #[test]
 fn examples_in_the_reference_are_valid() {
-    let page = std::fs::read_to_string(repository("docs/reference/stack-file.md")).unwrap();
+    let pages = ["docs/reference/stack-file.md", "docs/guide/flags.md"];
+    let page = pages.map(|page| std::fs::read_to_string(repository(page)).unwrap()).join("\n");
     let examples: Vec<&str> = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     assert!(examples.len() >= 5, "only {} examples", examples.len());
     let schema = jsonschema::validator_for(&json_schema()).unwrap();
     for example in examples {
-        let whole = if example.contains("version:") {
+        let whole = if example.starts_with("version:") {
             example.to_owned()
         } else if example.starts_with("services:")
             || example.starts_with("jobs:")
+            || example.starts_with("flags:")
             || example.starts_with("environments:")
         {
             format!("version: 1\nname: example\n{example}")
@@ -136,6 +138,7 @@ const BEYOND_A_SCHEMA: &[&str] = &[
     "resources",
     "rollout",
     "same-name",
+    "scale",
     "tags",
     "two-patterns",
     "unknown-alias",

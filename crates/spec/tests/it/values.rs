@@ -2,7 +2,7 @@
 
 use orchestra_model::{
     Code, Name, Resource,
-    desired::{Limit, Program, Protocol, Strategy},
+    desired::{Check, Limit, Program, Protocol, Strategy},
     quantity::Amount,
 };
 use orchestra_spec::{Context, Source, load, render_text};
@@ -78,6 +78,58 @@ fn protocols_follow_the_name_of_the_port() {
     );
 }
 
+#[test]
+fn a_service_with_ports_is_ready_once_they_accept_connections() {
+    let ready = |service: &str| {
+        let loaded = loaded(&format!("version: 1\nname: demo\nservices: {{a: {{command: [a], {service}}}}}\n"));
+        loaded.desired.service(&"a".parse().unwrap()).unwrap().health.ready.clone()
+    };
+    let tcp = |port: &str| Check::Tcp { port: port.parse().unwrap() };
+    let one = ready("ports: {main: auto}").unwrap();
+    assert_eq!(one.check, tcp("main"));
+    // With the timing of any readiness check.
+    let written = ready("ports: {main: auto}, health: {ready: {tcp: true}}").unwrap();
+    assert_eq!(one, written);
+    let all = ready("ports: {http: auto, admin: auto}, health: {live: {http: /}}").unwrap();
+    assert_eq!(all.check, Check::All(vec![tcp("admin"), tcp("http")]));
+    assert_eq!(ready("ports: {main: auto}, health: {ready: none}"), None);
+    assert_eq!(ready("health: {start_deadline: 5s}"), None);
+    let errors = crate::errors(
+        b"version: 1\nname: demo\nservices: {a: {command: [a], ports: {http: auto}, health: {ready: non}}}\n",
+    );
+    assert_eq!(errors.iter().map(|e| e.code).collect::<Vec<_>>(), [Code::WRONG_TYPE], "{}", render_text(&errors, false));
+}
+
+#[test]
+fn variables_that_no_shell_expands_are_worth_a_warning() {
+    let warnings = |command: &str| {
+        let ports = "ports: {http: auto, grpc-admin: auto}";
+        loaded(&format!("version: 1\nname: demo\nservices: {{a: {{command: {command}, {ports}}}}}\n")).warnings
+    };
+    for (command, port) in [
+        ("[serve, --port, $PORT]", "http"),
+        ("[serve, '--listen=0.0.0.0:${PORT}']", "http"),
+        ("[serve, --grpc, $PORT_GRPC_ADMIN]", "grpc-admin"),
+        ("[serve, --grpc, $PORT_NONE]", "NAME"),
+    ] {
+        let found = warnings(command);
+        let [warning] = &found[..] else { panic!("{command}: {found:?}") };
+        assert!(warning.message.contains("stays as it is"), "{warning}");
+        let help = warning.help.as_deref().unwrap_or_default();
+        assert!(help.contains(&format!("{{{{ instance.ports.{port} }}}}")), "{command}: {help}");
+        assert_eq!(warning.labels[0].location.line, 3);
+    }
+    for command in [
+        "serve --port $PORT",
+        "[sh, -c, 'serve --port $PORT']",
+        "[/usr/bin/env, bash, -c, 'serve $PORT']",
+        "[serve, $PORTAL, $HOME, PORT, $, $5]",
+        "[serve, '{{ instance.ports.http }}']",
+    ] {
+        assert_eq!(warnings(command), [], "{command}");
+    }
+}
+
 const LAYERED: &str = "\
 version: 1
 name: demo
@@ -116,7 +168,7 @@ fn overlays_merge_mappings_replace_the_rest_and_delete_by_null() {
     assert_eq!(api.program.command.len(), 2);
     assert_eq!(api.program.env.keys().collect::<Vec<_>>(), ["A", "C"]);
     assert_eq!(api.ports.keys().map(Name::as_str).collect::<Vec<_>>(), ["http"]);
-    let Strategy::Rolling { max_surge, .. } = api.rollout.strategy;
+    let Strategy::Rolling { max_surge, .. } = api.rollout.strategy else { panic!("the default is rolling") };
     assert_eq!(max_surge, "25%".parse::<Amount>().unwrap());
     assert_eq!(prod.environments.iter().map(Name::as_str).collect::<Vec<_>>(), ["dev", "prod", "test"]);
     assert_eq!(prod.lines.values().copied().collect::<Vec<_>>(), [18, 4, 16]);

@@ -6,6 +6,7 @@ use orchestra_model::{
     Desired, Digest, EnvironmentId, Event, EventKind, Generation, Plan, ReleaseNumber, Resource, ResourceId,
     ResourceKind, RunId,
     desired::{Target, Volume},
+    flag::FlagSet,
     plan::PLAN_FORMAT,
     record::{
         Change, EnvironmentRecord, InstanceIntent, InstanceRecord, JournalEntry, JournalKind, ReleaseRecord,
@@ -35,6 +36,7 @@ pub(crate) fn environment() -> EnvironmentRecord {
         run: None,
         chosen_ports: BTreeMap::new(),
         ordinals: BTreeMap::new(),
+        rollouts: BTreeMap::new(),
     }
 }
 
@@ -88,7 +90,7 @@ pub(crate) fn volume(name: &str, path: &str) -> (ResourceId, Resource) {
 
 pub(crate) fn desired(paths: &[&str]) -> Desired {
     let resources = paths.iter().enumerate().map(|(at, path)| volume(&format!("v{at}"), path)).collect();
-    Desired { environment: id(), target: Target::Process, resources }
+    Desired { environment: id(), target: Target::Process, resources, flags: FlagSet::default() }
 }
 
 pub(crate) fn release(number: u64, run: u64) -> ReleaseRecord {
@@ -100,6 +102,7 @@ pub(crate) fn release(number: u64, run: u64) -> ReleaseRecord {
         reason: "up".to_owned(),
         state: ReleaseState::Deploying,
         desired: desired(&[&format!("/srv/{number}")]),
+        verdicts: Vec::new(),
     }
 }
 

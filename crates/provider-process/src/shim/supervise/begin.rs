@@ -169,6 +169,7 @@ impl Shim {
         let Prepared { folder, file, lock, null, signals, connection, pidfd } = prepared;
         status.shim = std::process::id();
         status.executed |= status.exit.is_none();
+        let unheld = FIFOS.into_iter().any(is_unheld);
         let fifos = open_fifos(false)?;
         let ready = if status.line_matched { None } else { file.launch.ready_line.as_deref() };
         let ready = ready.and_then(|ready| regex_lite::Regex::new(ready).ok());
@@ -186,6 +187,12 @@ impl Shim {
             if main.is_none() {
                 status.exit = Some(Exit::Unknown);
                 status.say("it ended while nobody watched");
+            }
+            let ended = main.as_ref().is_none_or(|main| stat(main.pid).is_none_or(|stat| stat.state == 'Z'));
+            if unheld && ended {
+                // What was in its pipes went with their last holder: nothing but a process can keep a pipe.
+                status
+                    .say("its last output may be missing (at most 64 KiB a stream): neither server nor shim was there");
             }
         }
         let notify =
@@ -243,6 +250,12 @@ fn open_fifos(make: bool) -> io::Result<[OwnedFd; 2]> {
         Ok(rustix::fs::open(name, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
     };
     Ok([open(FIFOS[0])?, open(FIFOS[1])?])
+}
+
+/// Whether no process has a FIFO open for reading, so that what was in it is gone.
+fn is_unheld(name: &str) -> bool {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    matches!(rustix::fs::open(name, flags, Mode::empty()), Err(rustix::io::Errno::NXIO))
 }
 
 /// Finds the main process that another shim started.

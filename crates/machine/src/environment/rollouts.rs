@@ -1,0 +1,378 @@
+//! Rollouts of an environment: begun by a step of the run, looked at whenever their service is, forgotten when the old
+//! set is let go.
+
+use orchestra_model::{
+    Code, Diagnostic, EventKind, Name, Now, ReleaseNumber, Resource, ResourceId,
+    record::{RunKind, RunState},
+    rollout::{HookCall, RolloutCommand, RolloutPhase},
+    time::UnixMillis,
+    traffic::TrafficReport,
+};
+
+use super::{Environment, service_id, workload::Want};
+use crate::{
+    Effect, HookKey,
+    instance::Instance,
+    rollout::{Command, Event, Rollout, Seen},
+};
+
+impl Environment {
+    /// The moment as it is written down.
+    pub(super) fn wall(&self, now: Now) -> UnixMillis {
+        let passed = u64::try_from(now.since_origin().as_millis()).unwrap_or(u64::MAX);
+        self.settings.epoch.saturating_add(passed)
+    }
+
+    /// The first moment at which `at` has been reached.
+    fn moment(&self, at: UnixMillis) -> Now {
+        Now::at(std::time::Duration::from_millis(at.saturating_sub(self.settings.epoch)))
+    }
+
+    /// Begins the rollout of a step, or goes on with it after a recovery. To be called before what is wanted changes.
+    pub(super) fn begin_rollout(&mut self, now: Now, id: &ResourceId, target: Option<&(Resource, ReleaseNumber)>) {
+        let next = self.next_rollout(now, id, target);
+        let Some(workload) = self.workloads.get_mut(id) else { return };
+        match next {
+            Next::Keep => {}
+            Next::None => self.forget_rollout(id),
+            Next::Resume => {
+                let Some((Resource::Service(service), _)) = target else { return };
+                let Some(record) = self.record.rollouts.get(&id.name).cloned() else { return };
+                let at = self.wall(now);
+                let baseline = Want::new(Resource::Service((*record.baseline).clone()), record.from);
+                let workload = self.workloads.get_mut(id).expect("seen above");
+                workload.baseline = Some(baseline);
+                workload.rollout = Some(Rollout::resume(record, service, at));
+            }
+            Next::Begin(baseline, rollout) => {
+                workload.baseline = Some(baseline);
+                let strategy = target.and_then(|(r, _)| r.as_service()).map_or("", |s| s.rollout.strategy.name());
+                let cause = format!(
+                    "{strategy} from release {} to release {}; {}",
+                    rollout.record().from,
+                    rollout.record().to,
+                    rollout.step_words()
+                );
+                let (to, told) = (rollout.record().to, rollout.keeps_both());
+                workload.rollout = Some(*rollout);
+                self.store_rollout(id);
+                if told {
+                    self.note(EventKind::RolloutStarted, Some(id.clone()), None, Some(to), cause);
+                }
+            }
+        }
+    }
+
+    fn next_rollout(&self, now: Now, id: &ResourceId, target: Option<&(Resource, ReleaseNumber)>) -> Next {
+        let Some(run) = self.run.as_ref().map(|run| &run.record) else { return Next::None };
+        let Some((Resource::Service(service), release)) = target else { return Next::None };
+        let Some(workload) = self.workloads.get(id) else { return Next::None };
+        if run.state != RunState::Running {
+            return Next::None;
+        }
+        if self.record.rollouts.get(&id.name).is_some_and(|record| record.run == run.id && record.to == *release) {
+            return Next::Resume;
+        }
+        let Some(want) = &workload.want else { return Next::None };
+        let Some(old) = want.resource.as_service() else { return Next::None };
+        if want.launch_digest == service.launch_digest() {
+            // Nothing is replaced; an old set that is kept stays.
+            return Next::Keep;
+        }
+        // A person who goes back or restarts wants no steps; and with nothing that serves there is nothing to compare
+        // with and nobody to protect.
+        let stepped = run.kind == RunKind::Up;
+        let serves = workload.members.iter().filter_map(|member| self.instances.get(member)).any(|instance| {
+            instance.is_ready() && !super::is_leaving(instance) && instance.record().launch_digest == want.launch_digest
+        });
+        if !stepped || !serves || service.replicas == 0 || old.replicas == 0 {
+            return Next::None;
+        }
+        let rollout = Rollout::begin(run.id, (want.release, old), (*release, service), self.wall(now));
+        Next::Begin(want.clone(), Box::new(rollout))
+    }
+
+    /// Forgets a rollout, and with it the old set, which leaves as the strategy allows.
+    pub(super) fn forget_rollout(&mut self, id: &ResourceId) {
+        if let Some(workload) = self.workloads.get_mut(id) {
+            workload.rollout = None;
+            workload.baseline = None;
+        }
+        if self.record.rollouts.remove(&id.name).is_some() {
+            self.record_changed = true;
+            self.routes.touch();
+            self.changed.insert(id.clone());
+        }
+    }
+
+    fn store_rollout(&mut self, id: &ResourceId) {
+        let Some(rollout) = self.workloads.get(id).and_then(|workload| workload.rollout.as_ref()) else { return };
+        self.record.rollouts.insert(id.name.clone(), rollout.record().clone());
+        self.record_changed = true;
+    }
+
+    /// Gives a rollout an event together with what there is, and does what it wants.
+    pub(super) fn look_at_rollout(&mut self, now: Now, id: &ResourceId, event: Event) {
+        let Some(service) = self.workloads.get(id).and_then(|workload| {
+            workload.rollout.as_ref()?;
+            workload.want.as_ref()?.resource.as_service().cloned()
+        }) else {
+            return;
+        };
+        let turning = self.run.as_ref().is_some_and(|run| run.record.state == RunState::Reverting);
+        if turning {
+            return;
+        }
+        let seen = Seen {
+            replicas: service.replicas,
+            available: self.available(now, id, &service),
+            routed: self.routes_in_force(id),
+        };
+        let at = self.wall(now);
+        let workload = self.workloads.get_mut(id).expect("seen above");
+        let Some(rollout) = &mut workload.rollout else { return };
+        let before = rollout.split();
+        let commands = rollout.handle(at, event, &seen);
+        let split_changed = rollout.split() != before;
+        let deadline = if rollout.is_over() && self.run.is_none() { Some(rollout.cold_at()) } else { rollout.deadline() };
+        if split_changed {
+            self.routes.touch();
+        }
+        if let Some(deadline) = deadline {
+            let moment = self.moment(deadline);
+            self.alarm(id, moment.max(now));
+        }
+        self.carry_out_rollout(now, id, commands);
+        self.cool_down(now, id);
+    }
+
+    fn carry_out_rollout(&mut self, now: Now, id: &ResourceId, commands: Vec<Command>) {
+        let to = self.workloads.get(id).and_then(|w| w.rollout.as_ref()).map(|rollout| rollout.record().to);
+        for command in commands {
+            match command {
+                Command::Persist => {
+                    self.store_rollout(id);
+                    self.routes.touch();
+                }
+                Command::Note(kind, cause) => self.note(kind, Some(id.clone()), None, to, cause),
+                Command::CallHook(call, hook) => self.call_hook(id, call, hook),
+                Command::Fail(problem) => {
+                    self.fail_rollout(now, id, problem);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn call_hook(&mut self, id: &ResourceId, call: u32, hook: orchestra_model::rollout::Hook) {
+        let Some(workload) = self.workloads.get(id) else { return };
+        let (Some(rollout), Some(want)) = (&workload.rollout, &workload.want) else { return };
+        let record = rollout.record();
+        let key = HookKey { service: id.name.clone(), release: record.to, step: record.step, call };
+        let document = serde_json::json!({
+            "stack": self.record.id.stack,
+            "environment": self.record.id.environment,
+            "service": id.name,
+            "hook": hook.name,
+            "call": call,
+            "from_release": record.from,
+            "to_release": record.to,
+            "step": record.step + 1,
+            "weight_percent": f64::from(record.weight.get()) / 10.0,
+        });
+        let directory = match (&hook.call, want.resource.program()) {
+            (HookCall::Command(_), Some(program)) => program.directory.clone(),
+            _ => "/".to_owned(),
+        };
+        self.out.effects.push(Effect::RunHook { key, hook, directory, document: document.to_string() });
+    }
+
+    fn fail_rollout(&mut self, now: Now, id: &ResourceId, problem: Diagnostic) {
+        let of_run = self.run.as_ref().is_some_and(|run| {
+            run.record.state == RunState::Running && run.record.steps.contains_key(id)
+        });
+        if of_run {
+            self.fail_step(now, id, problem);
+        }
+    }
+
+    /// An answer of a hook.
+    pub(super) fn hook_done(&mut self, now: Now, key: &HookKey, answer: Result<(), String>) {
+        let id = service_id(&key.service);
+        let current = self.workloads.get(&id).and_then(|w| w.rollout.as_ref()).is_some_and(|rollout| {
+            rollout.record().to == key.release && rollout.record().step == key.step
+        });
+        if current {
+            self.look_at_rollout(now, &id, Event::HookDone { call: key.call, answer });
+            self.changed.insert(id);
+        }
+    }
+
+    /// What went through a watched route.
+    pub(super) fn traffic(&mut self, _now: Now, _report: &TrafficReport) {}
+
+    /// A person moves the rollout of one service, or all of the run.
+    pub(super) fn rollout_command(&mut self, now: Now, service: Option<&Name>, command: &RolloutCommand, by: &str) {
+        let Some(run) = self.run.as_ref().map(|run| run.record.id) else { return };
+        if *command == RolloutCommand::Abort {
+            self.abort_run(now, run, by);
+            return;
+        }
+        let concerned: Vec<ResourceId> = self
+            .workloads
+            .iter()
+            .filter(|(id, workload)| {
+                workload.rollout.as_ref().is_some_and(|rollout| rollout.record().run == run && !rollout.is_over())
+                    && service.is_none_or(|name| *name == id.name)
+            })
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in concerned {
+            self.look_at_rollout(now, &id, Event::Command { command: command.clone(), by: by.to_owned() });
+            self.changed.insert(id);
+        }
+    }
+
+    /// Whether [`Event::Rollout`](super::Event::Rollout) would move anything; otherwise why not.
+    ///
+    /// # Errors
+    ///
+    /// There is no run, or no rollout of that service in it.
+    pub fn can_command(&self, service: Option<&Name>, command: &RolloutCommand) -> Result<(), Diagnostic> {
+        let nothing = |message: String| {
+            Err(Diagnostic::error(Code::NO_ROLLOUT, message)
+                .help("`orchestra status` shows what goes on; `orchestra rollback` goes back to an earlier release"))
+        };
+        let Some(run) = &self.run else { return nothing("no run is in progress".to_owned()) };
+        if run.record.state != RunState::Running {
+            return nothing(format!("{} is being turned back already", run.record.id));
+        }
+        if *command == RolloutCommand::Abort {
+            return Ok(());
+        }
+        let moves = |id: &ResourceId| {
+            let rollout = self.workloads.get(id).and_then(|workload| workload.rollout.as_ref());
+            rollout.is_some_and(|rollout| !rollout.is_over())
+        };
+        match service {
+            Some(name) if !moves(&service_id(name)) => nothing(format!("service {name} has no rollout in progress")),
+            None if !self.workloads.keys().any(moves) => {
+                nothing(format!("no service has a rollout in progress in {}", run.record.id))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a rollout in steps goes on.
+    pub fn is_rolling_out(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| run.record.state == RunState::Running)
+            && self.workloads.values().any(|workload| {
+                workload.rollout.as_ref().is_some_and(|rollout| rollout.keeps_both() && !rollout.is_over())
+            })
+    }
+
+    /// After a run has ended: rollouts that failed are forgotten, and the time of the old sets begins.
+    pub(super) fn end_rollouts(&mut self, now: Now, succeeded: bool) {
+        let ids: Vec<ResourceId> = self.record.rollouts.keys().map(service_id).collect();
+        let at = self.wall(now);
+        for id in ids {
+            let over = self.workloads.get_mut(&id).and_then(|w| w.rollout.as_mut()).filter(|rollout| rollout.is_over());
+            let Some(rollout) = over.filter(|_| succeeded) else {
+                self.forget_rollout(&id);
+                continue;
+            };
+            rollout.run_ended(at);
+            let cold = self.moment(self.workloads[&id].rollout.as_ref().map_or(at, Rollout::cold_at));
+            self.store_rollout(&id);
+            self.alarm(&id, cold.max(now));
+            self.changed.insert(id);
+        }
+    }
+
+    /// Lets the old set go when its time is over.
+    fn cool_down(&mut self, now: Now, id: &ResourceId) {
+        if self.run.is_some() {
+            return;
+        }
+        let at = self.wall(now);
+        let rollout = self.workloads.get(id).and_then(|workload| workload.rollout.as_ref());
+        if rollout.is_some_and(|rollout| rollout.is_over() && rollout.cold_at() <= at) {
+            self.forget_rollout(id);
+        }
+    }
+
+    /// After a recovery: the rollouts whose run has ended.
+    pub(super) fn recover_rollouts(&mut self, now: Now) {
+        let at = self.wall(now);
+        for (name, record) in self.record.rollouts.clone() {
+            let id = service_id(&name);
+            let Some(workload) = self.workloads.get_mut(&id) else {
+                self.record.rollouts.remove(&name);
+                self.record_changed = true;
+                continue;
+            };
+            let service = workload.want.as_ref().and_then(|want| want.resource.as_service());
+            if let (RolloutPhase::Warm, Some(service)) = (record.phase, service) {
+                workload.baseline = Some(Want::new(Resource::Service((*record.baseline).clone()), record.from));
+                workload.rollout = Some(Rollout::resume(record, service, at));
+            }
+        }
+    }
+
+    /// The rollout of a service, for people.
+    pub fn rollout(&self, id: &ResourceId) -> Option<&Rollout> {
+        self.workloads.get(id)?.rollout.as_ref()
+    }
+
+    /// What the rollout of a service sees.
+    pub(super) fn rollout_seen(&self, id: &ResourceId) -> Option<Seen> {
+        let workload = self.workloads.get(id)?;
+        let want = workload.want.as_ref()?;
+        let service = want.resource.as_service()?;
+        let current = workload.members.iter().filter_map(|member| self.instances.get(member)).filter(|instance| {
+            instance.is_ready()
+                && !super::is_leaving(instance)
+                && instance.record().launch_digest == want.launch_digest
+                && (service.ports.is_empty() || self.routes.admits(instance))
+        });
+        Some(Seen {
+            replicas: service.replicas,
+            available: u32::try_from(current.count()).unwrap_or(u32::MAX),
+            routed: self.routes_in_force(id),
+        })
+    }
+
+    /// What the rollout of a service waits for.
+    pub(super) fn rollout_waits_for(&self, id: &ResourceId) -> Option<String> {
+        let workload = self.workloads.get(id)?;
+        let rollout = workload.rollout.as_ref().filter(|rollout| !rollout.is_over())?;
+        if !rollout.keeps_both() && !rollout.is_frozen() {
+            return None;
+        }
+        let digest = &workload.want.as_ref()?.launch_digest;
+        let seen = self.rollout_seen(id)?;
+        let waits = rollout.waits_for(&seen);
+        let of_instance = || {
+            let own = workload.members.iter().filter_map(|member| self.instances.get(member));
+            let own = own.filter(|instance| instance.record().launch_digest == *digest);
+            own.filter_map(Instance::waits_for).next()
+        };
+        let detail = if seen.available < rollout.canary_wanted(seen.replicas) { of_instance() } else { None };
+        Some(match detail {
+            Some(detail) => format!("{}: {waits}: {detail}", rollout.step_words()),
+            None => format!("{}: {waits}", rollout.step_words()),
+        })
+    }
+}
+
+/// What becomes of a service's rollout when something else is wanted of it.
+enum Next {
+    /// The one that is there stays.
+    Keep,
+    /// There is none.
+    None,
+    /// The one that was written down goes on.
+    Resume,
+    /// A new one, with what it replaces.
+    Begin(Want, Box<Rollout>),
+}

@@ -1,0 +1,379 @@
+use std::collections::BTreeMap;
+
+use orchestra_model::{
+    Text,
+    desired::{Drain, Health, Program, Restart, RestartPolicy, Signal, Stop, Strategy},
+    quantity::{Amount, Percent, Timespan},
+    rollout::HookCall,
+    traffic::RequestMatch,
+};
+
+use super::*;
+
+const START: UnixMillis = 1_000_000;
+
+fn service(strategy: Strategy) -> Service {
+    let second = Timespan::seconds(1);
+    Service {
+        program: Program {
+            command: vec![Text::literal("/bin/true")],
+            directory: "/".to_owned(),
+            env: BTreeMap::new(),
+            user: None,
+            umask: None,
+            limits: BTreeMap::new(),
+            ports: ["http".parse().unwrap()].into(),
+            resources: orchestra_model::desired::Resources::default(),
+            ready_line: None,
+            notify: false,
+            watchdog: None,
+        },
+        replicas: 4,
+        scale: None,
+        restarts: 0,
+        ports: BTreeMap::new(),
+        depends_on: BTreeMap::new(),
+        health: Health { ready: None, live: None, start_deadline: Timespan::seconds(60) },
+        restart: Restart {
+            policy: RestartPolicy::Always,
+            backoff: second,
+            max_backoff: second,
+            reset_after: second,
+            budget: None,
+        },
+        stop: Stop { signal: Signal::Term, grace: second },
+        rollout: Spec {
+            strategy,
+            drain: Drain { requests: second, streams: second },
+            deadline: Timespan::seconds(300),
+            min_ready: Timespan::default(),
+            progress: Timespan::seconds(100),
+        },
+    }
+}
+
+/// A rollout in a world that does at once what is asked.
+struct Bench {
+    rollout: Rollout,
+    now: UnixMillis,
+    /// Instances come as soon as they are wanted.
+    prompt: bool,
+    log: Vec<String>,
+    failed: Option<String>,
+    hooks: Vec<u32>,
+}
+
+impl Bench {
+    fn new(steps: Vec<RolloutStep>) -> Self {
+        Self::guarded(steps, None)
+    }
+
+    fn guarded(steps: Vec<RolloutStep>, guard: Option<Guard>) -> Self {
+        let stepped = Stepped { steps, keep_warm: Timespan::seconds(60), guard };
+        let service = service(Strategy::Canary(stepped));
+        let (from, to) = (ReleaseNumber(1), ReleaseNumber(2));
+        let rollout = Rollout::begin(RunId(1), (from, &service), (to, &service), START);
+        let mut bench = Self { rollout, now: START, prompt: true, log: vec![], failed: None, hooks: vec![] };
+        bench.look();
+        bench
+    }
+
+    fn seen(&self) -> Seen {
+        let available = if self.prompt { self.rollout.canary_wanted(4) } else { 0 };
+        Seen { replicas: 4, available, routed: true }
+    }
+
+    fn send(&mut self, event: Event) {
+        let seen = self.seen();
+        let commands = self.rollout.handle(self.now, event, &seen);
+        for command in commands {
+            match command {
+                Command::Note(kind, cause) => self.log.push(format!("{}: {cause}", kind.as_str())),
+                Command::CallHook(call, _) => self.hooks.push(call),
+                Command::Fail(problem) => self.failed = Some(problem.message),
+                Command::Persist => {}
+            }
+        }
+    }
+
+    /// Looks until nothing moves at this moment.
+    fn look(&mut self) {
+        for _ in 0..20 {
+            self.send(Event::Look);
+        }
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        self.now += seconds * 1000;
+        self.look();
+    }
+
+    fn ask(&mut self, command: RolloutCommand) {
+        self.send(Event::Command { command, by: "ada".to_owned() });
+        self.look();
+    }
+
+    fn phase(&self) -> RolloutPhase {
+        self.rollout.record().phase
+    }
+
+    fn weight(&self) -> u16 {
+        self.rollout.record().weight.get()
+    }
+}
+
+fn weight(permille: u16) -> RolloutStep {
+    RolloutStep::Weight(Permille::new(permille))
+}
+
+fn pause(seconds: u64) -> RolloutStep {
+    RolloutStep::Pause(PauseStep {
+        duration: Some(Timespan::seconds(seconds)),
+        owner: None,
+        expires: Timespan::seconds(3600),
+        on_expiry: OnExpiry::RollBack,
+    })
+}
+
+fn ask(on_expiry: OnExpiry) -> RolloutStep {
+    let owner = Some("the release manager".to_owned());
+    RolloutStep::Pause(PauseStep { duration: None, owner, expires: Timespan::seconds(1000), on_expiry })
+}
+
+fn analysis(inconclusive: Option<OnInconclusive>) -> RolloutStep {
+    RolloutStep::Analysis(AnalysisStep { duration: Timespan::seconds(30), inconclusive })
+}
+
+fn hook(retries: u32) -> RolloutStep {
+    RolloutStep::Hook(Hook {
+        name: "check".to_owned(),
+        call: HookCall::Command(vec!["true".to_owned()]),
+        timeout: Timespan::seconds(5),
+        retries,
+    })
+}
+
+fn verdict(outcome: VerdictOutcome) -> Event {
+    Event::Judged { outcome, reason: "so it seems".to_owned() }
+}
+
+#[test]
+fn a_canary_grows_by_its_steps_and_is_promoted_in_place() {
+    let mut bench = Bench::new(vec![weight(50), pause(120), weight(250), pause(300)]);
+    assert_eq!((bench.weight(), bench.rollout.canary_wanted(4)), (50, 1));
+    bench.wait(119);
+    assert_eq!(bench.weight(), 50);
+    bench.wait(1);
+    assert_eq!((bench.weight(), bench.rollout.canary_wanted(4)), (250, 1));
+    bench.wait(300);
+    assert_eq!((bench.phase(), bench.weight(), bench.rollout.canary_wanted(4)), (RolloutPhase::Warm, 1000, 4));
+    assert_eq!(bench.failed, None);
+}
+
+#[test]
+fn no_weight_without_the_instances_for_it() {
+    let mut bench = Bench::new(vec![weight(50), pause(10), weight(750)]);
+    bench.prompt = false;
+    bench.wait(10);
+    assert_eq!((bench.weight(), bench.rollout.canary_wanted(4)), (50, 3));
+    assert!(bench.rollout.waits_for(&bench.seen()).contains("0 of 3"));
+    bench.prompt = true;
+    bench.look();
+    assert_eq!((bench.phase(), bench.weight()), (RolloutPhase::Warm, 1000));
+}
+
+#[test]
+fn without_progress_it_turns_back() {
+    let mut bench = Bench::new(vec![weight(50), pause(10), weight(750), pause(10)]);
+    bench.prompt = false;
+    bench.wait(10);
+    bench.wait(99);
+    assert_eq!(bench.failed, None);
+    bench.wait(2);
+    assert!(bench.failed.unwrap().contains("became available"));
+}
+
+#[test]
+fn nothing_outlives_the_absolute_deadline() {
+    // 300 s of its own and 10 s of pause.
+    let mut bench = Bench::new(vec![weight(50), pause(10), weight(750)]);
+    bench.prompt = false;
+    bench.wait(10);
+    for _ in 0..40 {
+        // One of three comes and goes: always some progress.
+        bench.now += 10_000;
+        let seen = |available| Seen { replicas: 4, available, routed: true };
+        let mut commands = bench.rollout.handle(bench.now, Event::Look, &seen(1));
+        commands.extend(bench.rollout.handle(bench.now, Event::Look, &seen(0)));
+        if failed(&commands) {
+            assert_eq!(bench.now, START + 310_000);
+            return;
+        }
+    }
+    panic!("it went on for ever");
+}
+
+#[test]
+fn a_person_promotes_a_pause_and_the_time_does_not_count() {
+    let mut bench = Bench::new(vec![weight(50), ask(OnExpiry::RollBack), weight(500), pause(10)]);
+    bench.wait(900);
+    assert_eq!((bench.failed.clone(), bench.weight()), (None, 50));
+    assert!(bench.rollout.waits_for(&bench.seen()).contains("the release manager"));
+    bench.ask(RolloutCommand::Promote);
+    assert_eq!(bench.weight(), 500);
+    bench.wait(10);
+    assert_eq!(bench.phase(), RolloutPhase::Warm);
+}
+
+#[test]
+fn an_expired_pause_does_what_it_says() {
+    for on_expiry in [OnExpiry::RollBack, OnExpiry::Promote] {
+        let mut bench = Bench::new(vec![weight(50), ask(on_expiry)]);
+        bench.wait(999);
+        assert_eq!((bench.failed.clone(), bench.phase()), (None, RolloutPhase::Stepping));
+        bench.wait(1);
+        assert_eq!(bench.failed.is_some(), on_expiry == OnExpiry::RollBack);
+        assert_eq!(bench.phase() == RolloutPhase::Warm, on_expiry == OnExpiry::Promote);
+    }
+}
+
+#[test]
+fn a_person_pauses_anything_and_a_bad_verdict_still_turns_back() {
+    let mut bench = Bench::new(vec![weight(50), pause(10), weight(500), pause(10)]);
+    bench.ask(RolloutCommand::Pause);
+    bench.wait(5000);
+    assert_eq!((bench.weight(), bench.failed.clone()), (50, None));
+    bench.ask(RolloutCommand::Promote);
+    // The pause that was interrupted still has its ten seconds.
+    bench.wait(9);
+    assert_eq!(bench.weight(), 50);
+    bench.wait(1);
+    assert_eq!(bench.weight(), 500);
+    bench.ask(RolloutCommand::Pause);
+    bench.send(verdict(VerdictOutcome::Fail));
+    assert!(bench.failed.unwrap().contains("worse"));
+}
+
+#[test]
+fn a_forgotten_pause_is_turned_back_after_a_day() {
+    let mut bench = Bench::new(vec![weight(50), pause(10)]);
+    bench.ask(RolloutCommand::Pause);
+    bench.wait(86_399);
+    assert_eq!(bench.failed, None);
+    bench.wait(1);
+    assert!(bench.failed.is_some());
+}
+
+#[test]
+fn full_promotion_takes_no_further_step_from_any_state() {
+    for advance in [0, 10, 20] {
+        let mut bench = Bench::new(vec![weight(50), pause(10), hook(0), ask(OnExpiry::RollBack), weight(500)]);
+        bench.wait(advance);
+        bench.ask(RolloutCommand::PromoteFully);
+        assert_eq!((bench.phase(), bench.weight()), (RolloutPhase::Warm, 1000));
+    }
+    let mut bench = Bench::new(vec![weight(50), pause(10)]);
+    bench.ask(RolloutCommand::Pause);
+    bench.ask(RolloutCommand::PromoteFully);
+    assert_eq!(bench.phase(), RolloutPhase::Warm);
+}
+
+#[test]
+fn verdicts_mean_what_the_stack_says() {
+    let steps = |policy| vec![weight(50), analysis(policy), weight(500), pause(10)];
+    let mut bench = Bench::new(steps(None));
+    bench.send(verdict(VerdictOutcome::Inconclusive));
+    assert_eq!(bench.weight(), 50);
+    bench.send(verdict(VerdictOutcome::Pass));
+    bench.look();
+    assert_eq!(bench.weight(), 500);
+
+    let mut bench = Bench::new(steps(None));
+    bench.send(verdict(VerdictOutcome::Inconclusive));
+    bench.wait(30);
+    assert!(bench.rollout.record().paused.is_some());
+    assert_eq!(bench.failed, None);
+
+    let mut bench = Bench::new(steps(Some(OnInconclusive::RollBack)));
+    bench.wait(30);
+    assert!(bench.failed.unwrap().contains("could not be measured"));
+
+    let mut bench = Bench::new(steps(Some(OnInconclusive::PromoteAndWatch)));
+    bench.send(verdict(VerdictOutcome::Inconclusive));
+    bench.wait(30);
+    assert_eq!((bench.phase(), bench.weight()), (RolloutPhase::Watching, 1000));
+    let mut bad = Bench { rollout: bench.rollout.clone(), log: vec![], hooks: vec![], ..bench };
+    bad.send(verdict(VerdictOutcome::Fail));
+    assert!(bad.failed.is_some());
+    bench.failed = None;
+    bench.wait(60);
+    assert_eq!(bench.phase(), RolloutPhase::Warm);
+}
+
+#[test]
+fn a_hook_is_asked_again_and_its_last_no_turns_back() {
+    let mut bench = Bench::new(vec![hook(1), weight(50), pause(1)]);
+    assert_eq!((bench.hooks.clone(), bench.rollout.canary_wanted(4)), (vec![1], 0));
+    bench.send(Event::HookDone { call: 1, answer: Err("503".to_owned()) });
+    bench.wait(10);
+    assert_eq!(bench.hooks, [1, 2]);
+    // An answer to an earlier call is late.
+    bench.send(Event::HookDone { call: 1, answer: Ok(()) });
+    assert_eq!(bench.weight(), 0);
+    bench.send(Event::HookDone { call: 2, answer: Ok(()) });
+    bench.look();
+    assert_eq!(bench.weight(), 50);
+
+    let mut bench = Bench::new(vec![hook(0), weight(50)]);
+    bench.send(Event::HookDone { call: 1, answer: Err("no".to_owned()) });
+    assert!(bench.failed.unwrap().contains("no"));
+
+    let mut bench = Bench::new(vec![hook(0), weight(50)]);
+    bench.wait(60);
+    assert!(bench.failed.unwrap().contains("did not answer"));
+}
+
+#[test]
+fn it_goes_on_from_its_record() {
+    let mut bench = Bench::new(vec![weight(50), pause(60), hook(0), weight(250), pause(10)]);
+    bench.wait(60);
+    assert_eq!(bench.hooks, [1]);
+    let spec = service(Strategy::Canary(bench.rollout.stepped().unwrap().clone()));
+    bench.rollout = Rollout::resume(bench.rollout.record().clone(), &spec, bench.now);
+    bench.look();
+    // Nobody knows what the hook answered: it is asked again.
+    assert_eq!(bench.hooks, [1, 2]);
+    bench.send(Event::HookDone { call: 2, answer: Ok(()) });
+    bench.look();
+    assert_eq!(bench.weight(), 250);
+}
+
+#[test]
+fn blue_green_is_scale_then_all_at_once() {
+    let full = RolloutStep::Scale(Amount::Share(Percent::whole(100)));
+    let mut bench = Bench::new(vec![full, pause(10), weight(1000), pause(10)]);
+    assert_eq!((bench.weight(), bench.rollout.canary_wanted(4)), (0, 4));
+    bench.wait(10);
+    assert_eq!((bench.weight(), bench.phase()), (1000, RolloutPhase::Stepping));
+    bench.wait(10);
+    assert_eq!(bench.phase(), RolloutPhase::Warm);
+}
+
+#[test]
+fn matched_requests_and_copies_need_an_instance() {
+    let matched = RequestMatch { headers: [("x-beta".to_owned(), "1".to_owned())].into(), ..RequestMatch::default() };
+    let steps = vec![
+        RolloutStep::Match(vec![matched]),
+        pause(10),
+        RolloutStep::Mirror { share: Permille::new(100), unsafe_methods: false },
+        pause(10),
+    ];
+    let mut bench = Bench::new(steps);
+    assert_eq!((bench.rollout.canary_wanted(4), bench.rollout.split().unwrap().matches.len()), (1, 1));
+    assert_eq!(bench.rollout.split().unwrap().canary, Some(Permille::ZERO));
+    bench.wait(10);
+    assert_eq!(bench.rollout.split().unwrap().mirror.unwrap().share, Permille::new(100));
+    bench.wait(10);
+    let split = bench.rollout.split().unwrap();
+    assert_eq!((split.matches.len(), split.mirror, split.canary), (0, None, Some(Permille::ALL)));
+}

@@ -1,0 +1,214 @@
+//! What launches use: CPU time and memory of whole trees.
+//!
+//! A control group counts for itself (`cpu.stat` is there without a controller). Where memory is not accounted for, and
+//! where there is no group, the processes are added up: all of them are looked at once per sample, however many
+//! launches are asked for. Without a group, what has left the session of its program after its shim was killed is
+//! missed, and so is the time of ended children that their parent did not want to hear of.
+//!
+//! Sources: <https://docs.kernel.org/admin-guide/cgroup-v2.html>, `proc_pid_stat(5)`, `proc_pid_smaps(5)`.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use orchestra_model::{
+    launch::{LaunchKey, Usage},
+    quantity::ByteSize,
+};
+
+use crate::{
+    folder,
+    shim::{Stat, stat},
+};
+
+/// Where the processes of a launch are found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In this control group.
+    Group(PathBuf),
+    /// Below this shim, and in this session.
+    Tree { shim: u32, session: u32 },
+}
+
+/// Samples launches. Those that ended meanwhile are left out.
+pub(super) fn sample(places: Vec<(LaunchKey, Place)>) -> Vec<(LaunchKey, Usage)> {
+    let mut table = None;
+    let measure = |(key, place): (LaunchKey, Place)| {
+        let usage = match place {
+            Place::Group(group) => of_group(&group),
+            Place::Tree { shim, session } => table.get_or_insert_with(Table::read).of_tree(shim, session),
+        };
+        usage.filter(|usage| usage.processes > 0).map(|usage| (key, usage))
+    };
+    places.into_iter().filter_map(measure).collect()
+}
+
+fn of_group(group: &Path) -> Option<Usage> {
+    let micros = field(&fs::read_to_string(group.join("cpu.stat")).ok()?, "usage_usec")?;
+    let processes = processes(group);
+    let charged = || -> Option<u64> {
+        let charged: u64 = fs::read_to_string(group.join("memory.current")).ok()?.trim_end().parse().ok()?;
+        let cache = field(&fs::read_to_string(group.join("memory.stat")).ok()?, "inactive_file")?;
+        Some(charged.saturating_sub(cache))
+    };
+    let memory = charged().unwrap_or_else(|| {
+        let resident = |pid: &u32| Some((*pid, stat(*pid)?.resident));
+        memory(&processes.iter().filter_map(resident).collect::<Vec<_>>())
+    });
+    Some(Usage {
+        cpu: Duration::from_micros(micros),
+        memory: ByteSize::bytes(memory),
+        processes: u32::try_from(processes.len()).unwrap_or(u32::MAX),
+    })
+}
+
+/// Processes of a group and of the groups in it.
+fn processes(group: &Path) -> Vec<u32> {
+    let list = |group: &Path| fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let mut text = list(group);
+    // Commands beside the program have groups of their own.
+    for name in folder::entries::<String>(group).unwrap_or_default() {
+        if name.starts_with("exec-") {
+            text.push_str(&list(&group.join(name)));
+        }
+    }
+    text.lines().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// A number of a file of `name number` lines.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
+/// Memory of processes with their resident pages, in bytes.
+fn memory(processes: &[(u32, u64)]) -> u64 {
+    let resident = |pages: u64| pages * u64::try_from(rustix::param::page_size()).unwrap_or(4096);
+    match *processes {
+        // Walking through its pages would cost more and say little else.
+        [(_, pages)] => resident(pages),
+        _ => processes.iter().map(|(pid, pages)| proportional(*pid).unwrap_or_else(|| resident(*pages))).sum(),
+    }
+}
+
+/// Memory of a process in which a page that is shared by n counts an n-th: forked workers share most of theirs.
+fn proportional(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+/// All processes of the machine.
+struct Table {
+    processes: HashMap<u32, Stat>,
+    children: HashMap<u32, Vec<u32>>,
+    sessions: HashMap<u32, Vec<u32>>,
+}
+
+impl Table {
+    fn read() -> Self {
+        let mut table = Self { processes: HashMap::new(), children: HashMap::new(), sessions: HashMap::new() };
+        for pid in folder::entries::<u32>(Path::new("/proc")).unwrap_or_default() {
+            if let Some(stat) = stat(pid) {
+                table.children.entry(stat.parent).or_default().push(pid);
+                table.sessions.entry(stat.session).or_default().push(pid);
+                table.processes.insert(pid, stat);
+            }
+        }
+        table
+    }
+
+    fn of_tree(&self, shim: u32, session: u32) -> Option<Usage> {
+        let of = |map: &HashMap<u32, Vec<u32>>, key| map.get(&key).cloned().unwrap_or_default();
+        let mut found = of(&self.sessions, session);
+        found.extend(of(&self.children, shim));
+        let mut next = 0;
+        while let Some(parent) = found.get(next) {
+            found.extend(of(&self.children, *parent));
+            next += 1;
+        }
+        found.sort_unstable();
+        found.dedup();
+        found.retain(|pid| *pid != shim);
+        let stats = || found.iter().filter_map(|pid| Some((*pid, self.processes.get(pid)?)));
+        // What the shim has reaped were orphans, and commands beside the program.
+        let ended = self.processes.get(&shim)?.used_by_children;
+        let ticks = ended + stats().map(|(_, stat)| stat.used + stat.used_by_children).sum::<u64>();
+        let living: Vec<(u32, u64)> = stats()
+            .filter(|(_, stat)| !matches!(stat.state, 'Z' | 'X'))
+            .map(|(pid, stat)| (pid, stat.resident))
+            .collect();
+        let micros = u128::from(ticks) * 1_000_000 / u128::from(rustix::param::clock_ticks_per_second().max(1));
+        Some(Usage {
+            cpu: Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX)),
+            memory: ByteSize::bytes(memory(&living)),
+            processes: u32::try_from(living.len()).unwrap_or(u32::MAX),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(parent: u32, session: u32, used: u64, used_by_children: u64) -> Stat {
+        Stat {
+            state: 'S',
+            parent,
+            session,
+            used,
+            used_by_children,
+            start_time: 0,
+            resident: 3,
+            arguments: 0..0,
+            wait_status: 0,
+        }
+    }
+
+    #[test]
+    fn a_tree_is_what_descends_from_the_shim_or_shares_the_session() {
+        let all = [
+            // The shim, its program with a worker, and a daemon that it inherited.
+            (10, process(1, 10, 1000, 7)),
+            (11, process(10, 10, 20, 5)),
+            (12, process(11, 10, 30, 0)),
+            (13, process(10, 13, 40, 0)),
+            // Its program after the shim had been replaced: process 20 is the new shim's predecessor.
+            (31, process(1, 20, 1, 2)),
+            (30, process(1, 30, 1000, 0)),
+            // Somebody else.
+            (40, process(1, 40, 5000, 5000)),
+        ];
+        let mut table = Table { processes: HashMap::new(), children: HashMap::new(), sessions: HashMap::new() };
+        for (pid, stat) in all {
+            table.children.entry(stat.parent).or_default().push(pid);
+            table.sessions.entry(stat.session).or_default().push(pid);
+            table.processes.insert(pid, stat);
+        }
+        let per_tick = Duration::from_secs(1) / u32::try_from(rustix::param::clock_ticks_per_second()).unwrap();
+        let used = |shim, session| {
+            let usage = table.of_tree(shim, session).unwrap();
+            (usage.cpu, usage.processes)
+        };
+        assert_eq!(used(10, 10), (per_tick * (7 + 20 + 5 + 30 + 40), 3));
+        assert_eq!(used(30, 20), (per_tick * 3, 1));
+        assert_eq!(table.of_tree(99, 99), None, "its shim is gone");
+    }
+
+    #[test]
+    fn fields_are_found_by_their_whole_name() {
+        let text = "usage_usec_x 1\nusage_usec 22\nuser_usec 3\n";
+        assert_eq!((field(text, "usage_usec"), field(text, "usage")), (Some(22), None));
+    }
+
+    #[test]
+    fn memory_of_this_process_is_about_right() {
+        let pid = std::process::id();
+        let resident = stat(pid).unwrap().resident;
+        let (alone, shared) = (memory(&[(pid, resident)]), proportional(pid).unwrap());
+        assert!(shared > 100_000 && alone > 100_000 && shared < alone * 2, "{shared} of {alone}");
+        assert_eq!(memory(&[]), 0);
+    }
+}

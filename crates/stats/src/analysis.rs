@@ -1,0 +1,448 @@
+//! The analysis of one release: evidence in, verdict out.
+//!
+//! # The test
+//!
+//! The data plane sends each request to the canary with a known probability `w`. If the canary is no worse, then a
+//! *bad* response belongs to the canary with probability `w` at most, however many there are and whatever they have in
+//! common: a database outage makes more of them, but splits them `w : 1 − w`, and rolls back nothing. So the test looks
+//! at bad responses alone and bets that the canary has more than its share ([`Wealth`]). `w` may change with every
+//! response; each carries the one in force when it was assigned.
+//!
+//! | wealth | a trial | hits when | under the null hypothesis |
+//! |---|---|---|---|
+//! | relative | a bad response at weight below 1 | it is the canary's | `w` |
+//! | absolute | a response of the canary at weight 1 | it is bad | the bound `errors` |
+//! | probes | a pair of which one answer is bad | it is the canary's (sign test) | one half |
+//! | each counter | one increment | it is the canary's | the canary's share of requests |
+//!
+//! A counter is a Poisson stream on each arm; given their sum, the canary's part is binomial by exposure. Counters count
+//! the same requests that are bad, so the wealths are not independent and are not multiplied. They are averaged: relative
+//! 0.7, and 0.3 in equal parts for the others that are asked for. The average fails the release when it reaches `1/alpha`.
+//!
+//! # Pass
+//!
+//! To pass, a step must show that the stated degradation (at least `rate` of the canary's responses bad, and at least
+//! `ratio` times the stable release's odds) is not there. Two wealths bet against it: that the rate is lower (with no bad
+//! response at all, about `ln(1/beta)/rate` responses do, the "rule of three"), and that the ratio is lower (which needs
+//! bad responses on both arms). Their average must reach `1/beta`. They begin anew with every step.
+//!
+//! # States
+//!
+//! ```text
+//!            observe, lost                       evidence reaches 1/alpha
+//!   watching ─────────────> watching ──────────────────────────────────────> failed (for good)
+//!      │ the step is over: verdict(true)
+//!      ├─> pass           evidence against the degradation reached 1/beta
+//!      ├─> error          more time lost than measured
+//!      └─> inconclusive   otherwise; the policy says what then
+//!   the next `step` goes on watching with all evidence so far
+//! ```
+
+mod counters;
+mod report;
+mod step;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use self::{
+    counters::Tally,
+    step::{Step, Warmth},
+};
+use crate::{
+    advice::{Advice, advise},
+    clients::{Burst, Caps, Distinct, Sessions},
+    latency::Bounds,
+    measurement::with_policy,
+    observation::{Arm, Cell, Pair, Tick},
+    settings::{Settings, Unit},
+    verdict::{ArmEvidence, Evidence, Outcome, ProbeEvidence, Verdict, WeightChange},
+    wealth::{BETTER, WORSE, Wealth, sum_of_logs},
+};
+
+/// Share of the average that the relative test has when there are others.
+const RELATIVE_SHARE: f64 = 0.7;
+
+/// Share of each wealth that begins to bet late.
+const KEPT: f64 = 0.25;
+
+/// Below this weight nothing is concluded: the lowest that can be asked for is ten times as high.
+const LEAST_WEIGHT: f64 = 1e-4;
+
+/// From this weight on there is no stable release to compare with.
+const FULL_WEIGHT: f64 = 1.0 - 1e-6;
+
+/// Weight changes that are remembered.
+const MAX_WEIGHTS: usize = 64;
+
+/// The analysis of one release, from its first request to its promotion.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Analysis {
+    settings: Settings,
+    relative: Wealth,
+    absolute: Option<Wealth>,
+    probes: Option<Wealth>,
+    counters: Vec<Tally>,
+    pass_rate: Wealth,
+    pass_ratio: Wealth,
+    caps: Caps,
+    burst: Burst,
+    bad_clients: Distinct,
+    sessions: Sessions,
+    canary: ArmEvidence,
+    stable: ArmEvidence,
+    counted: (f64, f64),
+    pairs: ProbeEvidence,
+    step: Step,
+    warmth: Warmth,
+    latency: Bounds,
+    weights: Vec<WeightChange>,
+    measured: Duration,
+    lost: Duration,
+    /// Highest logarithm of the average so far.
+    highest: f64,
+    /// Why it failed, once it has.
+    failure: Option<String>,
+}
+
+impl Analysis {
+    /// Begins with no evidence, at weight 0. Settings out of range are brought into it.
+    pub fn new(settings: Settings) -> Self {
+        let settings = settings.in_range();
+        let worse = || Wealth::new(&WORSE, KEPT);
+        let counters = settings.counters.iter().map(|name| Tally::new(name, worse(), settings.burst)).collect();
+        Self {
+            relative: worse(),
+            absolute: settings.errors.map(|_| worse()),
+            probes: settings.probes.then(worse),
+            counters,
+            pass_rate: Wealth::new(&BETTER, 0.0),
+            pass_ratio: Wealth::new(&BETTER, 0.0),
+            caps: Caps::default(),
+            burst: Burst::new(settings.burst),
+            bad_clients: Distinct::default(),
+            sessions: Sessions::default(),
+            canary: ArmEvidence::default(),
+            stable: ArmEvidence::default(),
+            counted: (0.0, 0.0),
+            pairs: ProbeEvidence::default(),
+            step: Step::default(),
+            warmth: Warmth::default(),
+            latency: Bounds::default(),
+            weights: Vec::new(),
+            measured: Duration::ZERO,
+            lost: Duration::ZERO,
+            highest: 0.0,
+            failure: None,
+            settings,
+        }
+    }
+
+    /// A step begins: new requests go to the canary with probability `weight` (0 to 1). All evidence that the canary is
+    /// worse stays; what a pass needs is gathered anew.
+    pub fn step(&mut self, weight: f64) {
+        let weight = if weight.is_nan() { 0.0 } else { weight.clamp(0.0, 1.0) };
+        self.step = Step::new(weight);
+        self.pass_rate = Wealth::new(&BETTER, 0.0);
+        self.pass_ratio = Wealth::new(&BETTER, 0.0);
+        self.sessions = Sessions::default();
+        if self.weights.len() >= MAX_WEIGHTS {
+            self.weights.remove(1);
+        }
+        self.weights.push(WeightChange { after: self.measured, weight });
+    }
+
+    /// An instance of the canary was admitted: its warm-up begins. Instances that keep coming back cannot put off the
+    /// judgement for ever: after six warm-ups' time of it, further ones do not count.
+    pub fn admitted(&mut self) {
+        self.warmth.admitted(&self.settings.warm_up);
+    }
+
+    /// The data plane judges lateness by these bounds from now on, on both arms.
+    pub const fn latency(&mut self, bounds: Bounds) {
+        self.latency = bounds;
+    }
+
+    /// Takes in what the data plane saw.
+    pub fn observe(&mut self, tick: &Tick) {
+        self.measured = self.measured.saturating_add(tick.covers);
+        self.step.measured = self.step.measured.saturating_add(tick.covers);
+        let window = (self.settings.unit == Unit::Request).then_some(self.settings.client_window);
+        self.caps.pass(tick.covers, window);
+
+        let cold = self.warmth.is_cold();
+        self.responses(&tick.cells, tick.covers, cold);
+        for pair in &tick.pairs {
+            self.pair(*pair);
+        }
+        if !cold {
+            // What cold instances count into their counters cannot be told apart by kind; it is let go for both arms.
+            for tally in &mut self.counters {
+                tally.observe(&tick.counters, self.settings.burst, tick.covers);
+            }
+        }
+        let canary = tick.cells.iter().filter(|it| it.arm == Arm::Canary);
+        self.warmth.pass(tick.covers, canary.fold(0, |sum: u64, it| sum.saturating_add(it.requests)));
+        self.judge();
+    }
+
+    /// Nothing was measured for so long: the data plane did not report.
+    pub fn lost(&mut self, time: Duration) {
+        self.lost = self.lost.saturating_add(time);
+        self.step.lost = self.step.lost.saturating_add(time);
+    }
+
+    /// The verdict. Before the step is over it is `None`, or a fail; a fail stands for good.
+    pub fn verdict(&self, step_over: bool) -> Option<Verdict> {
+        let verdict = |outcome, reason| Some(Verdict { outcome, reason, then: None });
+        let verdict = if let Some(reason) = &self.failure {
+            verdict(Outcome::Fail, reason.clone())
+        } else if !step_over {
+            None
+        } else if self.step.lost >= self.step.measured {
+            verdict(Outcome::Error, self.explain_lost())
+        } else if self.enough() {
+            verdict(Outcome::Pass, self.explain_pass())
+        } else {
+            verdict(Outcome::Inconclusive, self.explain_inconclusive())
+        };
+        verdict.map(|it| with_policy(it, self.settings.inconclusive))
+    }
+
+    /// Whether the step has the evidence for a pass already.
+    pub fn enough(&self) -> bool {
+        self.failure.is_none()
+            && self.step.requests(Arm::Canary) >= self.settings.min_requests
+            && !self.step.outage()
+            && self.ln_pass() >= self.ln_pass_threshold()
+    }
+
+    /// What to do so that the step is decided within the time that `remains`. `None` once it has failed.
+    pub fn advice(&self, remains: Duration) -> Option<Advice> {
+        if self.failure.is_some() {
+            return None;
+        }
+        let seconds = self.step.measured.as_secs_f64();
+        let requests = float(self.step.requests(Arm::Canary)) + float(self.step.requests(Arm::Stable));
+        let per_second = if seconds > 0.0 { requests / seconds } else { 0.0 };
+        Some(advise(self.needed(), per_second, self.step.weight, remains))
+    }
+
+    /// Responses of the canary, all good, that are still missing for a pass.
+    pub fn needed(&self) -> u64 {
+        if self.enough() {
+            return 0;
+        }
+        let rate = self.settings.degradation.rate;
+        let per_response = crate::wealth::gain(rate, BETTER[0].0, 0.0, 1.0);
+        let missing = (self.ln_pass_threshold() - PASS_RATE_SHARE.ln() - self.pass_rate.first_ln()) / per_response;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "not negative, and a saturating number of responses"
+        )]
+        let missing = missing.ceil().max(0.0) as u64;
+        missing.max(self.settings.min_requests.saturating_sub(self.step.requests(Arm::Canary))).max(1)
+    }
+
+    /// What the verdict rests on.
+    pub fn evidence(&self) -> Evidence {
+        Evidence {
+            canary: self.canary,
+            stable: self.stable,
+            counted: self.counted,
+            canary_bad_clients: self.bad_clients.count(),
+            counters: self.counters.iter().map(Tally::evidence).collect(),
+            probes: self.pairs,
+            ln_evidence: self.ln_worse(true),
+            ln_threshold: self.ln_threshold(),
+            chance: (-self.highest).exp().min(1.0),
+            alpha: self.settings.alpha,
+            ln_pass_evidence: self.ln_pass(),
+            ln_pass_threshold: self.ln_pass_threshold(),
+            latency: self.latency,
+            weights: self.weights.clone(),
+            measured: self.measured,
+            lost: self.lost,
+            reason: self.explain(),
+        }
+    }
+
+    /// The settings in force.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    // === impl evidence ===
+
+    fn responses(&mut self, cells: &[Cell], covers: Duration, cold: bool) {
+        let mut order: Vec<&Cell> = cells.iter().collect();
+        order.sort_by_key(|cell| cell.client);
+        // Of each client what the cap lets through: weight, canary's part, stable release's part.
+        let mut split: Vec<(f64, f64, f64)> = Vec::new();
+        let mut full = (0.0, 0.0);
+        let mut pass = (0.0, 0.0);
+        for cells in order.chunk_by(|a, b| a.client == b.client) {
+            let bad = cells.iter().fold(0_u64, |sum, cell| sum.saturating_add(self.counts(cell, cold)));
+            let cap = if self.settings.unit == Unit::Session { 1 } else { self.settings.client_cap };
+            let allowed = if bad > 0 { f64::from(self.caps.take(cells[0].client, bad, cap)) } else { 0.0 };
+            for cell in cells {
+                let counts = self.counts(cell, cold);
+                self.total(cell, counts);
+                let part = if counts > 0 { float(counts) * allowed / float(bad) } else { 0.0 };
+                if cell.arm == Arm::Canary && counts > 0 && cell.weight >= LEAST_WEIGHT {
+                    self.bad_clients.insert(cell.client);
+                }
+                let (bad, good) = self.exposure(cell, counts);
+                if cell.arm == Arm::Canary && !cold {
+                    pass = (pass.0 + bad, pass.1 + good);
+                }
+                match (cell.arm, cell.weight) {
+                    (Arm::Canary, weight) if weight >= FULL_WEIGHT => {
+                        full.0 += part;
+                        if !(cold && self.settings.warm_up.errors_too) {
+                            full.1 += good;
+                        }
+                    }
+                    (arm, weight) if part > 0.0 && (LEAST_WEIGHT..FULL_WEIGHT).contains(&weight) => {
+                        let at = split.iter().position(|(w, ..)| w.to_bits() == weight.to_bits());
+                        let at = at.unwrap_or_else(|| {
+                            split.push((weight, 0.0, 0.0));
+                            split.len() - 1
+                        });
+                        match arm {
+                            Arm::Canary => split[at].1 += part,
+                            Arm::Stable => split[at].2 += part,
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let all = split.iter().map(|(_, canary, stable)| canary + stable).sum::<f64>() + full.0;
+        let share = self.burst.take(self.settings.burst, covers, all);
+        for (_, canary, stable) in &mut split {
+            *canary *= share;
+            *stable *= share;
+            self.counted = (self.counted.0 + *canary, self.counted.1 + *stable);
+        }
+        self.counted.0 += full.0 * share;
+        self.relative.observe_all(&split);
+        if let (Some(absolute), Some(bound)) = (&mut self.absolute, self.settings.errors) {
+            absolute.observe(bound, full.0 * share, full.1);
+        }
+        if !cold {
+            let ratio = self.settings.degradation.ratio;
+            self.pass_rate.observe(self.settings.degradation.rate, pass.0, pass.1);
+            for (weight, ..) in &mut split {
+                *weight = *weight * ratio / (1.0 - *weight + *weight * ratio);
+            }
+            self.pass_ratio.observe_all(&split);
+        }
+    }
+
+    /// Bad responses of a cell that count at present.
+    const fn counts(&self, cell: &Cell, cold: bool) -> u64 {
+        match (cold, self.settings.warm_up.errors_too) {
+            (true, true) => 0,
+            (true, false) => cell.bad.failed(),
+            (false, _) => cell.bad.total(),
+        }
+    }
+
+    /// Bad and good units among a cell's responses.
+    fn exposure(&mut self, cell: &Cell, counts: u64) -> (f64, f64) {
+        if cell.arm == Arm::Stable || cell.requests == 0 {
+            return (0.0, 0.0);
+        }
+        match self.settings.unit {
+            Unit::Request => (float(counts), float(cell.requests.saturating_sub(cell.bad.total()))),
+            Unit::Session => self.sessions.note(cell.client, counts > 0),
+        }
+    }
+
+    fn total(&mut self, cell: &Cell, counts: u64) {
+        let arm = match cell.arm {
+            Arm::Canary => &mut self.canary,
+            Arm::Stable => &mut self.stable,
+        };
+        let requests = cell.requests.max(cell.bad.total());
+        arm.requests = arm.requests.saturating_add(requests);
+        arm.bad.add(&cell.bad);
+        arm.client_failed = arm.client_failed.saturating_add(cell.client_failed);
+        arm.warm_up = arm.warm_up.saturating_add(cell.bad.total().saturating_sub(counts));
+        self.step.add(cell.arm, requests, cell.bad.total());
+    }
+
+    fn pair(&mut self, pair: Pair) {
+        let Some(wealth) = &mut self.probes else { return };
+        let number = match (pair.canary_bad, pair.stable_bad) {
+            (false, false) => &mut self.pairs.both_good,
+            (true, true) => &mut self.pairs.both_bad,
+            (true, false) => {
+                wealth.observe(0.5, 1.0, 0.0);
+                &mut self.pairs.canary_bad
+            }
+            (false, true) => {
+                wealth.observe(0.5, 0.0, 1.0);
+                &mut self.pairs.stable_bad
+            }
+        };
+        *number = number.saturating_add(1);
+        self.step.add(Arm::Canary, 1, u64::from(pair.canary_bad));
+        self.step.add(Arm::Stable, 1, u64::from(pair.stable_bad));
+        let bad = f64::from(u8::from(pair.canary_bad));
+        self.pass_rate.observe(self.settings.degradation.rate, bad, 1.0 - bad);
+    }
+
+    fn judge(&mut self) {
+        self.highest = self.highest.max(self.ln_worse(true));
+        let enough_clients = self.bad_clients.count() >= self.settings.min_clients;
+        if self.failure.is_none() && self.ln_worse(enough_clients) >= self.ln_threshold() {
+            self.failure = Some(self.explain_failure());
+        }
+    }
+
+    /// Logarithm of the average of the wealths; without what responses show, if too few clients had bad ones.
+    fn ln_worse(&self, with_responses: bool) -> f64 {
+        let others = self.counters.len() + usize::from(self.absolute.is_some()) + usize::from(self.probes.is_some());
+        let (relative, other) = match others {
+            0 => (1.0_f64, 0.0_f64),
+            #[expect(clippy::cast_precision_loss, reason = "at most eighteen")]
+            others => (RELATIVE_SHARE, (1.0 - RELATIVE_SHARE) / others as f64),
+        };
+        let mut logs = Vec::with_capacity(others + 1);
+        if with_responses {
+            logs.push(relative.ln() + self.relative.ln());
+            logs.extend(self.absolute.iter().map(|it| other.ln() + it.ln()));
+        }
+        let others = self.probes.iter().chain(self.counters.iter().map(Tally::wealth));
+        logs.extend(others.map(|it| other.ln() + it.ln()));
+        sum_of_logs(&logs)
+    }
+
+    fn ln_threshold(&self) -> f64 {
+        -self.settings.alpha.ln()
+    }
+
+    fn ln_pass(&self) -> f64 {
+        sum_of_logs(&[
+            PASS_RATE_SHARE.ln() + self.pass_rate.ln(),
+            (1.0 - PASS_RATE_SHARE).ln() + self.pass_ratio.ln(),
+        ])
+    }
+
+    fn ln_pass_threshold(&self) -> f64 {
+        -self.settings.beta.ln()
+    }
+}
+
+/// Share of the average for a pass that bets on the rate.
+const PASS_RATE_SHARE: f64 = 0.75;
+
+/// A count as a number to calculate with.
+#[expect(clippy::cast_precision_loss, reason = "a count beyond 2^52 does not need its last digits")]
+const fn float(count: u64) -> f64 {
+    count as f64
+}

@@ -1,0 +1,290 @@
+//! Simulated traffic: releases good and bad, with everything that misleads a comparison.
+//!
+//! Requests arrive as a Poisson process and each is assigned to the canary with the weight of the moment. By Poisson
+//! thinning the four streams (arm, good or bad) are independent, so a tick draws four numbers, whatever the rate.
+
+use std::time::Duration;
+
+use orchestra_stats::{Analysis, Arm, Bad, Cell, Outcome, Settings, Tick, Unit};
+
+/// `splitmix64` (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+#[derive(Clone, Debug)]
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in (0, 1).
+    pub fn uniform(&mut self) -> f64 {
+        ((self.next() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
+    }
+
+    pub fn chance(&mut self, p: f64) -> bool {
+        self.uniform() < p
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound.max(1)
+    }
+
+    pub fn exponential(&mut self, mean: f64) -> f64 {
+        -self.uniform().ln() * mean
+    }
+
+    /// Poisson: by products of uniforms, in pieces; above 400 by its normal limit.
+    pub fn poisson(&mut self, mut mean: f64) -> u64 {
+        if mean > 400.0 {
+            let normal = (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos();
+            return (mean + mean.sqrt() * normal).round().max(0.0) as u64;
+        }
+        let mut count = 0;
+        while mean > 0.0 {
+            let piece = mean.min(30.0);
+            mean -= piece;
+            let limit = (-piece).exp();
+            let mut product = self.uniform();
+            while product > limit {
+                count += 1;
+                product *= self.uniform();
+            }
+        }
+        count
+    }
+}
+
+/// What may go wrong for one client, whoever answers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Poison {
+    None,
+    /// Now and then (mean seconds between) some client sends so many requests in one second that fail wherever they go.
+    Burst { every: f64, size: u64 },
+    /// One client of so many per second retries, all the time, what fails only on the canary.
+    OnCanary { per_second: f64 },
+}
+
+/// Instances that stall: for a while whatever they answer is late.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stalls {
+    /// Mean seconds between stalls of one instance.
+    pub every: f64,
+    /// Mean seconds that one lasts.
+    pub lasts: f64,
+    /// Instances of the canary and of the stable release.
+    pub instances: (u64, u64),
+}
+
+/// One kind of release under one kind of traffic.
+#[derive(Clone)]
+pub struct World {
+    pub settings: Settings,
+    /// Requests per second, on both arms, at a time.
+    pub rate: fn(f64) -> f64,
+    /// Factor on `rate`.
+    pub scale: f64,
+    /// Weights and the seconds that each lasts.
+    pub steps: Vec<(f64, f64)>,
+    /// Share of bad responses at a time, of the stable release and of the canary.
+    pub bad: (fn(f64) -> f64, fn(f64) -> f64),
+    pub clients: u64,
+    pub poison: Poison,
+    pub stalls: Option<Stalls>,
+    pub tick: f64,
+}
+
+impl World {
+    /// Steady traffic at one weight.
+    pub fn steady(scale: f64, weight: f64, seconds: f64) -> Self {
+        Self {
+            settings: Settings::default(),
+            rate: |_| 1.0,
+            scale,
+            steps: vec![(weight, seconds)],
+            bad: (|_| 0.001, |_| 0.001),
+            clients: 1000,
+            poison: Poison::None,
+            stalls: None,
+            tick: 0.2,
+        }
+    }
+}
+
+/// What became of one release.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Seconds until it failed.
+    pub failed: Option<f64>,
+    /// Bad responses that the canary gave until then.
+    pub canary_bad: u64,
+    /// Outcomes of the steps.
+    pub outcomes: Vec<Outcome>,
+    pub analysis: Analysis,
+}
+
+struct Traffic<'a> {
+    world: &'a World,
+    rng: Rng,
+    /// Of each instance, the canary's first: when its next stall begins, and when the present one ends.
+    stalls: Vec<(f64, f64)>,
+    next_burst: f64,
+}
+
+/// Plays one release.
+pub fn play(world: &World, seed: u64) -> Run {
+    let mut rng = Rng::new(seed.wrapping_mul(0x2545_F491_4F6C_DD1D));
+    let instances = world.stalls.map_or(0, |it| it.instances.0 + it.instances.1);
+    let stalls = (0..instances).map(|_| (rng.exponential(world.stalls.map_or(1.0, |it| it.every)), 0.0)).collect();
+    let next_burst = if let Poison::Burst { every, .. } = world.poison { rng.exponential(every) } else { f64::MAX };
+    let mut traffic = Traffic { world, rng, stalls, next_burst };
+    let mut analysis = Analysis::new(world.settings.clone());
+    let mut run = Run { failed: None, canary_bad: 0, outcomes: vec![], analysis: analysis.clone() };
+    let (mut now, mut end) = (0.0, 0.0);
+    analysis.admitted();
+    for &(weight, seconds) in &world.steps {
+        end += seconds;
+        analysis.step(weight);
+        while now < end {
+            let tick = traffic.tick(now, weight);
+            now += world.tick;
+            run.canary_bad +=
+                tick.cells.iter().filter(|it| it.arm == Arm::Canary).map(|it| it.bad.total()).sum::<u64>();
+            analysis.observe(&tick);
+            if analysis.verdict(false).is_some() {
+                run.failed = Some(now);
+                run.outcomes.push(Outcome::Fail);
+                run.analysis = analysis;
+                return run;
+            }
+        }
+        run.outcomes.push(analysis.verdict(true).expect("the step is over").outcome);
+    }
+    run.analysis = analysis;
+    run
+}
+
+impl Traffic<'_> {
+    fn tick(&mut self, now: f64, weight: f64) -> Tick {
+        let world = self.world;
+        let mut tick = Tick { covers: Duration::from_secs_f64(world.tick), ..Tick::default() };
+        let requests = (world.rate)(now) * world.scale * world.tick;
+        for (arm, share, bad) in
+            [(Arm::Canary, weight, (world.bad.1)(now)), (Arm::Stable, 1.0 - weight, (world.bad.0)(now))]
+        {
+            let late = self.stalled(arm, now);
+            let mean = requests * share;
+            if world.settings.unit == Unit::Session {
+                for _ in 0..self.rng.poisson(mean) {
+                    // Sticky: the client's number decides its arm, by the share of the hash space.
+                    let client = self.client_of(arm, weight);
+                    let bad = self.rng.chance(bad);
+                    tick.cells.push(cell(arm, client, weight, 1, u64::from(bad), 0));
+                }
+                continue;
+            }
+            let failed = self.rng.poisson(mean * bad);
+            let rest = self.rng.poisson(mean * (1.0 - bad));
+            for _ in 0..failed {
+                tick.cells.push(cell(arm, self.rng.below(world.clients), weight, 1, 1, 0));
+            }
+            if late > 0.0 {
+                for _ in 0..rest {
+                    let late = u64::from(self.rng.chance(late));
+                    tick.cells.push(cell(arm, self.rng.below(world.clients), weight, 1, 0, late));
+                }
+            } else if rest > 0 {
+                tick.cells.push(cell(arm, self.rng.below(world.clients), weight, rest, 0, 0));
+            }
+        }
+        self.poison(now, weight, &mut tick);
+        tick
+    }
+
+    /// A client that sticky routing sends to `arm`.
+    fn client_of(&mut self, arm: Arm, weight: f64) -> u64 {
+        loop {
+            let client = self.rng.below(self.world.clients);
+            let place = Rng::new(client ^ 0x5EED).uniform();
+            if (place < weight) == (arm == Arm::Canary) {
+                return client;
+            }
+        }
+    }
+
+    /// The share of an arm's requests that meet a stalled instance.
+    fn stalled(&mut self, arm: Arm, now: f64) -> f64 {
+        let Some(stalls) = self.world.stalls else { return 0.0 };
+        let (from, to) = match arm {
+            Arm::Canary => (0, stalls.instances.0),
+            Arm::Stable => (stalls.instances.0, stalls.instances.0 + stalls.instances.1),
+        };
+        let mut stalled = 0;
+        for at in from..to {
+            let (next, end) = self.stalls[at as usize];
+            if now >= next {
+                let lasts = self.rng.exponential(stalls.lasts);
+                self.stalls[at as usize] = (next + lasts + self.rng.exponential(stalls.every), next + lasts);
+            }
+            stalled += u64::from(now < self.stalls[at as usize].1.max(end));
+        }
+        stalled as f64 / (to - from).max(1) as f64
+    }
+
+    fn poison(&mut self, now: f64, weight: f64, tick: &mut Tick) {
+        match self.world.poison {
+            Poison::None => {}
+            Poison::Burst { every, size } => {
+                if now >= self.next_burst {
+                    let client = self.rng.below(self.world.clients);
+                    let sticky = Rng::new(client ^ 0x5EED).uniform() < weight;
+                    for _ in 0..size {
+                        let canary =
+                            if self.world.settings.unit == Unit::Session { sticky } else { self.rng.chance(weight) };
+                        let arm = if canary { Arm::Canary } else { Arm::Stable };
+                        tick.cells.push(cell(arm, client, weight, 1, 1, 0));
+                    }
+                    self.next_burst = now + self.rng.exponential(every);
+                }
+            }
+            Poison::OnCanary { per_second } => {
+                for _ in 0..self.rng.poisson(per_second * self.world.tick) {
+                    let canary = self.rng.chance(weight);
+                    let arm = if canary { Arm::Canary } else { Arm::Stable };
+                    tick.cells.push(cell(arm, u64::MAX, weight, 1, u64::from(canary), 0));
+                }
+            }
+        }
+    }
+}
+
+fn cell(arm: Arm, client: u64, weight: f64, requests: u64, failed: u64, late: u64) -> Cell {
+    let bad = Bad { server_error: failed, slow: late, ..Bad::default() };
+    Cell { arm, client, weight, requests, bad, client_failed: 0 }
+}
+
+/// Plays `releases` releases on seeds from `seed`, on two threads.
+pub fn many(world: &World, seed: u64, releases: u64) -> Vec<Run> {
+    let half = releases / 2;
+    let range = |from: u64, to: u64| (from..to).map(|at| play(world, seed + at)).collect::<Vec<_>>();
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| range(0, half));
+        let mut runs = range(half, releases);
+        runs.extend(first.join().expect("the other half ended"));
+        runs
+    })
+}
+
+/// The `quantile` of some numbers.
+pub fn quantile(mut of: Vec<f64>, quantile: f64) -> f64 {
+    of.sort_by(f64::total_cmp);
+    let at = ((of.len() as f64 * quantile).ceil() as usize).clamp(1, of.len().max(1)) - 1;
+    of.get(at).copied().unwrap_or(f64::NAN)
+}

@@ -1,0 +1,74 @@
+//! Measures latency under open-loop load, or holds idle connections.
+//!
+//! `testbed-pace rate ADDRESS PATH kept|fresh|http2 RATE SECONDS CONNECTIONS SEED` prints one line of JSON.
+//!
+//! `testbed-pace hold ADDRESS PATH COUNT` opens connections one after the other, asks for the path on each, reads what
+//! comes first and keeps it open; prints how many are open, and ends when its standard input does.
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use orchestra_testbed::pace::{Plan, Wire, run};
+
+const USAGE: &str = "usage: testbed-pace rate ADDRESS PATH kept|fresh|http2 RATE SECONDS CONNECTIONS SEED\n\
+    \x20      testbed-pace hold ADDRESS PATH COUNT";
+
+fn main() -> io::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["rate", address, path, wire, rate, seconds, connections, seed] => {
+            let wire = match wire {
+                "kept" => Wire::Kept,
+                "fresh" => Wire::Fresh,
+                "http2" => Wire::Http2,
+                _ => return Err(io::Error::other(USAGE)),
+            };
+            let plan = Plan {
+                address: parse(address)?,
+                path: path.to_owned(),
+                wire,
+                rate: parse(rate)?,
+                time: Duration::from_secs_f64(parse(seconds)?),
+                connections: parse(connections)?,
+                seed: parse(seed)?,
+            };
+            writeln!(io::stdout(), "{}", run(&plan)?)
+        }
+        ["hold", address, path, count] => hold(parse(address)?, path, parse(count)?),
+        _ => Err(io::Error::other(USAGE)),
+    }
+}
+
+fn parse<T: std::str::FromStr>(text: &str) -> io::Result<T> {
+    text.parse().map_err(|_| io::Error::other(format!("`{text}` is no value for this; {USAGE}")))
+}
+
+fn hold(address: SocketAddr, path: &str, count: usize) -> io::Result<()> {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n");
+    let mut open = Vec::with_capacity(count);
+    let mut buffer = vec![0; 64 << 10];
+    for _ in 0..count {
+        let mut tcp = TcpStream::connect(address)?;
+        tcp.set_read_timeout(Some(Duration::from_secs(10)))?;
+        tcp.write_all(request.as_bytes())?;
+        let mut answer = 0;
+        // The head, and what follows it in the first event or the short body.
+        while !buffer[..answer].windows(4).any(|part| part == b"\r\n\r\n") || buffer[..answer].ends_with(b"\r\n\r\n") {
+            match tcp.read(&mut buffer[answer..])? {
+                0 => return Err(io::Error::other(format!("connection {} was closed", open.len()))),
+                more => answer += more,
+            }
+        }
+        if !buffer.starts_with(b"HTTP/1.1 200") {
+            return Err(io::Error::other(format!("connection {} was refused", open.len())));
+        }
+        open.push(tcp);
+    }
+    writeln!(io::stdout(), "{}", open.len())?;
+    io::stdin().read_to_end(&mut buffer)?;
+    Ok(())
+}
