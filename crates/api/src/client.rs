@@ -11,12 +11,13 @@ use orchestra_model::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    API_VERSION,
+    API_VERSION, IDEMPOTENCY_KEY,
     address::Endpoint,
     environment::{EnvironmentStatus, EnvironmentSummary},
     observe::ReleaseSummary,
     query::{EventsQuery, LogsQuery, PageQuery, ReleasesQuery, encode, query_string},
     request::{PlanRequest, PlanResponse, Source, StartRun, ValidateResponse},
+    rollout::MoveRollout,
     routes::Method,
     run::StartedRun,
     server::{DoctorReport, Empty, Page, Version},
@@ -162,9 +163,11 @@ impl Client {
         self.post("plan", "/v1/plan".into(), request).await
     }
 
-    /// Starts a run.
-    pub async fn start_run(&self, request: &StartRun) -> Result<StartedRun, ClientError> {
-        self.post("start_run", "/v1/runs".into(), request).await
+    /// Starts a run. With the key of an earlier request it starts none, and answers with the run that that one started:
+    /// after a lost answer it is safe to ask again.
+    pub async fn start_run(&self, request: &StartRun, key: Option<&str>) -> Result<StartedRun, ClientError> {
+        let header = key.map(|key| (IDEMPOTENCY_KEY, key.to_owned()));
+        self.send("start_run", "/v1/runs".into(), request, header).await
     }
 
     /// One run with its plan.
@@ -175,6 +178,16 @@ impl Client {
     /// Asks a run to stop safely.
     pub async fn cancel_run(&self, run: RunId) -> Result<RunRecord, ClientError> {
         self.post("cancel_run", format!("/v1/runs/{run}/cancel"), &Empty {}).await
+    }
+
+    /// Promotes, pauses or aborts rollouts. Returns their run.
+    pub async fn move_rollout(
+        &self,
+        environment: &EnvironmentId,
+        request: &MoveRollout,
+    ) -> Result<RunRecord, ClientError> {
+        let path = format!("/v1/environments/{}/{}/rollout", environment.stack, environment.environment);
+        self.post("move_rollout", path, request).await
     }
 
     /// Follows a run from its beginning to its end. Reconnects by itself.
@@ -275,8 +288,18 @@ impl Client {
         path: String,
         value: &impl Serialize,
     ) -> Result<T, ClientError> {
+        self.send(operation, path, value, None).await
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        operation: &'static str,
+        path: String,
+        value: &impl Serialize,
+        header: Option<(&'static str, String)>,
+    ) -> Result<T, ClientError> {
         let json = serde_json::to_vec(value).expect("requests serialize to JSON");
-        let body = self.request(operation, Method::Post, &path, json.into(), None).await?;
+        let body = self.request(operation, Method::Post, &path, json.into(), header).await?;
         parse(operation, body).await
     }
 
@@ -287,14 +310,14 @@ impl Client {
         method: Method,
         path: &str,
         body: Bytes,
-        last_event_id: Option<u64>,
+        header: Option<(&'static str, String)>,
     ) -> Result<Body, ClientError> {
         let mut request = http::Request::builder().method(method.as_str()).uri(path);
         if !body.is_empty() {
             request = request.header(http::header::CONTENT_TYPE, "application/json");
         }
-        if let Some(id) = last_event_id {
-            request = request.header("last-event-id", id);
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
         }
         let request = request.body(body).map_err(|error| protocol(operation, error))?;
         let response = self.transport.send(request).await.map_err(ClientError::Transport)?;

@@ -11,7 +11,7 @@ use orchestra_model::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::run::RunSummary;
+use crate::{rollout::RolloutStatus, run::RunSummary};
 
 /// One line about an environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -91,6 +91,12 @@ pub struct ServiceStatus {
     /// What it waits for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waits_for: Vec<Waiting>,
+    /// Its rollout, or the old set that is still kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
+    /// What the autoscaler decided last, in sentences.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scaling: Vec<String>,
     /// What is wrong with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Diagnostic>,
@@ -112,6 +118,8 @@ pub enum ServiceState {
     Degraded,
     /// Its instances are being replaced.
     Rolling,
+    /// Its rollout is paused.
+    Paused,
     /// It keeps running, but gets no requests because a dependency was lost.
     Held,
     /// Its instances stop.

@@ -16,6 +16,7 @@ mod routes;
 mod run;
 #[cfg(feature = "scripted")]
 pub mod scripted;
+mod rollout;
 mod server;
 mod sse;
 mod stream;
@@ -36,6 +37,7 @@ pub use request::{
     Apply, Down, PlanRequest, PlanResponse, ResourceCount, Restart, Rollback, Scale, Source, StartRun, Up,
     ValidateResponse,
 };
+pub use rollout::{MoveRollout, RolloutStatus};
 pub use routes::{BodyKind, Method, ROUTES, RouteSpec, SchemaOf};
 pub use run::{Progress, ProgressState, RunEvent, RunSummary, StartedRun};
 pub use server::{CheckOutcome, DoctorCheck, DoctorReport, Empty, ErrorBody, Page, Version};
@@ -45,6 +47,11 @@ pub use transport::{Body, BoxFuture, SocketTransport, Transport, TransportError}
 
 /// Version of this API: the number in `/v1`.
 pub const API_VERSION: u32 = 1;
+/// Header with which a client names a request that starts a run, so that asking again does not start a second one: up to
+/// 64 letters, digits, `-` and `_`, made at random by the client.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// Header with the last event that a client has seen, as server-sent events have it.
+pub const LAST_EVENT_ID: &str = "last-event-id";
 /// Media type of newline-delimited JSON.
 pub const NDJSON: &str = "application/x-ndjson";
 /// Media type of server-sent events.

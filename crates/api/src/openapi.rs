@@ -60,6 +60,9 @@ pub fn document() -> Value {
 fn operation(route: &RouteSpec, generator: &mut SchemaGenerator) -> Value {
     let mut parameters = path_parameters(route.path);
     parameters.extend(route.query.map(|query| query_parameters(query, generator)).unwrap_or_default());
+    parameters.extend(route.header.map(
+        |(name, what)| json!({"name": name, "in": "header", "description": what, "schema": {"type": "string"}}),
+    ));
     let mut responses = Map::new();
     let content = |media: &str, schema: Schema| json!({"schema": schema, "media": media});
     let bodies = match route.response {
@@ -85,6 +88,8 @@ fn operation(route: &RouteSpec, generator: &mut SchemaGenerator) -> Value {
     }
     responses.insert(route.status.to_string(), json!({"description": route.summary, "content": content}));
     let mut errors = [&[400, 401, 500], route.errors].concat();
+    // Any body must be JSON.
+    errors.extend(route.request.map(|_| 415));
     errors.sort_unstable();
     for status in errors {
         responses.insert(status.to_string(), json!({"$ref": "#/components/responses/Error"}));

@@ -12,6 +12,7 @@ use crate::{
     observe::{LogLine, ReleaseSummary},
     query::{EventsQuery, LogsQuery, PageQuery, ReleasesQuery},
     request::{PlanRequest, PlanResponse, Source, StartRun, ValidateResponse},
+    rollout::MoveRollout,
     run::{RunEvent, StartedRun},
     server::{DoctorReport, Empty, Page, Version},
 };
@@ -66,13 +67,15 @@ pub struct RouteSpec {
     pub summary: &'static str,
     /// Schema of the query string, an object of scalars.
     pub query: Option<SchemaOf>,
+    /// Header that it looks at, and what for.
+    pub header: Option<(&'static str, &'static str)>,
     /// Schema of the request's body.
     pub request: Option<SchemaOf>,
     /// Status of success.
     pub status: u16,
     /// Body of success.
     pub response: BodyKind,
-    /// Statuses of failure beside 400, 401 and 500, which every operation may answer.
+    /// Statuses of failure beside 400, 401 and 500, which every operation may answer, and 415, which those with a body may.
     pub errors: &'static [u16],
 }
 
@@ -89,6 +92,7 @@ impl RouteSpec {
             operation,
             summary,
             query: None,
+            header: None,
             request: None,
             status: 200,
             response,
@@ -102,6 +106,10 @@ impl RouteSpec {
 
     const fn query(self, query: SchemaOf) -> Self {
         Self { query: Some(query), ..self }
+    }
+
+    const fn header(self, name: &'static str, what: &'static str) -> Self {
+        Self { header: Some((name, what)), ..self }
     }
 
     const fn request(self, request: SchemaOf) -> Self {
@@ -121,6 +129,9 @@ fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
+const LAST_EVENT_ID: &str = "Last-Event-ID";
+const SEEN: &str = "Number of the last event that was seen: only what came after it is sent.";
+
 /// Every operation, in the order of the reference.
 ///
 /// 404: the path names something that does not exist. 409: what is there now stands against it (a run in progress, a
@@ -135,6 +146,10 @@ pub const ROUTES: &[RouteSpec] = &[
         .request(of::<PlanRequest>)
         .errors(&[404, 413, 422, 503]),
     RouteSpec::post("/v1/runs", "start_run", "Start a run", BodyKind::Json(of::<StartedRun>))
+        .header(
+            "Idempotency-Key",
+            "Up to 64 letters, digits, `-` and `_`, made at random by the client. A request with the key of an earlier one starts nothing, and is answered with the run that that one started, as it is now: after a lost answer it is safe to ask again. Without it every request is new.",
+        )
         .request(of::<StartRun>)
         .status(201)
         .errors(&[404, 409, 413, 422, 503]),
@@ -148,6 +163,7 @@ pub const ROUTES: &[RouteSpec] = &[
         "Follow a run from its beginning to its end",
         BodyKind::EventStream(of::<RunEvent>),
     )
+    .header(LAST_EVENT_ID, SEEN)
     .errors(&[404, 503]),
     RouteSpec::get("/v1/environments", "environments", "Environments", BodyKind::Json(of::<Page<EnvironmentSummary>>))
         .query(of::<PageQuery>),
@@ -158,6 +174,15 @@ pub const ROUTES: &[RouteSpec] = &[
         BodyKind::Json(of::<EnvironmentStatus>),
     )
     .errors(&[404]),
+    RouteSpec::post(
+        "/v1/environments/{stack}/{environment}/rollout",
+        "move_rollout",
+        "Promote, pause or abort rollouts; the answer is their run",
+        BodyKind::Json(of::<RunRecord>),
+    )
+    .request(of::<MoveRollout>)
+    .status(202)
+    .errors(&[404, 409, 422, 503]),
     RouteSpec::get(
         "/v1/environments/{stack}/{environment}/releases",
         "releases",
@@ -180,6 +205,7 @@ pub const ROUTES: &[RouteSpec] = &[
         BodyKind::JsonOrEventStream(of::<Page<Event>>, of::<Event>),
     )
     .query(of::<EventsQuery>)
+    .header(LAST_EVENT_ID, SEEN)
     .errors(&[404]),
     RouteSpec::get(
         "/v1/environments/{stack}/{environment}/logs",

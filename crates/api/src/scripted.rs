@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::{net::UnixListener, sync::Notify};
 
-use crate::{API_VERSION, EVENT_STREAM, NDJSON, ShortPath, server::Version, sse::Frame};
+use crate::{API_VERSION, EVENT_STREAM, IDEMPOTENCY_KEY, NDJSON, ShortPath, server::Version, sse::Frame};
 
 /// One request that must come, and its answer.
 pub struct Exchange {
@@ -134,6 +134,7 @@ struct Script {
     version: Version,
     exchanges: VecDeque<Exchange>,
     surprises: Vec<String>,
+    keys: Vec<Option<String>>,
     /// Told whenever an exchange has happened.
     happened: Arc<Notify>,
 }
@@ -156,7 +157,7 @@ impl ScriptedServer {
             listen: None,
             started_at: 1_795_232_980_123,
         };
-        let script = Script { version, exchanges: exchanges.into(), surprises: Vec::new(), happened: Arc::default() };
+        let script = Script { version, exchanges: exchanges.into(), surprises: Vec::new(), keys: Vec::new(), happened: Arc::default() };
         let script = Arc::new(Mutex::new(script));
         let tree = TaskTree::new();
         let (connections, shared) = (tree.clone(), script.clone());
@@ -181,6 +182,11 @@ impl ScriptedServer {
     /// Whether every exchange of the script has happened.
     pub fn is_exhausted(&self) -> bool {
         self.script.lock().expect("no panic while locked").exchanges.is_empty()
+    }
+
+    /// The idempotency keys of the requests to start runs, in their order.
+    pub fn idempotency_keys(&self) -> Vec<Option<String>> {
+        self.script.lock().expect("no panic while locked").keys.clone()
     }
 
     /// Stops it.
@@ -223,6 +229,10 @@ async fn answer(script: Arc<Mutex<Script>>, request: http::Request<Incoming>) ->
             },
             shared,
         ));
+    }
+    if line == "POST /v1/runs" {
+        let key = header(IDEMPOTENCY_KEY);
+        script.keys.push(key);
     }
     let Some(exchange) = script.exchanges.pop_front() else {
         return Ok(surprise(&mut script, line, shared));

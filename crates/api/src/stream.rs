@@ -12,6 +12,7 @@ use orchestra_model::{Event, RunId};
 use tokio::time::Instant;
 
 use crate::{
+    LAST_EVENT_ID,
     client::{Client, ClientError, protocol},
     observe::LogLine,
     query::{EventsQuery, query_string},
@@ -105,7 +106,8 @@ impl Frames {
                     let (client, operation, path) = (self.client.clone(), self.operation, path.to_owned());
                     let last_id = self.last_id;
                     self.connection = Connection::Asked(Box::pin(async move {
-                        client.request(operation, Method::Get, &path, Bytes::new(), last_id).await
+                        let header = last_id.map(|id| (LAST_EVENT_ID, id.to_string()));
+                        client.request(operation, Method::Get, &path, Bytes::new(), header).await
                     }));
                 }
                 Connection::Asked(request) => {

@@ -127,6 +127,20 @@ pub(crate) enum Command {
     /// Go back to an earlier release
     #[command(after_help = "Examples:\n  orchestra rollback         # to the one before\n  orchestra rollback --to 4")]
     Rollback(RollbackArgs),
+    /// Go on with a rollout that waits, or with its next step
+    #[command(
+        after_help = "Examples:\n  orchestra promote            # every rollout of the run\n  orchestra promote api\n  orchestra promote api --full # no further step"
+    )]
+    Promote(PromoteArgs),
+    /// Let a rollout take no further step until it is promoted
+    #[command(after_help = "Examples:\n  orchestra pause\n  orchestra pause api")]
+    Pause(PauseArgs),
+    /// Turn a run back: every service returns to the release in force before
+    #[command(after_help = "Examples:\n  orchestra abort")]
+    Abort(AbortArgs),
+    /// Say what a service waits for, and why it is as it is
+    #[command(after_help = "Examples:\n  orchestra why api\n  orchestra why --json")]
+    Why(WhyArgs),
     /// List releases, the newest first
     #[command(after_help = "Examples:\n  orchestra history\n  orchestra history --limit 5 --json")]
     History(HistoryArgs),
@@ -289,6 +303,30 @@ pub(crate) struct RollbackArgs {
     pub(crate) to: Option<ReleaseNumber>,
     #[command(flatten)]
     pub(crate) detach: Detach,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PromoteArgs {
+    /// Service [default: all that are being rolled out]
+    pub(crate) service: Option<Name>,
+    /// Take no further step: give the new release everything
+    #[arg(long)]
+    pub(crate) full: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PauseArgs {
+    /// Service [default: all that are being rolled out]
+    pub(crate) service: Option<Name>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AbortArgs {}
+
+#[derive(Debug, Args)]
+pub(crate) struct WhyArgs {
+    /// Service [default: all]
+    pub(crate) service: Option<Name>,
 }
 
 #[derive(Debug, Args)]

@@ -8,6 +8,7 @@ pub(crate) mod history;
 pub(crate) mod init;
 pub(crate) mod logs;
 pub(crate) mod plan;
+pub(crate) mod rollout;
 pub(crate) mod runs;
 pub(crate) mod server;
 pub(crate) mod status;

@@ -17,6 +17,9 @@ pub type Variables = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
 /// Tells the time.
 pub type WallClock = Box<dyn Fn() -> UnixMillis + Send + Sync>;
 
+/// Makes random numbers.
+pub type Random = Box<dyn Fn() -> u128 + Send + Sync>;
+
 /// The world outside.
 pub struct Deps {
     /// Version of the program, such as `0.1.0`.
@@ -33,6 +36,8 @@ pub struct Deps {
     pub terminal: Terminal,
     /// The wall clock.
     pub now: WallClock,
+    /// Makes numbers that nobody makes twice.
+    pub random: Random,
     /// One item per Ctrl-C. A closed channel means that none will come.
     pub interrupts: mpsc::Receiver<()>,
     /// Starts servers.

@@ -85,7 +85,7 @@ impl Exit {
             }
             Code::PLAN_UNREADABLE => Self::Invalid,
             Code::RUN_CANCELLED => Self::Cancelled,
-            Code::SERVER_UNREACHABLE | Code::UNAUTHORIZED | Code::INCOMPATIBLE => Self::NoServer,
+            Code::SERVER_UNREACHABLE | Code::UNAUTHORIZED | Code::INCOMPATIBLE | Code::BAD_REQUEST => Self::NoServer,
             code if code.as_str().starts_with("ORC01") || code.as_str().starts_with("ORC02") => Self::Invalid,
             _ => Self::Failed,
         }

@@ -20,7 +20,9 @@ use crate::{
 /// How often the tree is drawn again though nothing happened: its times go on.
 const FRAME: Duration = Duration::from_millis(100);
 /// How often in a row a lost server is looked for before the command gives up.
-const ATTEMPTS: u32 = 5;
+pub(crate) const ATTEMPTS: u32 = 5;
+/// Pause before it is looked for again, but for the first time.
+pub(crate) const PAUSE: Duration = Duration::from_millis(500);
 
 /// Ctrl-C, as often as it is pressed.
 pub(crate) struct Interrupts(pub(crate) mpsc::Receiver<()>);
@@ -91,7 +93,7 @@ pub(crate) async fn follow(
                 screen.clear(output)?;
                 output.note("the connection to the server was lost; looking for it again");
                 if lost > 1 {
-                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    tokio::time::sleep(PAUSE).await;
                 }
                 // If it is gone this starts it, and it goes on with the run or puts back what the run changed.
                 client = interrupts.guard(session.server(output)).await?;

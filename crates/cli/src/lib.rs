@@ -25,7 +25,7 @@ mod table;
 mod text;
 
 pub use args::command;
-pub use deps::{Deps, Ended, ServerControl, ServerOptions, Serving, Spawned, Terminal, Variables, WallClock};
+pub use deps::{Deps, Ended, Random, ServerControl, ServerOptions, Serving, Spawned, Terminal, Variables, WallClock};
 pub use exit::Exit;
 pub use reference::{cli_reference, exit_code_reference};
 pub use run::run;

@@ -21,7 +21,7 @@ pub async fn run<I>(arguments: I, deps: Deps) -> Exit
 where
     I: IntoIterator<Item = OsString>,
 {
-    let Deps { version, cwd, env, mut stdout, mut stderr, terminal, now, interrupts, server } = deps;
+    let Deps { version, cwd, env, mut stdout, mut stderr, terminal, now, random, interrupts, server } = deps;
     let columns = (terminal.size)().map_or(100, |(columns, _)| usize::from(columns).clamp(40, 120));
     let no_color = env("NO_COLOR").is_some_and(|value| !value.is_empty());
     let (cli, file) = match args::parse(arguments, columns, version) {
@@ -51,7 +51,7 @@ where
         verbose: cli.global.verbose,
     };
     let mut interrupts = Interrupts(interrupts);
-    let result = match Session::new(&cli.global, file, World { version, cwd, env, now, server }) {
+    let result = match Session::new(&cli.global, file, World { version, cwd, env, now, random, server }) {
         Ok(session) => dispatch(cli, &session, &mut output, &mut interrupts).await,
         Err(failure) => Err(failure),
     };
@@ -98,6 +98,10 @@ async fn simple(command: Command, session: &Session, output: &mut Output) -> Res
         Command::Status(args) => commands::status::status(&args, session, output).await,
         Command::Logs(args) => commands::logs::logs(&args, session, output).await,
         Command::Events(args) => commands::events::events(&args, session, output).await,
+        Command::Promote(args) => commands::rollout::promote(&args, session, output).await,
+        Command::Pause(args) => commands::rollout::pause(&args, session, output).await,
+        Command::Abort(args) => commands::rollout::abort(&args, session, output).await,
+        Command::Why(args) => commands::rollout::why(&args, session, output).await,
         Command::History(args) => commands::history::history(&args, session, output).await,
         Command::Show(args) => commands::history::show(&args, session, output).await,
         Command::Explain(args) => commands::explain::explain(&args, output),

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     args::{EnvironmentArg, Global},
-    deps::{Ended, ServerControl, ServerOptions, Variables, WallClock},
+    deps::{Ended, Random, ServerControl, ServerOptions, Variables, WallClock},
     failure::Result,
     output::Output,
     source::StackFile,
@@ -34,8 +34,11 @@ pub(crate) struct Session {
     pub(crate) cwd: PathBuf,
     pub(crate) home: PathBuf,
     pub(crate) now: WallClock,
+    pub(crate) random: Random,
     pub(crate) control: Arc<dyn ServerControl>,
     pub(crate) token: Option<String>,
+    /// Who asks, for the events: the name of the user.
+    pub(crate) user: Option<String>,
     /// `--server`
     remote: Option<Endpoint>,
     file: Option<PathBuf>,
@@ -81,8 +84,10 @@ impl Session {
             cwd: deps.cwd,
             home,
             now: deps.now,
+            random: deps.random,
             control: deps.server,
             token,
+            user: env("USER").filter(|user| !user.trim().is_empty()),
             remote,
             file,
             environment: global.env.clone(),
@@ -284,6 +289,7 @@ pub(crate) struct World {
     pub(crate) cwd: PathBuf,
     pub(crate) env: Variables,
     pub(crate) now: WallClock,
+    pub(crate) random: Random,
     pub(crate) server: Arc<dyn ServerControl>,
 }
 

@@ -61,6 +61,8 @@ pub struct RunRequest {
     pub(crate) what: What,
     /// Volumes whose directory is not there.
     pub(crate) missing: BTreeSet<ResourceId>,
+    /// Idempotency key: a request with the key of a recorded run starts nothing and is answered with that run.
+    pub(crate) key: Option<String>,
 }
 
 /// Kinds of requests.
@@ -76,7 +78,13 @@ pub(crate) enum What {
 
 impl RunRequest {
     fn new(what: What) -> Self {
-        Self { what, missing: BTreeSet::new() }
+        Self { what, missing: BTreeSet::new(), key: None }
+    }
+
+    /// Names the request, so that asking again does not start a second run.
+    #[must_use]
+    pub fn with_key(self, key: Option<String>) -> Self {
+        Self { key, ..self }
     }
 
     /// Make the environment what a stack file says.
@@ -336,6 +344,15 @@ impl ControlPlane {
         answer.await.map_err(|_| EngineError::ShuttingDown)?
     }
 
+    /// The run that was started by the request with this idempotency key, if there is one.
+    pub async fn run_of_request(&self, key: String) -> Result<Option<RunRecord>, EngineError> {
+        let found = self.inner.store.read(move |reader| match reader.run_of_request(&key)? {
+            Some(run) => reader.run(run),
+            None => Ok(None),
+        });
+        Ok(found.await?)
+    }
+
     /// Says what a run would do. Changes nothing.
     pub async fn plan(&self, environment: &EnvironmentId, request: RunRequest) -> Result<Plan, EngineError> {
         if self.handle(environment).is_none() {
@@ -506,5 +523,6 @@ fn fresh(id: &EnvironmentId) -> EnvironmentRecord {
         chosen_ports: BTreeMap::new(),
         ordinals: BTreeMap::new(),
         rollouts: BTreeMap::new(),
+        flag_overrides: BTreeMap::new(),
     }
 }

@@ -227,6 +227,17 @@ impl EnvironmentTask {
     }
 
     async fn answer(&mut self, request: Request) -> Option<Batch> {
+        let request = match request {
+            // Before anything else: what its first time began may be over, or have been superseded.
+            Request::Start(request, reply) => match self.begun_before(&request).await {
+                Some(found) => {
+                    let _ = reply.send(found);
+                    return None;
+                }
+                None => Request::Start(request, reply),
+            },
+            request => request,
+        };
         match request {
             Request::View(reply) => {
                 let status = self.machine.status(self.clock.now());
@@ -307,6 +318,19 @@ impl EnvironmentTask {
         self.machine.is_rolling_out() && run.plan.desired.as_ref() != wanted
     }
 
+    /// The run that this very request has started already, if its client asks again because the answer was lost.
+    async fn begun_before(&self, request: &RunRequest) -> Option<Result<StartedRun, EngineError>> {
+        let key = request.key.clone()?;
+        let found = self.store.read(move |reader| match reader.run_of_request(&key)? {
+            Some(run) => reader.run(run),
+            None => Ok(None),
+        });
+        match found.await {
+            Ok(run) => run.map(|run| Ok(StartedRun { run, warnings: Vec::new() })),
+            Err(error) => Some(Err(error.into())),
+        }
+    }
+
     fn plan(&self, request: &RunRequest) -> Result<planning::Planned, EngineError> {
         planning::plan_request(&self.machine, self.clock.now(), request)
     }
@@ -337,6 +361,7 @@ impl EnvironmentTask {
             problems: Vec::new(),
             reverted: None,
             culprits: Vec::new(),
+            request_key: request.key.clone(),
         };
         if nothing_to_do {
             run.state = RunState::Succeeded;

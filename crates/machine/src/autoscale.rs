@@ -221,7 +221,9 @@ impl Autoscaler {
             return vec!["autoscaling waits for its first measurement".to_owned()];
         };
         lines.push(last.to_string());
-        lines.extend(last.details().into_iter().map(|detail| format!("  {detail}")));
+        if last.metrics.len() > 1 {
+            lines.extend(last.details().into_iter().map(|detail| format!("  {detail}")));
+        }
         if let (Some(changed), Some(ago)) = (&status.changed, status.changed_ago)
             && changed != last
         {
@@ -230,7 +232,9 @@ impl Autoscaler {
         if let Some(cold_start) = status.cold_start {
             let (waited, deadline) = (whole_seconds(cold_start.waited), cold_start.deadline);
             lines.push(if cold_start.is_overdue() {
-                format!("no instance is ready {waited} after the request that woke it; requests wait at most {deadline}")
+                format!(
+                    "no instance is ready {waited} after the request that woke it; requests wait at most {deadline}"
+                )
             } else {
                 format!("starting for {waited}; requests wait for an instance for at most {deadline}")
             });

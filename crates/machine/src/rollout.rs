@@ -29,6 +29,8 @@ use orchestra_model::{
     traffic::{Mirror, Permille, Split},
 };
 
+pub mod judge;
+
 #[cfg(test)]
 mod tests;
 
@@ -208,6 +210,14 @@ impl Rollout {
     /// The analysis that it waits for, if its step is one.
     pub fn analysis(&self) -> Option<&AnalysisStep> {
         if let Some(RolloutStep::Analysis(step)) = self.step() { Some(step) } else { None }
+    }
+
+    /// Whether a verdict would be heard now: `Some(true)` if it must be given, `Some(false)` if a pass may come early or
+    /// only a fail matters.
+    pub fn wants_verdict(&self, at: UnixMillis) -> Option<bool> {
+        let analysis = self.analysis().filter(|_| self.record.paused.is_none())?;
+        let over = at >= self.after(self.record.since, analysis.duration.duration());
+        Some(over)
     }
 
     /// Instances of the new set that are wanted now.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use orchestra_model::{
     InstanceId, Now, ReleaseNumber, ResourceId,
     launch::Exit,
-    record::{RunRecord, StepState},
-    rollout::RolloutRecord,
+    record::{RunRecord, RunState, StepState},
+    rollout::{RolloutPhase, RolloutRecord},
     time::UnixMillis,
 };
 
@@ -120,6 +120,16 @@ impl Environment {
             run: self.run().cloned(),
             resources: ids.into_iter().map(|id| self.resource_status(now, id)).collect(),
         }
+    }
+}
+
+impl Status {
+    /// Whether a rollout in steps goes on.
+    pub fn is_rolling_out(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| run.state == RunState::Running)
+            && self.resources.iter().filter_map(|resource| resource.rollout.as_ref()).any(|rollout| {
+                rollout.steps > 0 && rollout.record.phase != RolloutPhase::Warm
+            })
     }
 }
 

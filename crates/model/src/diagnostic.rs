@@ -94,6 +94,7 @@ codes! {
     SERVER_UNREACHABLE = "ORC0801": "the server cannot be reached",
     UNAUTHORIZED = "ORC0802": "the request is not authorized",
     INCOMPATIBLE = "ORC0803": "client and server do not fit together",
+    BAD_REQUEST = "ORC0804": "the request is not one that the API takes",
     INTERNAL = "ORC0899": "a defect in Orchestra",
 }
 

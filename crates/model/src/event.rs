@@ -73,6 +73,8 @@ pub enum EventKind {
     RolloutPromoted,
     /// A verdict was given.
     Verdict,
+    /// A flag was switched, and why.
+    FlagSwitched,
     /// A hook was asked, or answered.
     Hook,
     /// The number of instances was changed by the autoscaler, and why.

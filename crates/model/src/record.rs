@@ -8,9 +8,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    autoscale::AutoscaleRecord,
     desired::{Dependency, Desired, Resource},
     diagnostic::Diagnostic,
     event::Event,
+    flag::{FlagName, Override},
     id::{Digest, EnvironmentId, Generation, InstanceId, Name, ReleaseNumber, ResourceId, ResourceKind, RunId},
     launch::Exit,
     plan::Plan,
@@ -40,6 +42,24 @@ pub struct EnvironmentRecord {
     /// Rollouts that go on, or whose old set is still kept, by service.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rollouts: BTreeMap<Name, RolloutRecord>,
+    /// Decisions laid over the flags' own rules, by flag.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub flag_overrides: BTreeMap<FlagName, Override>,
+    /// Numbers of instances that follow the load, by service: they count, and not what the release says.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub scaled: BTreeMap<Name, ScaledRecord>,
+}
+
+/// The number of instances of a service that scales by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ScaledRecord {
+    /// Instances that are wanted.
+    pub replicas: u32,
+    /// The number before the run that goes on set another one by hand: what to go back to if it fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<u32>,
+    /// What its autoscaler must not forget.
+    pub autoscale: AutoscaleRecord,
 }
 
 /// A numbered, immutable record of a desired state that was put into an environment. Only `state` moves.
@@ -136,6 +156,9 @@ pub struct RunRecord {
     /// Instances that made it fail; their last output tells more.
     #[serde(default)]
     pub culprits: Vec<InstanceId>,
+    /// Idempotency key of the request that started it, as its client made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_key: Option<String>,
 }
 
 /// Where a run stands.

@@ -51,6 +51,7 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
                 size: Box::new(terminal_size),
             },
             now: Box::new(orchestra_engine::Clock::wall),
+            random: Box::new(random),
             interrupts: interrupts(),
             server: Arc::new(Servers),
         };
@@ -71,6 +72,13 @@ fn terminal_size() -> Option<(u16, u16)> {
     let size =
         rustix::termios::tcgetwinsize(io::stderr()).or_else(|_| rustix::termios::tcgetwinsize(io::stdout())).ok()?;
     (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
+}
+
+fn random() -> u128 {
+    let mut bytes = [0; 16];
+    // getrandom(2): up to 256 bytes come whole, and only a machine that has just been switched on waits for them.
+    while rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) != Ok(bytes.len()) {}
+    u128::from_ne_bytes(bytes)
 }
 
 /// One item per Ctrl-C.

@@ -114,7 +114,7 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     sys::null_standard(null.as_fd())?;
     if let Some(socket) = zygote_socket {
-        return match zygote::serve(socket)? {
+        return match zygote::serve(socket, &arguments.folder)? {
             Some(task) => supervise(task, null),
             None => Ok(()),
         };

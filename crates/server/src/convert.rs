@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use orchestra_api::{
     Address, CheckState, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus, InFlight,
-    InstancePhase, InstanceStatus, JobState, JobStatus, Progress, ProgressState, RunSummary, ServiceState,
+    InstancePhase, InstanceStatus, JobState, JobStatus, Progress, ProgressState, RolloutStatus, RunSummary, ServiceState,
     ServiceStatus, VolumeState, VolumeStatus, Waiting,
 };
 use orchestra_engine::{Clock, View};
@@ -74,12 +74,35 @@ fn service_state(resource: &ResourceStatus) -> ServiceState {
         "ready" => ServiceState::Ready,
         "starting" => ServiceState::Starting,
         "rolling" => ServiceState::Rolling,
+        "paused" => ServiceState::Paused,
         "degraded" => ServiceState::Degraded,
         "failed" => ServiceState::Failed,
         "held" => ServiceState::Held,
         "stopping" => ServiceState::Stopping,
         "gone" => ServiceState::Stopped,
         _ => ServiceState::Waiting,
+    }
+}
+
+fn rollout(seen: &orchestra_machine::status::RolloutStatus) -> RolloutStatus {
+    let record = &seen.record;
+    RolloutStatus {
+        strategy: seen.strategy.to_owned(),
+        from: record.from,
+        to: record.to,
+        phase: record.phase,
+        words: seen.words.clone(),
+        step: if record.step < seen.steps { record.step + 1 } else { 0 },
+        steps: seen.steps,
+        weight: record.weight,
+        available: seen.instances.0,
+        wanted: seen.instances.1,
+        baseline: seen.baseline,
+        started_at: record.started_at,
+        deadline: record.deadline,
+        paused: record.paused.clone(),
+        waits_for: seen.waits_for.clone(),
+        kept_until: seen.cold_at,
     }
 }
 
@@ -149,6 +172,8 @@ pub(crate) fn status(view: &View) -> EnvironmentStatus {
                 ready: resource.ready,
                 addresses: addresses(resource, spec),
                 waits_for,
+                rollout: resource.rollout.as_ref().map(rollout),
+                scaling: Vec::new(),
                 problem: (resource.state != "ready").then(|| problem(resource)).flatten(),
                 instances,
             }),

@@ -10,7 +10,7 @@ use axum::{
     routing::{get, post},
 };
 use orchestra_api::{
-    DoctorReport, Empty, EnvironmentStatus, EnvironmentSummary, EventsQuery, LogsQuery, Page, PageQuery, PlanRequest,
+    DoctorReport, Empty, EnvironmentStatus, EnvironmentSummary, EventsQuery, LogsQuery, MoveRollout, Page, PageQuery, PlanRequest,
     PlanResponse, ReleaseSummary, ReleasesQuery, ResourceCount, Source, StartRun, StartedRun, ValidateResponse,
     Version,
 };
@@ -18,6 +18,7 @@ use orchestra_engine::{EngineError, LoadedStack, RunRequest, StackSource};
 use orchestra_model::{
     Code, Diagnostic, EnvironmentId, Event, Name, Plan, ReleaseNumber, ResourceId, RunId,
     record::{ReleaseRecord, ResourceRecord, RunRecord},
+    rollout::RolloutCommand,
 };
 use orchestra_provider::{LogQuery, LogStream};
 use orchestra_store::EventFilter;
@@ -31,7 +32,7 @@ use crate::{
 };
 
 /// Largest body that is read: a stack file of the largest size, escaped as JSON.
-const BODY_LIMIT: usize = 64 << 20;
+pub(crate) const BODY_LIMIT: usize = 64 << 20;
 
 type Answer<T> = Result<Json<T>, Failure>;
 
@@ -45,6 +46,7 @@ pub fn router(backend: Backend, facts: Facts, tree: TaskTree, stop: Arc<Notify>)
         .route("/v1/runs", post(start_run))
         .route("/v1/runs/{run}", get(run))
         .route("/v1/runs/{run}/cancel", post(cancel_run))
+        .route("/v1/environments/{stack}/{environment}/rollout", post(move_rollout))
         .route("/v1/runs/{run}/events", get(run_events))
         .route("/v1/environments", get(environments))
         .route("/v1/environments/{stack}/{environment}", get(environment))
@@ -153,8 +155,20 @@ async fn recorded_plan(app: &App, environment: EnvironmentId, request: Planned) 
     }
 }
 
-async fn start_run(State(app): State<App>, Body(request): Body<StartRun>) -> Result<Response, Failure> {
+async fn start_run(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Body(request): Body<StartRun>,
+) -> Result<Response, Failure> {
     let control = app.live()?;
+    let key = idempotency_key(&headers)?;
+    let started = |run, warnings| (StatusCode::CREATED, Json(StartedRun { run, warnings })).into_response();
+    // Before anything is looked at that the first request may have changed. What it is still doing, the driver knows.
+    if let Some(key) = key.clone()
+        && let Some(run) = control.run_of_request(key).await?
+    {
+        return Ok(started(run, Vec::new()));
+    }
     let (environment, request) = match request {
         StartRun::Up(up) => {
             let stack = load(&app, up.source).await?;
@@ -165,12 +179,32 @@ async fn start_run(State(app): State<App>, Body(request): Body<StartRun>) -> Res
         StartRun::Restart(restart) => (restart.environment, RunRequest::restart(restart.services)),
         StartRun::Scale(scale) => (scale.environment, RunRequest::scale(scale.replicas)),
         StartRun::Rollback(rollback) => {
+            // In the middle of a rollout the way back is to turn its run back, with the same effect.
+            if rollback.to.is_none() && control.view(&rollback.environment).await?.status.is_rolling_out() {
+                let abort = RolloutCommand::Abort;
+                let run = control.rollout(&rollback.environment, None, abort, "a rollback".to_owned()).await?;
+                return Ok(started(run, Vec::new()));
+            }
             let request = control.rollback(&rollback.environment, rollback.to).await?;
             (rollback.environment, request)
         }
     };
-    let started = control.start_run(&environment, request).await?;
-    Ok((StatusCode::CREATED, Json(StartedRun { run: started.run, warnings: started.warnings })).into_response())
+    let accepted = control.start_run(&environment, request.with_key(key)).await?;
+    Ok(started(accepted.run, accepted.warnings))
+}
+
+/// The key by which a client may ask again.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Failure> {
+    let Some(value) = headers.get(orchestra_api::IDEMPOTENCY_KEY) else { return Ok(None) };
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    match value.to_str() {
+        Ok(key) if (1..=64).contains(&key.len()) && key.bytes().all(allowed) => Ok(Some(key.to_owned())),
+        _ => Err(Failure::new(
+            StatusCode::BAD_REQUEST,
+            Diagnostic::error(Code::BAD_REQUEST, "the header `Idempotency-Key` is not a key")
+                .help("make one of 1 to 64 letters, digits, `-` and `_` at random, such as a UUID"),
+        )),
+    }
 }
 
 async fn recorded_run(app: &App, id: RunId) -> Result<RunRecord, Failure> {
@@ -255,6 +289,17 @@ fn environment_id(Path((stack, environment)): EnvironmentPath) -> EnvironmentId 
 async fn environment(State(app): State<App>, path: EnvironmentPath) -> Answer<EnvironmentStatus> {
     let view = app.live()?.view(&environment_id(path)).await?;
     Ok(Json(convert::status(&view)))
+}
+
+async fn move_rollout(
+    State(app): State<App>,
+    path: EnvironmentPath,
+    Body(request): Body<MoveRollout>,
+) -> Result<Response, Failure> {
+    let MoveRollout { service, command, by } = request;
+    let by = by.filter(|by| !by.trim().is_empty()).unwrap_or_else(|| "a person".to_owned());
+    let record = app.live()?.rollout(&environment_id(path), service, command, by).await?;
+    Ok((StatusCode::ACCEPTED, Json(record)).into_response())
 }
 
 async fn known(app: &App, id: &EnvironmentId) -> Result<(), Failure> {

@@ -47,6 +47,8 @@ impl Disk {
                 chosen_ports: BTreeMap::new(),
                 ordinals: BTreeMap::new(),
                 rollouts: BTreeMap::new(),
+                flag_overrides: BTreeMap::new(),
+                scaled: BTreeMap::new(),
             },
             resources: BTreeMap::new(),
             instances: BTreeMap::new(),

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use orchestra_machine::Event;
 use orchestra_model::{
-    Desired, Generation, Now, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
-    record::{ReleaseRecord, ReleaseState, RunKind, RunRecord, RunState},
+    Desired, Generation, Now, Plan, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
+    record::{EnvironmentRecord, ReleaseRecord, ReleaseState, RunKind, RunRecord, RunState},
 };
 use orchestra_plan::{Current, Observation, Options};
 
@@ -49,6 +49,33 @@ pub fn submit(world: &mut World, kind: RunKind, desired: Option<Desired>) -> boo
         let steps: Vec<String> = plan.steps.iter().map(|step| format!("{} {:?}", step.resource, step.action)).collect();
         format!("{id} {kind:?} release {number:?}: {}", steps.join(", "))
     });
+    let source = record.source.clone();
+    let (run, release) = request(&record, id, kind, plan, desired);
+    world.deliver(Event::RunRequested { run, release, source });
+    true
+}
+
+/// A run and its release, numbered as the engine does.
+pub(crate) fn request(
+    record: &EnvironmentRecord,
+    id: RunId,
+    kind: RunKind,
+    plan: Plan,
+    desired: Option<Desired>,
+) -> (Box<RunRecord>, Option<Box<ReleaseRecord>>) {
+    let number = desired.is_some().then(|| ReleaseNumber(record.last_release.0 + 1));
+    let release = number.zip(desired).map(|(number, desired)| {
+        Box::new(ReleaseRecord {
+            environment: record.id.clone(),
+            number,
+            created_at: 0,
+            run: id,
+            reason: "simulated".to_owned(),
+            state: ReleaseState::Deploying,
+            desired,
+            verdicts: Vec::new(),
+        })
+    });
     let run = RunRecord {
         id,
         environment: record.id.clone(),
@@ -63,21 +90,9 @@ pub fn submit(world: &mut World, kind: RunKind, desired: Option<Desired>) -> boo
         problems: Vec::new(),
         reverted: None,
         culprits: Vec::new(),
+        request_key: None,
     };
-    let release = number.zip(desired).map(|(number, desired)| {
-        Box::new(ReleaseRecord {
-            environment: record.id.clone(),
-            number,
-            created_at: 0,
-            run: id,
-            reason: "simulated".to_owned(),
-            state: ReleaseState::Deploying,
-            desired,
-            verdicts: Vec::new(),
-        })
-    });
-    world.deliver(Event::RunRequested { run: Box::new(run), release, source: record.source });
-    true
+    (Box::new(run), release)
 }
 
 /// Cancels the run that goes on, if there is one and the server is there.

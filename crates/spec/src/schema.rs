@@ -86,7 +86,9 @@ fn key_schema(key: &Key, overlay: bool, definitions: &mut Map<String, Value>) ->
 fn shape_schema(shape: &Shape, overlay: bool, definitions: &mut Map<String, Value>) -> Value {
     let nullable = |schema: Value| if overlay { json!({"anyOf": [schema, {"type": "null"}]}) } else { schema };
     match shape {
-        Shape::Text | Shape::Template | Shape::Variant | Shape::Constant => json!({"type": ["string", "number", "boolean"]}),
+        Shape::Text | Shape::Template | Shape::Variant | Shape::Constant => {
+            json!({"type": ["string", "number", "boolean"]})
+        }
         Shape::Duration => json!({"anyOf": [
             {"type": "string", "pattern": r"^(0|([0-9]+(\.[0-9]+)?(us|ms|s|m|h|d))+)$"},
             {"const": 0},
@@ -268,8 +270,7 @@ fn words(shape: &Shape) -> String {
         Shape::Address => "`IP:PORT`".to_owned(),
         Shape::Host => "IP address".to_owned(),
         Shape::Table(table) => format!("[{0}](#{0})", table.id),
-        Shape::Names(shape) => format!("names to {}", words(shape)),
-        Shape::Keys(shape) => format!("names to {}", words(shape)),
+        Shape::Names(shape) | Shape::Keys(shape) => format!("names to {}", words(shape)),
         Shape::Variant => "variant".to_owned(),
         Shape::FlagValue => "text, number, boolean, mapping or `null`".to_owned(),
         Shape::Constant => "text, number or boolean".to_owned(),
@@ -278,7 +279,7 @@ fn words(shape: &Shape) -> String {
         Shape::Weight => "percentage".to_owned(),
         Shape::Share => "share or `rest`".to_owned(),
         Shape::Test => "[test](#test), value or list".to_owned(),
-        Shape::Condition => "condition".to_owned(),
+        Shape::Condition => "[condition](#flags)".to_owned(),
         Shape::Map(shape) => format!("mapping to {}", words(shape)),
         Shape::List(shape) => format!("list of {}", words(shape)),
         Shape::Any(shapes) => shapes.iter().map(words).collect::<Vec<_>>().join(", or "),

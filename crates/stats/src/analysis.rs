@@ -39,6 +39,7 @@
 //! ```
 
 mod counters;
+mod crowd;
 mod report;
 mod step;
 
@@ -48,6 +49,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{
     counters::Tally,
+    crowd::{Crowd, Part},
     step::{Step, Warmth},
 };
 use crate::{
@@ -55,7 +57,7 @@ use crate::{
     clients::{Burst, Caps, Distinct, Sessions},
     latency::Bounds,
     measurement::with_policy,
-    observation::{Arm, Cell, Pair, Tick},
+    observation::{Arm, Bad, Cell, Pair, Tick},
     settings::{Settings, Unit},
     verdict::{ArmEvidence, Evidence, Outcome, ProbeEvidence, Verdict, WeightChange},
     wealth::{BETTER, WORSE, Wealth, sum_of_logs},
@@ -63,6 +65,9 @@ use crate::{
 
 /// Share of the average that the relative test has when there are others.
 const RELATIVE_SHARE: f64 = 0.7;
+
+/// Without any one client, the relative evidence must still be so many times lower than the threshold at most.
+const CROWD_SHARE: f64 = 3.0;
 
 /// Share of each wealth that begins to bet late.
 const KEPT: f64 = 0.25;
@@ -80,14 +85,15 @@ const MAX_WEIGHTS: usize = 64;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Analysis {
     settings: Settings,
-    relative: Wealth,
+    relative: Crowd,
     absolute: Option<Wealth>,
     probes: Option<Wealth>,
     counters: Vec<Tally>,
     pass_rate: Wealth,
     pass_ratio: Wealth,
     caps: Caps,
-    burst: Burst,
+    /// For failed responses, and for late ones.
+    bursts: (Burst, Burst),
     bad_clients: Distinct,
     sessions: Sessions,
     canary: ArmEvidence,
@@ -111,16 +117,16 @@ impl Analysis {
     pub fn new(settings: Settings) -> Self {
         let settings = settings.in_range();
         let worse = || Wealth::new(&WORSE, KEPT);
-        let counters = settings.counters.iter().map(|name| Tally::new(name, worse(), settings.burst)).collect();
+        let counters = settings.counters.iter().map(|name| Tally::new(name, worse(), settings.failed_burst)).collect();
         Self {
-            relative: worse(),
+            relative: Crowd::new(worse()),
             absolute: settings.errors.map(|_| worse()),
             probes: settings.probes.then(worse),
             counters,
             pass_rate: Wealth::new(&BETTER, 0.0),
             pass_ratio: Wealth::new(&BETTER, 0.0),
             caps: Caps::default(),
-            burst: Burst::new(settings.burst),
+            bursts: (Burst::new(settings.failed_burst), Burst::new(settings.late_burst)),
             bad_clients: Distinct::default(),
             sessions: Sessions::default(),
             canary: ArmEvidence::default(),
@@ -179,7 +185,7 @@ impl Analysis {
         if !cold {
             // What cold instances count into their counters cannot be told apart by kind; it is let go for both arms.
             for tally in &mut self.counters {
-                tally.observe(&tick.counters, self.settings.burst, tick.covers);
+                tally.observe(&tick.counters, tick.covers);
             }
         }
         let canary = tick.cells.iter().filter(|it| it.arm == Arm::Canary);
@@ -279,86 +285,76 @@ impl Analysis {
     fn responses(&mut self, cells: &[Cell], covers: Duration, cold: bool) {
         let mut order: Vec<&Cell> = cells.iter().collect();
         order.sort_by_key(|cell| cell.client);
-        // Of each client what the cap lets through: weight, canary's part, stable release's part.
-        let mut split: Vec<(f64, f64, f64)> = Vec::new();
-        let mut full = (0.0, 0.0);
-        let mut pass = (0.0, 0.0);
+        // What the caps on clients let through, of failed and of late responses.
+        let mut parts: Vec<(&Cell, f64, f64)> = Vec::new();
+        let (mut pass, mut full_good) = ((0.0, 0.0), 0.0);
         for cells in order.chunk_by(|a, b| a.client == b.client) {
-            let bad = cells.iter().fold(0_u64, |sum, cell| sum.saturating_add(self.counts(cell, cold)));
+            let bad = cells.iter().fold(0_u64, |sum, cell| sum.saturating_add(self.counts(cell, cold).total()));
             let cap = if self.settings.unit == Unit::Session { 1 } else { self.settings.client_cap };
-            let allowed = if bad > 0 { f64::from(self.caps.take(cells[0].client, bad, cap)) } else { 0.0 };
+            let share = if bad > 0 { f64::from(self.caps.take(cells[0].client, bad, cap)) / float(bad) } else { 0.0 };
             for cell in cells {
                 let counts = self.counts(cell, cold);
-                self.total(cell, counts);
-                let part = if counts > 0 { float(counts) * allowed / float(bad) } else { 0.0 };
-                if cell.arm == Arm::Canary && counts > 0 && cell.weight >= LEAST_WEIGHT {
-                    self.bad_clients.insert(cell.client);
-                }
-                let (bad, good) = self.exposure(cell, counts);
-                if cell.arm == Arm::Canary && !cold {
-                    pass = (pass.0 + bad, pass.1 + good);
-                }
-                match (cell.arm, cell.weight) {
-                    (Arm::Canary, weight) if weight >= FULL_WEIGHT => {
-                        full.0 += part;
-                        if !(cold && self.settings.warm_up.errors_too) {
-                            full.1 += good;
-                        }
+                self.total(cell, counts.total());
+                if cell.arm == Arm::Canary {
+                    let (bad, good) = self.exposure(cell, counts.total());
+                    if !cold {
+                        pass = (pass.0 + bad, pass.1 + good);
                     }
-                    (arm, weight) if part > 0.0 && (LEAST_WEIGHT..FULL_WEIGHT).contains(&weight) => {
-                        let at = split.iter().position(|(w, ..)| w.to_bits() == weight.to_bits());
-                        let at = at.unwrap_or_else(|| {
-                            split.push((weight, 0.0, 0.0));
-                            split.len() - 1
-                        });
-                        match arm {
-                            Arm::Canary => split[at].1 += part,
-                            Arm::Stable => split[at].2 += part,
-                        }
+                    if cell.weight >= FULL_WEIGHT && !(cold && self.settings.warm_up.errors_too) {
+                        full_good += good;
                     }
-                    _ => {}
+                }
+                if counts.total() > 0 && cell.weight >= LEAST_WEIGHT && cell.weight <= 1.0 {
+                    if cell.arm == Arm::Canary {
+                        self.bad_clients.insert(cell.client);
+                    }
+                    if share > 0.0 {
+                        parts.push((cell, float(counts.failed()) * share, float(counts.late()) * share));
+                    }
                 }
             }
         }
-        let all = split.iter().map(|(_, canary, stable)| canary + stable).sum::<f64>() + full.0;
-        let share = self.burst.take(self.settings.burst, covers, all);
-        for (_, canary, stable) in &mut split {
-            *canary *= share;
-            *stable *= share;
-            self.counted = (self.counted.0 + *canary, self.counted.1 + *stable);
+        let (failed, late) = parts.iter().fold((0.0, 0.0), |sum, part| (sum.0 + part.1, sum.1 + part.2));
+        let shares = (self.bursts.0.take(covers, failed), self.bursts.1.take(covers, late));
+        let mut full_bad = 0.0;
+        let mut split: Vec<Part> = Vec::new();
+        for (cell, failed, late) in parts {
+            let bad = failed * shares.0 + late * shares.1;
+            let (canary, stable) = if cell.arm == Arm::Canary { (bad, 0.0) } else { (0.0, bad) };
+            self.counted = (self.counted.0 + canary, self.counted.1 + stable);
+            if cell.weight < FULL_WEIGHT {
+                split.push(Part { group: crowd::group(cell.client), weight: cell.weight, canary, stable });
+            } else {
+                full_bad += canary;
+            }
         }
-        self.counted.0 += full.0 * share;
-        self.relative.observe_all(&split);
+        self.relative.observe(&split);
         if let (Some(absolute), Some(bound)) = (&mut self.absolute, self.settings.errors) {
-            absolute.observe(bound, full.0 * share, full.1);
+            absolute.observe(bound, full_bad, full_good);
         }
         if !cold {
             let ratio = self.settings.degradation.ratio;
             self.pass_rate.observe(self.settings.degradation.rate, pass.0, pass.1);
-            for (weight, ..) in &mut split {
-                *weight = *weight * ratio / (1.0 - *weight + *weight * ratio);
-            }
-            self.pass_ratio.observe_all(&split);
+            let degraded = |it: &Part| (it.weight * ratio / (1.0 - it.weight + it.weight * ratio), it.canary, it.stable);
+            self.pass_ratio.observe_all(&split.iter().map(degraded).collect::<Vec<_>>());
         }
     }
 
     /// Bad responses of a cell that count at present.
-    const fn counts(&self, cell: &Cell, cold: bool) -> u64 {
+    fn counts(&self, cell: &Cell, cold: bool) -> Bad {
         match (cold, self.settings.warm_up.errors_too) {
-            (true, true) => 0,
-            (true, false) => cell.bad.failed(),
-            (false, _) => cell.bad.total(),
+            (true, true) => Bad::default(),
+            (true, false) => Bad { broken: cell.bad.broken, server_error: cell.bad.server_error, ..Bad::default() },
+            (false, _) => cell.bad,
         }
     }
 
     /// Bad and good units among a cell's responses.
     fn exposure(&mut self, cell: &Cell, counts: u64) -> (f64, f64) {
-        if cell.arm == Arm::Stable || cell.requests == 0 {
-            return (0.0, 0.0);
-        }
         match self.settings.unit {
             Unit::Request => (float(counts), float(cell.requests.saturating_sub(cell.bad.total()))),
-            Unit::Session => self.sessions.note(cell.client, counts > 0),
+            Unit::Session if cell.requests > 0 || counts > 0 => self.sessions.note(cell.client, counts > 0),
+            Unit::Session => (0.0, 0.0),
         }
     }
 
@@ -398,27 +394,40 @@ impl Analysis {
 
     fn judge(&mut self) {
         self.highest = self.highest.max(self.ln_worse(true));
-        let enough_clients = self.bad_clients.count() >= self.settings.min_clients;
-        if self.failure.is_none() && self.ln_worse(enough_clients) >= self.ln_threshold() {
+        if self.failure.is_none() && self.ln_worse(!self.rests_on_one()) >= self.ln_threshold() {
             self.failure = Some(self.explain_failure());
         }
     }
 
-    /// Logarithm of the average of the wealths; without what responses show, if too few clients had bad ones.
+    /// Whether too few clients have seen what responses show: fewer than asked for had a bad one, or without any one of
+    /// them there would be less than a third of the evidence that is needed.
+    fn rests_on_one(&self) -> bool {
+        let enough = self.ln_threshold() - CROWD_SHARE.ln();
+        let relative = self.relative_share().ln() + self.relative.ln_without_one();
+        let crowd = self.settings.min_clients <= 1 || self.step.weight >= FULL_WEIGHT || relative >= enough;
+        self.bad_clients.count() < self.settings.min_clients || !crowd
+    }
+
+    fn relative_share(&self) -> f64 {
+        if self.others() == 0 { 1.0 } else { RELATIVE_SHARE }
+    }
+
+    /// Wealths beside the relative one.
+    fn others(&self) -> usize {
+        self.counters.len() + usize::from(self.absolute.is_some()) + usize::from(self.probes.is_some())
+    }
+
+    /// Logarithm of the average of the wealths; without what responses show, if that is not to count.
     fn ln_worse(&self, with_responses: bool) -> f64 {
-        let others = self.counters.len() + usize::from(self.absolute.is_some()) + usize::from(self.probes.is_some());
-        let (relative, other) = match others {
-            0 => (1.0_f64, 0.0_f64),
-            #[expect(clippy::cast_precision_loss, reason = "at most eighteen")]
-            others => (RELATIVE_SHARE, (1.0 - RELATIVE_SHARE) / others as f64),
-        };
-        let mut logs = Vec::with_capacity(others + 1);
+        #[expect(clippy::cast_precision_loss, reason = "at most eighteen")]
+        let other = ((1.0 - self.relative_share()) / self.others().max(1) as f64).ln();
+        let mut logs = Vec::new();
         if with_responses {
-            logs.push(relative.ln() + self.relative.ln());
-            logs.extend(self.absolute.iter().map(|it| other.ln() + it.ln()));
+            logs.push(self.relative_share().ln() + self.relative.all().ln());
+            logs.extend(self.absolute.iter().map(|it| other + it.ln()));
         }
         let others = self.probes.iter().chain(self.counters.iter().map(Tally::wealth));
-        logs.extend(others.map(|it| other.ln() + it.ln()));
+        logs.extend(others.map(|it| other + it.ln()));
         sum_of_logs(&logs)
     }
 

@@ -51,35 +51,44 @@ impl Caps {
     }
 }
 
-/// Bad responses beyond the usual that may count at once: a bucket that fills with time.
+/// Bad responses beyond the usual that may count: a bucket that fills with time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Burst {
+    /// Events beyond the usual that may count in a second.
+    rate: f64,
     /// What may count now.
     level: f64,
-    /// Bad responses per second, averaged over the last minute or so.
+    /// The median number of bad responses in a second: a stall now and then does not move it, steady errors do.
     usual: f64,
+    /// The second that is being counted: how much of it has passed, and how many were bad.
+    second: (f64, f64),
 }
 
-/// The bucket holds what flows in during so many seconds.
+/// The bucket holds what flows in during so many seconds, and one event at least.
 const DEPTH: f64 = 2.0;
 
-/// The usual rate is an average over about so many seconds.
-const MEMORY: f64 = 60.0;
+/// By what share the median moves with each second, and from what.
+const MEDIAN_STEP: (f64, f64) = (0.05, 0.5);
 
 impl Burst {
-    /// A full bucket for `rate` per second.
+    /// A full bucket for `rate` events per second beyond the usual.
     pub fn new(rate: f64) -> Self {
-        Self { level: rate * DEPTH, usual: 0.0 }
+        Self { rate, level: (rate * DEPTH).max(1.0), usual: 0.0, second: (0.0, 0.0) }
     }
 
     /// The share (0 to 1) of `bad` responses of the last `time` that counts.
-    pub fn take(&mut self, rate: f64, time: Duration, bad: f64) -> f64 {
-        let seconds = time.as_secs_f64().clamp(0.0, MEMORY);
-        // The usual rate is that before this tick, so a surge does not excuse itself.
-        let flow = rate + self.usual;
-        self.level = (self.level + flow * seconds).min(flow * DEPTH.max(seconds));
-        if seconds > 0.0 {
-            self.usual += (bad.min(1e9) / seconds - self.usual) * (1.0 - (-seconds / MEMORY).exp());
+    pub fn take(&mut self, time: Duration, bad: f64) -> f64 {
+        let seconds = time.as_secs_f64().min(3600.0);
+        let bad = bad.clamp(0.0, 1e12);
+        // The usual number is that before this look, so that a surge does not excuse itself.
+        let flow = self.rate + self.usual;
+        self.level = (self.level + flow * seconds).min((self.rate * DEPTH).max(1.0) + self.usual * DEPTH.max(seconds));
+        self.second = (self.second.0 + seconds, self.second.1 + bad);
+        if self.second.0 >= 1.0 {
+            let step = MEDIAN_STEP.0 * (self.usual + MEDIAN_STEP.1);
+            let above = self.second.1 > self.usual * self.second.0;
+            self.usual = if above { self.usual + step } else { (self.usual - step).max(0.0) };
+            self.second = (0.0, 0.0);
         }
         if bad <= 0.0 {
             return 1.0;

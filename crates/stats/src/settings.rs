@@ -85,9 +85,10 @@ pub struct Settings {
     pub client_window: Duration,
     /// A fail needs bad responses of so many distinct clients on the canary (at most 16).
     pub min_clients: u32,
-    /// Bad responses beyond the usual number per second that count, on both arms together: a stall of one instance is
-    /// one event, though it makes many responses bad.
-    pub burst: f64,
+    /// Broken responses and server errors that count in a second beyond the usual number, on both arms together.
+    pub failed_burst: f64,
+    /// The same of late responses: a stall of one instance is one event, though it makes many responses late.
+    pub late_burst: f64,
     /// What does not count while new instances are cold.
     pub warm_up: WarmUp,
     /// Counters of the service that are guarded, by name: more of them per request is worse.
@@ -109,9 +110,10 @@ impl Default for Settings {
             errors: Some(0.02),
             unit: Unit::Request,
             client_cap: 2,
-            client_window: Duration::from_secs(60),
+            client_window: Duration::from_secs(10),
             min_clients: 2,
-            burst: 1.0,
+            failed_burst: 2.0,
+            late_burst: 0.2,
             warm_up: WarmUp::default(),
             counters: Vec::new(),
             probes: false,
@@ -140,7 +142,8 @@ impl Settings {
         self.degradation.rate = number(self.degradation.rate, 1e-6, 0.999, default.degradation.rate);
         self.degradation.ratio = number(self.degradation.ratio, 1.01, 1e6, default.degradation.ratio);
         self.errors = self.errors.map(|bound| number(bound, 1e-6, 0.999, 0.02));
-        self.burst = number(self.burst, 0.01, 1e6, default.burst);
+        self.failed_burst = number(self.failed_burst, 0.01, 1e6, default.failed_burst);
+        self.late_burst = number(self.late_burst, 0.01, 1e6, default.late_burst);
         self.client_cap = self.client_cap.max(1);
         self.min_clients = self.min_clients.clamp(1, MAX_MIN_CLIENTS);
         self.client_window = self.client_window.max(Duration::from_secs(1));

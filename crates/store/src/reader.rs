@@ -342,6 +342,25 @@ impl Reader {
         })
     }
 
+    /// The run that was started by the request with this idempotency key. Only recent runs are looked at: a client that
+    /// has lost an answer asks again soon.
+    pub fn run_of_request(&self, key: &str) -> Result<Option<RunId>, ReadError> {
+        self.ask(|connection| {
+            let candidates: Vec<i64> = connection
+                .prepare_cached(
+                    "SELECT id FROM (SELECT id, json FROM runs ORDER BY id DESC LIMIT 1000) WHERE instr(json, ?1) > 0",
+                )?
+                .query_map([key], |row| row.get(0))?
+                .collect::<Result<_, _>>()?;
+            for id in candidates.into_iter().map(|id| RunId(id.cast_unsigned())) {
+                if write::run(connection, id)?.is_some_and(|run| run.request_key.as_deref() == Some(key)) {
+                    return Ok(Some(id));
+                }
+            }
+            Ok(None)
+        })
+    }
+
     /// The last lines of the journal, oldest first.
     pub fn journal_tail(&self, limit: usize) -> Result<Vec<Journaled>, ReadError> {
         self.ask(|connection| {
@@ -522,6 +541,7 @@ fn read_run(connection: &Connection, id: RunId) -> Result<Option<RunRecord>, Fai
         problems: row.problems,
         reverted: row.reverted,
         culprits: row.culprits,
+        request_key: row.request_key,
     }))
 }
 

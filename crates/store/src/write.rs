@@ -86,6 +86,8 @@ pub(crate) struct RunRow {
     pub(crate) problems: Vec<orchestra_model::Diagnostic>,
     pub(crate) reverted: Option<String>,
     pub(crate) culprits: Vec<InstanceId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) request_key: Option<String>,
 }
 
 /// A plan without its goal. Reads back as a [`Plan`].
@@ -189,6 +191,8 @@ impl<'a> Write<'a> {
             chosen_ports: record.chosen_ports.clone(),
             ordinals: BTreeMap::new(),
             rollouts: record.rollouts.clone(),
+            flag_overrides: record.flag_overrides.clone(),
+            scaled: record.scaled.clone(),
         };
         let row = encode(&format!("{id} {}", record.generation.0), &stripped);
         self.prepare("INSERT OR REPLACE INTO environments (id, generation, json, sum) VALUES (?1, ?2, ?3, ?4)")?
@@ -384,6 +388,7 @@ impl<'a> Write<'a> {
             problems: record.problems.clone(),
             reverted: record.reverted.clone(),
             culprits: record.culprits.clone(),
+            request_key: record.request_key.clone(),
         };
         let (id, environment, generation) = (record.id.0, &record.environment, record.generation.0);
         let state = word(record.state);

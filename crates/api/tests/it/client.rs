@@ -56,6 +56,7 @@ fn run() -> RunRecord {
         problems: Vec::new(),
         reverted: None,
         culprits: Vec::new(),
+        request_key: None,
     }
 }
 
@@ -114,7 +115,7 @@ async fn requests_have_the_form_that_the_table_says() {
     .unwrap();
     let (client, version) = within(Client::connect(Endpoint::Unix(place.path.clone()))).await.unwrap();
     assert_eq!(version.pid, 4321);
-    assert_eq!(within(client.start_run(&request)).await.unwrap().run, run());
+    assert_eq!(within(client.start_run(&request, None)).await.unwrap().run, run());
     assert_eq!(within(client.cancel_run(RunId(7))).await.unwrap(), run());
     let query = EventsQuery { after: Some(4), tail: Some(2), follow: true, ..EventsQuery::default() };
     assert_eq!(within(client.events(&environment(), &query)).await.unwrap().items, [event(9)]);

@@ -4,6 +4,7 @@ use orchestra_api::ReleasesQuery;
 use orchestra_model::{
     Code, Diagnostic, ReleaseNumber,
     record::{ReleaseRecord, ReleaseState},
+    rollout::{VerdictOutcome, VerdictRecord},
 };
 
 use crate::{
@@ -101,7 +102,52 @@ pub(crate) async fn show(args: &ShowArgs, session: &Session, output: &mut Output
     ))?;
     let text = changes(base.as_ref(), &release, output);
     output.text(&text)?;
+    for verdict in &release.verdicts {
+        let text = self::verdict(verdict, output);
+        output.text(&text)?;
+    }
     Ok(Exit::Success)
+}
+
+/// A verdict with the numbers that it rests on.
+fn verdict(verdict: &VerdictRecord, output: &Output) -> String {
+    let (word, tone) = match verdict.outcome {
+        VerdictOutcome::Pass => ("pass", Tone::Good),
+        VerdictOutcome::Fail => ("fail", Tone::Bad),
+        VerdictOutcome::Inconclusive => ("inconclusive", Tone::Busy),
+        VerdictOutcome::Error => ("error", Tone::Bad),
+    };
+    let step = if verdict.step == 0 { String::new() } else { format!(" at step {}", verdict.step) };
+    let mut text = format!(
+        "\nverdict {}{step} on {}, against release {}: {}\n",
+        tone.paint(output.palette, word),
+        verdict.service,
+        verdict.baseline,
+        printable(&verdict.reason)
+    );
+    let mut table = Table::new(["", "REQUESTS", "BROKEN", "SERVER ERRORS", "LATE", "CLIENT FAILED"]);
+    for (key, name) in [("canary", "new"), ("stable", "old")] {
+        let Some(arm) = verdict.evidence.get(key) else { continue };
+        let number = |value: &serde_json::Value| value.as_u64().unwrap_or(0);
+        let bad = |kind: &str| number(&arm["bad"][kind]);
+        table.row([
+            name.into(),
+            number(&arm["requests"]).to_string().into(),
+            bad("broken").to_string().into(),
+            bad("server_error").to_string().into(),
+            (bad("slow_first_byte") + bad("slow_first_token") + bad("slow")).to_string().into(),
+            number(&arm["client_failed"]).to_string().into(),
+        ]);
+    }
+    if !table.is_empty() {
+        text.push_str(&table.render(output.palette, output.columns()));
+    }
+    let of = |key: &str| verdict.evidence.get(key).and_then(serde_json::Value::as_f64);
+    if let (Some(chance), Some(alpha)) = (of("chance"), of("alpha")) {
+        let words = format!("chance of such evidence if it were no worse: {chance:.4} (fails below {alpha})\n");
+        text.push_str(&output.palette.dim(&words));
+    }
+    text
 }
 
 fn changes(base: Option<&ReleaseRecord>, release: &ReleaseRecord, output: &Output) -> String {

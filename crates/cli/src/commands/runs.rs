@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use orchestra_api::{Apply, Client, ClientError, Down, Restart, Rollback, RunEvent, Scale, StartRun, Up};
+use orchestra_api::{Apply, Client, ClientError, Down, Restart, Rollback, RunEvent, Scale, StartRun, StartedRun, Up};
 use orchestra_model::{
     Code, Diagnostic,
     record::{RunKind, RunRecord, RunState},
@@ -13,7 +13,7 @@ use crate::{
     commands::status::addresses,
     exit::Exit,
     failure::{Failure, Result},
-    follow::{Interrupts, follow},
+    follow::{ATTEMPTS, Interrupts, PAUSE, follow},
     output::Output,
     progress::verb,
     saved_plan,
@@ -110,13 +110,13 @@ async fn start(
     output: &mut Output,
     interrupts: &mut Interrupts,
 ) -> Result<Exit> {
-    let started = interrupts.guard(async { accepted(client.start_run(request).await) }).await;
-    let started = match started {
+    let accepted = interrupts.guard(begin(request, client, session, output)).await;
+    let (client, started) = match accepted {
         Err(Failure::Silent(Exit::Interrupted)) => {
             output.note("interrupted before the server answered: whether the run was started says `orchestra status`");
             return Err(Failure::Silent(Exit::Interrupted));
         }
-        started => started?,
+        accepted => accepted?,
     };
     if !output.json {
         output.diagnostics(&started.warnings);
@@ -136,30 +136,57 @@ async fn start(
     } else {
         run = follow(session, output, interrupts, client.clone(), &run).await?;
     }
-    conclude(&run, &client, output).await
+    conclude(&run, matches!(request, StartRun::Rollback(_)), &client, output).await
 }
 
-/// A lost connection leaves open whether the run was started.
-fn accepted<T>(result: Result<T, ClientError>) -> Result<T> {
-    match result {
-        Err(error @ ClientError::Transport(_)) if !error.is_unreachable() => {
-            let mut diagnostics = error.into_diagnostics();
-            for diagnostic in &mut diagnostics {
-                diagnostic.notes.push("the run may have been started".to_owned());
-                diagnostic.help = Some(
-                    "see with `orchestra status`, or ask again: a run that is done changes nothing more".to_owned(),
-                );
+/// Asks for a run until there is an answer. Its key keeps a request whose answer was lost from starting a second run.
+async fn begin(
+    request: &StartRun,
+    mut client: Client,
+    session: &Session,
+    output: &mut Output,
+) -> Result<(Client, StartedRun)> {
+    let key = format!("{:032x}", (session.random)());
+    let mut lost = 0;
+    loop {
+        match client.start_run(request, Some(&key)).await {
+            Ok(started) => return Ok((client, started)),
+            Err(error) if error.is_lost() && lost < ATTEMPTS => {
+                lost += 1;
+                output.note("the connection to the server was lost; asking again");
+                if lost > 1 || session.is_remote() {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                if !session.is_remote() {
+                    client = session.server(output).await?;
+                }
             }
-            Err(diagnostics.into())
+            Err(error) => {
+                let may_have = matches!(error, ClientError::Transport(_)) && !error.is_unreachable();
+                let mut diagnostics = error.into_diagnostics();
+                for diagnostic in diagnostics.iter_mut().filter(|_| may_have) {
+                    diagnostic.notes.push("the run may have been started".to_owned());
+                    diagnostic.help = Some("see with `orchestra status`, once the server answers".to_owned());
+                }
+                return Err(diagnostics.into());
+            }
         }
-        result => Ok(result?),
     }
 }
 
-/// Says how a run ended.
-async fn conclude(run: &RunRecord, client: &Client, output: &mut Output) -> Result<Exit> {
+/// Says how a run ended. `back`: somebody wanted to go back, so that a run that was turned back is what they wanted.
+async fn conclude(run: &RunRecord, back: bool, client: &Client, output: &mut Output) -> Result<Exit> {
     let exit = match run.state {
         RunState::Succeeded => Exit::Success,
+        // The rollout that was to be taken back was still going on: it was turned back instead.
+        RunState::Cancelled if back && run.reverted.is_some() => {
+            if output.json {
+                return Ok(Exit::Success);
+            }
+            let left = run.reverted.as_deref().map(printable).unwrap_or_default();
+            output.line(&output.palette.good(&format!("{} was turned back: {left}", run.id)))?;
+            return Ok(Exit::Success);
+        }
         RunState::Cancelled => Exit::Cancelled,
         RunState::Failed | RunState::Running | RunState::Reverting => Exit::Failed,
     };

@@ -10,6 +10,7 @@ use orchestra_model::{EnvironmentId, record::RunState, time::UnixMillis};
 
 use crate::{
     args::StatusArgs,
+    commands::rollout::sentences,
     exit::Exit,
     failure::Result,
     output::Output,
@@ -157,6 +158,19 @@ pub(crate) fn render(status: &EnvironmentStatus, now: UnixMillis, palette: Palet
             text.push_str(&table.render(palette, columns));
         }
     }
+    let mut rollouts = Vec::new();
+    for service in status.services.iter().filter(|service| service.rollout.is_some()) {
+        rollouts.extend(sentences(service, now).into_iter().map(|line| format!("{}: {line}", service.name)));
+    }
+    for (at, line) in rollouts.iter().enumerate() {
+        if at == 0 {
+            text.push('\n');
+        }
+        let line = printable(line);
+        let line = columns.map_or(line.clone(), |columns| cut(&line, columns));
+        text.push_str(&palette.busy(&line));
+        text.push('\n');
+    }
     let problems = status
         .services
         .iter()
@@ -191,6 +205,7 @@ fn services(status: &EnvironmentStatus) -> Table {
             ServiceState::Ready => ("ready", Tone::Good),
             ServiceState::Degraded => ("degraded", Tone::Bad),
             ServiceState::Rolling => ("rolling", Tone::Busy),
+            ServiceState::Paused => ("paused", Tone::Busy),
             ServiceState::Held => ("held", Tone::Bad),
             ServiceState::Stopping => ("stopping", Tone::Busy),
             ServiceState::Stopped => ("stopped", Tone::Dim),
@@ -203,7 +218,7 @@ fn services(status: &EnvironmentStatus) -> Table {
             format!("{}/{}", service.ready, service.desired).into(),
             service.release.map(|release| release.to_string()).unwrap_or_default().into(),
             urls.join(" ").into(),
-            waits(&service.waits_for).into(),
+            if service.rollout.is_some() { String::new() } else { waits(&service.waits_for) }.into(),
         ]);
     }
     table

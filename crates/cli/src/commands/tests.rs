@@ -40,5 +40,6 @@ pub(crate) fn run() -> RunRecord {
         problems: Vec::new(),
         reverted: None,
         culprits: Vec::new(),
+        request_key: None,
     }
 }

@@ -88,6 +88,7 @@ struct Control {
     running: Mutex<Vec<ScriptedServer>>,
     spawned: Mutex<Vec<(Option<String>, Option<String>)>>,
     last_words: Mutex<Option<String>>,
+    random: Mutex<u128>,
 }
 
 struct Handle(Arc<Control>);
@@ -203,6 +204,11 @@ impl TestEnvironment {
         self.control.running.lock().unwrap().iter().all(ScriptedServer::is_exhausted)
     }
 
+    /// The idempotency keys of all requests to start runs that reached a server.
+    pub(crate) fn idempotency_keys(&self) -> Vec<Option<String>> {
+        self.control.running.lock().unwrap().iter().flat_map(ScriptedServer::idempotency_keys).collect()
+    }
+
     /// Version that the running server says it has.
     pub(crate) fn server_version(&self, version: &str) {
         self.control.running.lock().unwrap()[0].version(|found| version.clone_into(&mut found.version));
@@ -245,6 +251,14 @@ impl TestEnvironment {
             stderr: Box::new(self.stderr.clone()),
             terminal: Terminal { stdout: size.is_some(), stderr: size.is_some(), size: Box::new(move || size) },
             now: Box::new(|| NOW),
+            random: Box::new({
+                let made = self.control.clone();
+                move || {
+                    let mut last = made.random.lock().unwrap();
+                    *last += 1;
+                    *last
+                }
+            }),
             interrupts: self.receiver.take().unwrap_or_else(|| mpsc::channel(1).1),
             server: Arc::new(Handle(self.control.clone())),
         }

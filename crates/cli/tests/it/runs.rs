@@ -250,6 +250,51 @@ async fn a_killed_server_is_started_again_and_the_run_followed_to_its_end() {
 }
 
 #[tokio::test]
+async fn a_lost_answer_is_asked_for_again_and_the_run_followed() {
+    let mut test = TestEnvironment::new();
+    // It dies with the run started, or not: the client cannot know.
+    test.server(vec![started().chunks(Vec::new()).cut()]);
+    test.spawns(vec![started(), Exchange::events(EVENTS, &good_frames()), Exchange::json(STATUS, &status())]);
+    let command = test.start("up");
+    let kill = async {
+        while !test.is_exhausted() {
+            tokio::task::yield_now().await;
+        }
+        // What it was asked is remembered.
+        let keys = test.idempotency_keys();
+        test.kill_server();
+        keys
+    };
+    let (exit, mut keys) = tokio::join!(command, kill);
+    let outcome = test.outcome(exit);
+    assert_eq!(outcome.exit, Exit::Success, "{}", outcome.page());
+    assert!(outcome.stderr.contains("the connection to the server was lost; asking again"), "{}", outcome.stderr);
+    assert!(outcome.stdout.contains("shop/dev is ready"), "{}", outcome.stdout);
+    keys.extend(test.idempotency_keys());
+    let [Some(first), Some(second)] = &keys[..] else { panic!("{keys:?}") };
+    assert_eq!((first, first.len()), (second, 32));
+    test.finish();
+    // Another command is another request.
+    let mut test = TestEnvironment::new();
+    test.server(vec![started(), started()]);
+    test.run("up --detach").await;
+    test.run("up --detach").await;
+    let keys = test.idempotency_keys();
+    assert_ne!(keys[0], keys[1]);
+    test.finish();
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_leaves_it_open_whether_the_run_was_started() {
+    let mut test = TestEnvironment::new();
+    test.server((0..6).map(|_| started().chunks(Vec::new()).cut()).collect());
+    let outcome = test.run("up").await;
+    assert_eq!(outcome.exit, Exit::NoServer, "{}", outcome.page());
+    assert!(outcome.stderr.contains("the run may have been started"), "{}", outcome.stderr);
+    test.finish();
+}
+
+#[tokio::test]
 async fn on_a_terminal_a_tree_is_drawn_in_place() {
     let mut test = TestEnvironment::new();
     test.terminal(80, 24);

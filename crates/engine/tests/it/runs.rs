@@ -80,6 +80,34 @@ async fn a_second_run_is_refused_while_one_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_with_a_key_starts_one_run_however_often_it_is_made() {
+    let place = Place::new();
+    let running = place.open().await;
+    let id = environment("demo/dev");
+    running.run(&id, running.stack(STACK)).await;
+    let restart = |key: &str| RunRequest::restart(Vec::new()).with_key(Some(key.to_owned()));
+    // Twice at once: the answer to the first one may be lost before it has done anything.
+    let (first, second) =
+        tokio::join!(running.control.start_run(&id, restart("one")), running.control.start_run(&id, restart("one")));
+    let (first, second) = (first.unwrap().run, second.unwrap().run);
+    assert_eq!(first.id, second.id);
+    until(&running, "the run has ended", async || {
+        running.control.run(first.id).await.unwrap().state == RunState::Succeeded
+    })
+    .await;
+    // After its end, and after the control plane died: the answer says how it went.
+    assert_eq!(running.run(&id, restart("one")).await.id, first.id);
+    running.kill().await;
+    let running = place.open().await;
+    let again = running.control.start_run(&id, restart("one")).await.unwrap().run;
+    assert_eq!((again.id, again.state, again.request_key.as_deref()), (first.id, RunState::Succeeded, Some("one")));
+    assert_eq!(running.control.run_of_request("one".to_owned()).await.unwrap().unwrap().id, first.id);
+    // A part of a key is no key, and another key is another request.
+    assert_eq!(running.control.run_of_request("on".to_owned()).await.unwrap(), None);
+    assert_ne!(running.run(&id, restart("two")).await.id, first.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_exist_is_refused_with_what_does() {
     let place = Place::new();
     let running = place.open().await;

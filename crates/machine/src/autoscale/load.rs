@@ -9,13 +9,7 @@ use std::{
     time::Duration,
 };
 
-use orchestra_model::{
-    Name, Now,
-    autoscale::MetricSource,
-    quantity::Measure,
-    route::RouteId,
-    traffic::LoadReport,
-};
+use orchestra_model::{Name, Now, autoscale::MetricSource, quantity::Measure, route::RouteId, traffic::LoadReport};
 
 use super::sample::{Activity, Reading};
 
@@ -39,9 +33,9 @@ impl LoadMeter {
     /// A route that has not reported for so long is silent.
     pub const SILENT_AFTER: Duration = Duration::from_secs(10);
 
-    /// Rates over a window of this length; at most an hour of reports is kept.
+    /// Rates over a window of this length, from [`Self::SILENT_AFTER`] to an hour.
     pub fn new(window: Duration) -> Self {
-        Self { window: window.clamp(Duration::from_secs(1), Duration::from_secs(3600)), routes: BTreeMap::new() }
+        Self { window: window.clamp(Self::SILENT_AFTER, Duration::from_secs(3600)), routes: BTreeMap::new() }
     }
 
     /// Keeps the routes of these ports, and forgets others: silence of a route that is gone means nothing.
@@ -97,9 +91,10 @@ impl LoadMeter {
 
     fn is_heard(&self, now: Now) -> bool {
         !self.routes.is_empty()
-            && self.routes.values().all(|route| {
-                route.reports.back().is_some_and(|(at, ..)| now.since(*at) < Self::SILENT_AFTER)
-            })
+            && self
+                .routes
+                .values()
+                .all(|route| route.reports.back().is_some_and(|(at, ..)| now.since(*at) < Self::SILENT_AFTER))
     }
 }
 

@@ -121,8 +121,7 @@ impl Asking<'_> {
         }
         let replicas = self.scaled(second, all.len());
         let current = self.sample.replicas;
-        let against =
-            (second.is_below_one() && replicas > current) || (second.is_above_one() && replicas < current);
+        let against = (second.is_below_one() && replicas > current) || (second.is_above_one() && replicas < current);
         Ok(proposal(if against { current } else { replicas }))
     }
 

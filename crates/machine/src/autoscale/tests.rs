@@ -28,7 +28,10 @@ fn policy_of(changes: &[(Change, u64)], select: Select, window: u64) -> Behavior
     Behavior {
         window: Timespan::seconds(window),
         tolerance: Percent::whole(10),
-        policies: changes.iter().map(|(change, per)| ScalePolicy { change: *change, per: Timespan::seconds(*per) }).collect(),
+        policies: changes
+            .iter()
+            .map(|(change, per)| ScalePolicy { change: *change, per: Timespan::seconds(*per) })
+            .collect(),
         select,
     }
 }

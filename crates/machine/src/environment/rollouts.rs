@@ -3,8 +3,10 @@
 
 use orchestra_model::{
     Code, Diagnostic, EventKind, Name, Now, ReleaseNumber, Resource, ResourceId,
-    record::{RunKind, RunState},
-    rollout::{HookCall, RolloutCommand, RolloutPhase},
+    desired::Service,
+    flag::{FlagName, Override, OverrideBy, OverrideServe},
+    record::{Change, RunKind, RunState},
+    rollout::{HookCall, RolloutCommand, RolloutPhase, VerdictOutcome, VerdictRecord},
     time::UnixMillis,
     traffic::TrafficReport,
 };
@@ -13,8 +15,11 @@ use super::{Environment, service_id, workload::Want};
 use crate::{
     Effect, HookKey,
     instance::Instance,
-    rollout::{Command, Event, Rollout, Seen},
+    rollout::{Command, Event, Rollout, Seen, judge::Judge},
 };
+
+/// Pause between two notes of what the judge knows: what a crash may cost is evidence of that time.
+const KEEP_JUDGE: std::time::Duration = std::time::Duration::from_secs(2);
 
 impl Environment {
     /// The moment as it is written down.
@@ -42,10 +47,12 @@ impl Environment {
                 let baseline = Want::new(Resource::Service((*record.baseline).clone()), record.from);
                 let workload = self.workloads.get_mut(id).expect("seen above");
                 workload.baseline = Some(baseline);
+                workload.judge = judge(service, record.analysis.as_ref());
                 workload.rollout = Some(Rollout::resume(record, service, at));
             }
             Next::Begin(baseline, rollout) => {
                 workload.baseline = Some(baseline);
+                workload.judge = target.and_then(|(r, _)| r.as_service()).and_then(|service| judge(service, None));
                 let strategy = target.and_then(|(r, _)| r.as_service()).map_or("", |s| s.rollout.strategy.name());
                 let cause = format!(
                     "{strategy} from release {} to release {}; {}",
@@ -95,8 +102,7 @@ impl Environment {
     /// Forgets a rollout, and with it the old set, which leaves as the strategy allows.
     pub(super) fn forget_rollout(&mut self, id: &ResourceId) {
         if let Some(workload) = self.workloads.get_mut(id) {
-            workload.rollout = None;
-            workload.baseline = None;
+            (workload.rollout, workload.baseline, workload.judge) = (None, None, None);
         }
         if self.record.rollouts.remove(&id.name).is_some() {
             self.record_changed = true;
@@ -129,6 +135,7 @@ impl Environment {
             routed: self.routes_in_force(id),
         };
         let at = self.wall(now);
+        let event = self.ask_judge(now, id, &seen, event);
         let workload = self.workloads.get_mut(id).expect("seen above");
         let Some(rollout) = &mut workload.rollout else { return };
         let before = rollout.split();
@@ -209,7 +216,97 @@ impl Environment {
     }
 
     /// What went through a watched route.
-    pub(super) fn traffic(&mut self, _now: Now, _report: &TrafficReport) {}
+    pub(super) fn traffic(&mut self, now: Now, report: &TrafficReport) {
+        let id = service_id(&report.route.service);
+        let Some(workload) = self.workloads.get_mut(&id) else { return };
+        let current = workload.rollout.as_ref().is_some_and(|rollout| rollout.record().to.0 == report.watch);
+        let Some(judge) = workload.judge.as_mut().filter(|_| current) else { return };
+        let frozen = judge.observe(now, report);
+        if workload.judge_kept.is_none_or(|kept| now.since(kept) >= KEEP_JUDGE) {
+            self.keep_judge(now, &id);
+        }
+        if frozen {
+            self.routes.touch();
+        }
+        self.look_at_rollout(now, &id, Event::Look);
+        self.changed.insert(id);
+    }
+
+    /// Writes down what the judge would need after a crash.
+    fn keep_judge(&mut self, now: Now, id: &ResourceId) {
+        let Some(workload) = self.workloads.get_mut(id) else { return };
+        if let (Some(rollout), Some(judge)) = (&mut workload.rollout, &workload.judge) {
+            workload.judge_kept = Some(now);
+            rollout.set_analysis(judge.memory());
+            self.store_rollout(id);
+        }
+    }
+
+    /// Puts a verdict in the place of a mere look, if there is one that matters.
+    fn ask_judge(&mut self, now: Now, id: &ResourceId, seen: &Seen, event: Event) -> Event {
+        let at = self.wall(now);
+        let Some(workload) = self.workloads.get_mut(id) else { return event };
+        let (Some(rollout), Some(judge)) = (&workload.rollout, &mut workload.judge) else { return event };
+        let record = rollout.record();
+        judge.follow(record.weight, record.step, seen.available);
+        if !matches!(event, Event::Look) || rollout.is_over() {
+            return event;
+        }
+        let wanted = rollout.wants_verdict(at);
+        let Some((outcome, reason)) = judge.verdict(wanted == Some(true)) else { return event };
+        if outcome != VerdictOutcome::Fail && wanted.is_none() {
+            return event;
+        }
+        let (to, step) = (record.to, record.step + 1);
+        let verdict = VerdictRecord {
+            service: id.name.clone(),
+            baseline: record.from,
+            step: if wanted.is_some() { step } else { 0 },
+            at: 0,
+            outcome,
+            reason: reason.clone(),
+            evidence: judge.evidence(),
+        };
+        let flag = rollout.guard().and_then(|guard| guard.flag.clone()).filter(|_| outcome == VerdictOutcome::Fail);
+        self.out.changes.push(Change::Verdict(self.record.id.clone(), to, Box::new(verdict)));
+        let word = match outcome {
+            VerdictOutcome::Pass => "pass",
+            VerdictOutcome::Fail => "fail",
+            VerdictOutcome::Inconclusive => "inconclusive",
+            VerdictOutcome::Error => "error",
+        };
+        self.note(EventKind::Verdict, Some(id.clone()), None, Some(to), format!("{word}: {reason}"));
+        if let Some(flag) = flag
+            && self.turn_off(at, id, &flag, &reason)
+        {
+            return Event::Look;
+        }
+        Event::Judged { outcome, reason }
+    }
+
+    /// Turns the flag off that a release came with, and judges anew. Whether it was on before: one that is off already
+    /// helps nobody.
+    fn turn_off(&mut self, at: UnixMillis, id: &ResourceId, flag: &str, reason: &str) -> bool {
+        let Ok(name) = flag.parse::<FlagName>() else { return false };
+        if self.record.flag_overrides.contains_key(&name) {
+            return false;
+        }
+        let Some(workload) = self.workloads.get_mut(id) else { return false };
+        let Some(service) = workload.want.as_ref().and_then(|want| want.resource.as_service()) else { return false };
+        let Some(release) = workload.rollout.as_ref().map(|rollout| rollout.record().to) else { return false };
+        workload.judge = judge(service, None);
+        let decision = Override {
+            serve: OverrideServe::Off,
+            by: OverrideBy::Verdict { release },
+            reason: reason.to_owned(),
+            since: at,
+        };
+        self.record.flag_overrides.insert(name, decision);
+        self.record_changed = true;
+        let cause = format!("flag {flag} is off: {reason}");
+        self.note(EventKind::FlagSwitched, Some(id.clone()), None, Some(release), cause);
+        true
+    }
 
     /// A person moves the rollout of one service, or all of the run.
     pub(super) fn rollout_command(&mut self, now: Now, service: Option<&Name>, command: &RolloutCommand, by: &str) {
@@ -375,4 +472,11 @@ enum Next {
     Resume,
     /// A new one, with what it replaces.
     Begin(Want, Box<Rollout>),
+}
+
+/// The judge of a rollout in steps.
+fn judge(service: &Service, memory: Option<&serde_json::Value>) -> Option<Judge> {
+    let guard = service.rollout.strategy.stepped()?.guard.as_ref()?;
+    let sticky = service.ports.values().any(|port| port.policy.sticky.is_some() || port.policy.pin);
+    Some(Judge::resume(guard, sticky, memory))
 }

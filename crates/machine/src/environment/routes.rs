@@ -11,10 +11,10 @@ use std::{
 
 use orchestra_model::{
     Diagnostic, InstanceId, Name, Now, ReleaseNumber, ResourceId, ResourceKind,
-    desired::{Port, Strategy},
+    desired::{Port, Protocol, Strategy},
     quantity::Timespan,
     route::{Backend, Endpoint, EndpointKey, EndpointState, Route, RouteId},
-    traffic::Arm,
+    traffic::{Arm, Split},
 };
 
 use super::{Environment, workload::Workload};
@@ -293,7 +293,7 @@ impl Environment {
                 hold_limit: hold.1,
                 drain: service.rollout.drain,
                 policy: published.policy.clone(),
-                split: workload.rollout.as_ref().and_then(Rollout::split).unwrap_or_default(),
+                split: split(workload, published.protocol),
                 metered: false,
                 backends: self.backends(workload, port),
             }
@@ -328,4 +328,12 @@ impl Environment {
         };
         groups.into_iter().map(backend).collect()
     }
+}
+
+/// How the traffic of a port is split now, and what is reported of it.
+fn split(workload: &Workload, protocol: Protocol) -> Split {
+    let Some(rollout) = workload.rollout.as_ref().filter(|rollout| !rollout.is_over()) else { return Split::default() };
+    let Some(split) = rollout.split() else { return Split::default() };
+    let watch = workload.judge.as_ref().filter(|_| protocol != Protocol::Tcp);
+    Split { watch: watch.map(|judge| judge.watch(rollout.record().to.0)), ..split }
 }

@@ -13,7 +13,7 @@ use crate::{
     health::Health,
     instance::{Event, Instance, Phase, Policy},
     replacement::{self, Member, Mode, Set},
-    rollout::Rollout,
+    rollout::{Rollout, judge::Judge},
 };
 
 /// A service or job.
@@ -23,6 +23,10 @@ pub(super) struct Workload {
     /// Its rollout, and what that replaces.
     pub(super) rollout: Option<Rollout>,
     pub(super) baseline: Option<Want>,
+    /// Who judges the rollout.
+    pub(super) judge: Option<Judge>,
+    /// When what the judge knows was written down last.
+    pub(super) judge_kept: Option<Now>,
     /// What was wanted last, for as long as its instances leave.
     pub(super) last: Option<Arc<Resource>>,
     /// Its instances, those that leave included.

@@ -10,6 +10,7 @@
 use std::{
     collections::HashMap,
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -54,10 +55,7 @@ fn of_group(group: &Path) -> Option<Usage> {
         let cache = field(&fs::read_to_string(group.join("memory.stat")).ok()?, "inactive_file")?;
         Some(charged.saturating_sub(cache))
     };
-    let memory = charged().unwrap_or_else(|| {
-        let resident = |pid: &u32| Some((*pid, stat(*pid)?.resident));
-        memory(&processes.iter().filter_map(resident).collect::<Vec<_>>())
-    });
+    let memory = charged().unwrap_or_else(|| memory(&processes, |pid| stat(pid).map_or(0, |stat| stat.resident)));
     Some(Usage {
         cpu: Duration::from_micros(micros),
         memory: ByteSize::bytes(memory),
@@ -69,10 +67,13 @@ fn of_group(group: &Path) -> Option<Usage> {
 fn processes(group: &Path) -> Vec<u32> {
     let list = |group: &Path| fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     let mut text = list(group);
-    // Commands beside the program have groups of their own.
-    for name in folder::entries::<String>(group).unwrap_or_default() {
-        if name.starts_with("exec-") {
-            text.push_str(&list(&group.join(name)));
+    // Commands beside the program have groups of their own. A folder has a link for itself, one in the folder above, and
+    // one for each folder in it; looking is cheaper than listing the kernel's many files.
+    if fs::metadata(group).is_ok_and(|folder| folder.nlink() > 2) {
+        for name in folder::entries::<String>(group).unwrap_or_default() {
+            if name.starts_with("exec-") {
+                text.push_str(&list(&group.join(name)));
+            }
         }
     }
     text.lines().filter_map(|pid| pid.parse().ok()).collect()
@@ -83,13 +84,13 @@ fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
-/// Memory of processes with their resident pages, in bytes.
-fn memory(processes: &[(u32, u64)]) -> u64 {
-    let resident = |pages: u64| pages * u64::try_from(rustix::param::page_size()).unwrap_or(4096);
+/// Memory of processes in bytes, given how to learn their resident pages.
+fn memory(processes: &[u32], resident: impl Fn(u32) -> u64) -> u64 {
+    let resident = |pid: u32| resident(pid) * u64::try_from(rustix::param::page_size()).unwrap_or(4096);
     match *processes {
         // Walking through its pages would cost more and say little else.
-        [(_, pages)] => resident(pages),
-        _ => processes.iter().map(|(pid, pages)| proportional(*pid).unwrap_or_else(|| resident(*pages))).sum(),
+        [pid] => resident(pid),
+        _ => processes.iter().map(|pid| proportional(*pid).unwrap_or_else(|| resident(*pid))).sum(),
     }
 }
 
@@ -136,14 +137,12 @@ impl Table {
         // What the shim has reaped were orphans, and commands beside the program.
         let ended = self.processes.get(&shim)?.used_by_children;
         let ticks = ended + stats().map(|(_, stat)| stat.used + stat.used_by_children).sum::<u64>();
-        let living: Vec<(u32, u64)> = stats()
-            .filter(|(_, stat)| !matches!(stat.state, 'Z' | 'X'))
-            .map(|(pid, stat)| (pid, stat.resident))
-            .collect();
+        let living: Vec<u32> =
+            stats().filter(|(_, stat)| !matches!(stat.state, 'Z' | 'X')).map(|(pid, _)| pid).collect();
         let micros = u128::from(ticks) * 1_000_000 / u128::from(rustix::param::clock_ticks_per_second().max(1));
         Some(Usage {
             cpu: Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX)),
-            memory: ByteSize::bytes(memory(&living)),
+            memory: ByteSize::bytes(memory(&living, |pid| self.processes.get(&pid).map_or(0, |stat| stat.resident))),
             processes: u32::try_from(living.len()).unwrap_or(u32::MAX),
         })
     }
@@ -206,9 +205,9 @@ mod tests {
     #[test]
     fn memory_of_this_process_is_about_right() {
         let pid = std::process::id();
-        let resident = stat(pid).unwrap().resident;
-        let (alone, shared) = (memory(&[(pid, resident)]), proportional(pid).unwrap());
+        let resident = |pid| stat(pid).unwrap().resident;
+        let (alone, shared) = (memory(&[pid], resident), proportional(pid).unwrap());
         assert!(shared > 100_000 && alone > 100_000 && shared < alone * 2, "{shared} of {alone}");
-        assert_eq!(memory(&[]), 0);
+        assert_eq!(memory(&[], resident), 0);
     }
 }

@@ -29,20 +29,24 @@ pub(crate) const FLAG: &str = "--zygote";
 const MAX_PATH: usize = 4096;
 
 /// Forks shims until the other end is closed. Returns what to supervise in each child, and nothing in the zygote.
-pub(super) fn serve(socket: OwnedFd) -> io::Result<Option<Task>> {
+pub(super) fn serve(socket: OwnedFd, root: &Path) -> io::Result<Option<Task>> {
     sys::ignore_children()?;
     // Away from whoever gets the signals of a terminal.
     let _ = rustix::process::setsid();
     rustix::process::chdir("/")?;
     sys::name_process(c"orchestra-shims");
     let title = Title::find();
+    if let Some(title) = title {
+        // Without what only makes room.
+        title.set(FLAG, root);
+    }
     loop {
         let Some(task) = receive(&socket)? else { return Ok(None) };
         // A fork that fails closes what came with the request, which tells the provider.
         if sys::fork().is_ok_and(|is_child| is_child) {
             drop(socket);
             if let Some(title) = title {
-                title.set(&task.folder);
+                title.set("--inherit", &task.folder);
             }
             return Ok(Some(task));
         }
@@ -97,9 +101,8 @@ impl Title {
         known.then_some(Self { address: stat.arguments.start + at, room: line.len() - at })
     }
 
-    fn set(self, folder: &Path) {
-        let mut text = b"--inherit\0".to_vec();
-        text.extend_from_slice(folder.as_os_str().as_encoded_bytes());
+    fn set(self, flag: &str, folder: &Path) {
+        let mut text = [flag.as_bytes(), b"\0", folder.as_os_str().as_encoded_bytes()].concat();
         // At least one zero ends it; without it the kernel would go on into the environment.
         text.resize(self.room, 0);
         if let Some(last) = text.last_mut() {

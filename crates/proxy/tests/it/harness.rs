@@ -26,6 +26,7 @@ use orchestra_model::{
     id::ReleaseNumber,
     quantity::Timespan,
     route::{Backend, Endpoint, EndpointKey, EndpointState, ProxyEvent, Route, RouteId, RouteTable},
+    traffic::Arm,
 };
 use orchestra_provider::{Applied, DataPlane as _, DataPlaneError, DataPlaneEvent};
 use orchestra_proxy::{Options, ProxyHandle};
@@ -64,6 +65,13 @@ impl Drop for World {
 
 /// A home without a server.
 pub(crate) struct Home(Arc<tempfile::TempDir>, Arc<Pids>);
+
+impl Home {
+    /// Opens a new server on it.
+    pub(crate) async fn open(self) -> World {
+        World::at(self.0, self.1).await
+    }
+}
 
 /// Proxies that were started, killed when the last world of a home is dropped.
 #[derive(Default)]
@@ -112,8 +120,7 @@ impl World {
 
     /// Drops the handle as a killed server would, and opens a new one.
     pub(crate) async fn reopen(self) -> Self {
-        let Home(home, pids) = self.close();
-        Self::at(home, pids).await
+        self.close().open().await
     }
 
     pub(crate) fn home(&self) -> &Path {
@@ -184,6 +191,11 @@ pub(crate) fn route(name: &str, protocol: Protocol, endpoints: Vec<Endpoint>) ->
         metered: false,
         backends: vec![Backend { arm: Default::default(), release: ReleaseNumber(1), weight: 1000, endpoints }],
     }
+}
+
+/// A group of instances of this release on this arm.
+pub(crate) fn backend(release: u64, arm: Arm, weight: u32, endpoints: Vec<Endpoint>) -> Backend {
+    Backend { release: ReleaseNumber(release), arm, weight, endpoints }
 }
 
 /// Instance `ordinal` of release 1, active.
@@ -422,6 +434,14 @@ impl Client {
                 sender.ready().await.map_err(|e| format!("{e:?}"))?;
                 sender.send_request(request).await.map_err(|e| format!("{e:?}"))
             }
+        }
+    }
+
+    /// Whether the proxy has ended the connection, or said that it will.
+    pub(crate) fn is_closed(&self) -> bool {
+        match self {
+            Self::H1(sender) => sender.is_closed(),
+            Self::H2(sender) => sender.is_closed(),
         }
     }
 

@@ -292,7 +292,7 @@ async fn metrics_tell_service_release_method_and_class() {
     let page = get(admin, "/metrics").await.unwrap();
     assert_eq!(page.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
     let requests = samples(page.text(), "orchestra_proxy_requests_total");
-    let labels = r#"stack="demo",environment="dev",service="api",release="1",method="GET""#;
+    let labels = r#"stack="demo",environment="dev",service="api",release="1",arm="stable",method="GET""#;
     assert_eq!(requests[&format!("{{{labels},code=\"2xx\"}}")], 2.0);
     assert_eq!(requests[&format!("{{{labels},code=\"4xx\"}}")], 1.0);
     let counts = samples(page.text(), "orchestra_proxy_response_seconds_count");

@@ -84,8 +84,53 @@ async fn what_is_wrong_is_said_as_diagnostics() {
         (&error["code"], &error["labels"][0]["location"]["file"]),
         (&json!("ORC0201"), &json!("orchestra.yaml"))
     );
-    let (status, answer) = ask("POST", "/v1/plan", &json!({"sideways": {}})).await;
-    assert!(status.is_client_error() && answer["errors"][0]["code"] == "ORC0803", "{status} {answer}");
-    let (status, _) = ask("GET", "/v1/environments/demo/dev/events?tail=many", &Value::Null).await;
-    assert!(status.is_client_error());
+}
+
+/// One request, exactly as it is sent.
+async fn send(method: &str, path: &str, media: Option<&str>, body: &str) -> String {
+    let request = Request::builder().method(method).uri(path);
+    let request = media.into_iter().fold(request, |request, media| request.header("content-type", media));
+    let response = server().send(request.body(Bytes::from(body.to_owned())).unwrap()).await.unwrap();
+    let status = response.status();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    let answer: orchestra_api::ErrorBody = serde_json::from_slice(&bytes)
+        .unwrap_or_else(|error| panic!("{method} {path} {body:?}: {error}: {}", String::from_utf8_lossy(&bytes)));
+    for error in &answer.errors {
+        assert!(error.help.is_some(), "{error}");
+    }
+    format!("{}\n{}", status.as_u16(), orchestra_spec::render_text(&answer.errors, false))
+}
+
+#[tokio::test]
+async fn requests_that_cannot_be_understood_are_answered_in_the_shape_of_every_error() {
+    const JSON: Option<&str> = Some("application/json; charset=utf-8");
+    let events = "/v1/environments/demo/dev/events";
+    let mut page = String::new();
+    for (method, path, media, body) in [
+        ("POST", "/v1/plan", None, "{}"),
+        ("POST", "/v1/plan", Some("application/x-www-form-urlencoded"), "{}"),
+        ("POST", "/v1/plan", JSON, ""),
+        ("POST", "/v1/plan", JSON, "{\"up\": {\n  \"source_path\": /srv}}"),
+        ("POST", "/v1/plan", JSON, "{\"sideways\": {}}"),
+        ("POST", "/v1/plan", JSON, "{\"up\": {\"source_path\": \"/srv/orchestra.yaml\"}}"),
+        ("POST", "/v1/plan", JSON, "{\"down\": {\"environment\": \"Demo\"}}"),
+        ("POST", "/v1/validate", JSON, "{\"source_path\": \"/a\", \"source_text\": \"\"} {}"),
+        ("POST", "/v1/validate", JSON, "[1, 2, 3"),
+        ("GET", &format!("{events}?follow=true&tail=many"), None, ""),
+        ("GET", &format!("{events}?tial=3"), None, ""),
+        ("GET", &format!("{events}?resource=api"), None, ""),
+        ("GET", "/v1/environments/demo/dev/logs?workload=api,API", None, ""),
+        ("GET", "/v1/environments/demo/dev/releases/newest", None, ""),
+        ("GET", "/v1/runs/7", None, ""),
+        ("GET", "/v2/version", None, ""),
+        ("DELETE", "/v1/runs/run_7", None, ""),
+    ] {
+        let answer = send(method, path, media, body).await;
+        page.push_str(&format!("{method} {path} {body}\n{}\n\n", answer.trim_end()));
+    }
+    insta::assert_snapshot!(page);
+    // Of a very long line only the part around the place is shown.
+    let long = format!("{{\"source_text\": \"{}\", \"source_path\": 5}}", "x".repeat(100_000));
+    let answer = send("POST", "/v1/validate", JSON, &long).await;
+    assert!(answer.len() < 1000 && answer.contains("source_path"), "{answer}");
 }

@@ -25,7 +25,7 @@ use orchestra_model::{
     record::{Change, EnvironmentState, InstanceIntent, RunKind, RunRecord, RunState, StepState},
     rollout::{PauseStep, Rollout, RolloutPhase, RolloutRecord, RolloutStep, Strategy},
     route::{EndpointKey, EndpointState, Route},
-    traffic::{Arm, Permille},
+    traffic::Permille,
 };
 
 use super::{
@@ -53,6 +53,8 @@ pub(super) struct Laws {
     /// Hooks that were asked.
     hooks: BTreeSet<(Name, u64, u32, u32)>,
     clock_changed: bool,
+    /// A run in which nothing goes wrong.
+    pub sound: Option<RunId>,
 }
 
 /// A rollout that is watched.
@@ -163,6 +165,17 @@ fn asks(record: &RolloutRecord, service: Option<&Service>) -> Option<u64> {
     }
 }
 
+/// Instances that a weight must have behind it. A stack may say how many a step has, whatever its weight is.
+fn needed(record: &RolloutRecord, service: &Service) -> u32 {
+    let scales = |step: &RolloutStep| matches!(step, RolloutStep::Scale(_));
+    let scaled = service.rollout.strategy.stepped().is_some_and(|stepped| stepped.steps.iter().any(scales));
+    if scaled && record.phase == RolloutPhase::Stepping {
+        u32::from(record.weight > Permille::ZERO)
+    } else {
+        record.weight.of_rounded_up(service.replicas)
+    }
+}
+
 fn service_in<'a>(desired: Option<&'a Desired>, name: &Name) -> Option<&'a Service> {
     desired?.resources.get(&id_of(name)).and_then(Resource::as_service)
 }
@@ -228,6 +241,16 @@ impl World {
         }
         let least = forms.iter().flatten().map(|service| service.replicas).min().unwrap_or(0);
         least.saturating_sub(unavailable(acting))
+    }
+
+    /// Instances of a form that are in service.
+    fn serving(&self, name: &Name, service: &Service) -> u32 {
+        let version = version_of(service);
+        let serves = |process: &&super::world::Process| {
+            let routed = process.active || service.ports.is_empty();
+            process.key.instance.workload == *name && process.version == version && routed && process.heard_ready
+        };
+        u32::try_from(self.processes.iter().filter(serves).count()).unwrap_or(u32::MAX)
     }
 
     // === of every commit ===
@@ -320,6 +343,11 @@ impl World {
                 }
             }
             RunState::Failed | RunState::Cancelled => {
+                if self.laws.sound == Some(id) {
+                    let why = self.disk.run.as_ref().and_then(|run| run.problems.first()).map(|problem| problem.message.clone());
+                    self.violate(format!("{id} was put back though nothing went wrong: {}", why.unwrap_or_default()));
+                }
+                let environment = &self.disk.environment;
                 if state == RunState::Failed {
                     self.report.rolled_back += 1;
                 } else {
@@ -409,8 +437,18 @@ impl World {
                         watched.step, watched.phase, record.step, record.phase
                     ));
                 }
-                if run.is_some_and(|(_, state)| state == RunState::Reverting) {
+                let turned = |run: Option<(RunId, RunState)>| run.is_some_and(|(_, state)| state == RunState::Reverting);
+                if turned(run) && turned(before.run) {
                     broken.push(format!("the rollout of {name} moves on while the run is turned back"));
+                }
+            }
+            if record.weight > watched.weight
+                && let Some(service) = service
+            {
+                let serving = self.serving(name, service);
+                let needed = needed(record, service);
+                if serving < needed {
+                    broken.push(format!("{name} gives {} to {serving} of {needed} new instances", record.weight));
                 }
             }
             if record.weight < watched.weight {
@@ -461,12 +499,16 @@ impl World {
         if run.state == RunState::Running {
             for (name, record) in &self.disk.environment.rollouts {
                 let service = service_in(self.wanted(), name);
-                let phase = record.phase;
-                if record.run != run.id || matches!(phase, RolloutPhase::Warm | RolloutPhase::Watching) {
+                if record.run != run.id {
                     continue;
                 }
                 let expires = asks(record, service);
                 asked |= expires.is_some();
+                let over = matches!(record.phase, RolloutPhase::Warm | RolloutPhase::Watching)
+                    || run.steps.get(&id_of(name)) == Some(&StepState::Succeeded);
+                if over {
+                    continue;
+                }
                 let limit = expires.unwrap_or(record.deadline);
                 if settled && wall > limit + SLACK / MILLI {
                     let what = if expires.is_some() { "expiry" } else { "deadline" };
@@ -521,7 +563,10 @@ impl World {
         let name = &key.instance.workload;
         let version: usize = launch.command.get(1).and_then(|text| text.parse().ok()).unwrap_or(0);
         let others = |process: &&super::world::Process| process.key.instance.workload == *name && !process.gone;
-        if self.acting(name).is_some_and(stops_first)
+        let stable = service_in(self.stable_desired(), name);
+        let back = self.active_run().is_none_or(|run| run.state == RunState::Reverting);
+        let form = if back && stable.is_some_and(|service| version_of(service) == version) { stable } else { service_in(self.wanted(), name) };
+        if form.is_some_and(stops_first)
             && let Some(other) = self.processes.iter().filter(others).find(|process| process.version != version)
         {
             self.violate(format!("{key} is launched beside {} of another version, but stops first", other.key));
@@ -571,7 +616,8 @@ impl World {
         let trouble = self.data_plane.trouble.is_some_and(|at| self.now < at + 120 * SECOND);
         let forms = self.disk.releases.values().filter_map(|release| service_in(Some(&release.desired), name));
         let least = forms.map(|service| micros(service.rollout.drain.requests.duration())).min().unwrap_or(0);
-        if process.is_alive() && process.withdrawn.is_none_or(|at| self.now < at + least) && !trouble {
+        let early = process.active || process.withdrawn.is_some_and(|at| self.now < at + least);
+        if process.is_alive() && early && !trouble {
             self.violate(format!("{}#{} is cut before its time", endpoint.instance, endpoint.attempt));
         }
     }
@@ -590,34 +636,14 @@ impl World {
     pub(super) fn check_routes(&mut self, routes: &[Route]) {
         let mut broken = None;
         for route in routes {
-            let name = &route.id.service;
-            let mut active = (0u32, 0u32);
             for backend in &route.backends {
                 for endpoint in backend.endpoints.iter().filter(|endpoint| endpoint.state == EndpointState::Active) {
-                    match backend.arm {
-                        Arm::Stable => active.0 += 1,
-                        Arm::Canary => active.1 += 1,
-                    }
                     let known = self.find(&endpoint.instance, endpoint.attempt);
                     if known.is_none_or(|index| !self.processes[index].heard_ready) {
                         let endpoint = format!("{}#{}", endpoint.instance, endpoint.attempt);
                         broken = Some(format!("requests go to {endpoint}, which never said that it is ready"));
                     }
                 }
-            }
-            let (Some(weight), Some(service)) = (route.split.canary, self.acting(name)) else { continue };
-            let before = self.data_plane.routes.iter().find(|old| old.id == route.id).and_then(|old| old.split.canary);
-            let scaled = service.rollout.strategy.stepped().is_some_and(|stepped| {
-                stepped.steps.iter().any(|step| matches!(step, RolloutStep::Scale(_)))
-            });
-            let needed = if scaled && weight < Permille::ALL {
-                u32::from(weight > Permille::ZERO)
-            } else {
-                weight.of_rounded_up(service.replicas)
-            };
-            if before.is_some_and(|before| weight > before) && active.1 < needed {
-                let of = format!("{} of {needed} instances of the new set", active.1);
-                broken = Some(format!("{name} gives {weight} of the traffic to {of}"));
             }
         }
         if let Some(law) = broken {
@@ -645,6 +671,13 @@ impl World {
             matches!(run.kind, RunKind::Down { .. }) && run.state == RunState::Succeeded
         });
         let stable = self.stable_desired();
+        // What was kept of an earlier release goes on serving where the release in force cannot.
+        let whole = |name: &Name, service: &Service| {
+            let current = |process: &&super::world::Process| {
+                process.key.instance.workload == *name && process.version == version_of(service) && process.ready
+            };
+            self.processes.iter().filter(current).count() >= service.replicas as usize
+        };
         for process in &self.processes {
             let name = &process.key.instance.workload;
             if !process.gone {
@@ -656,7 +689,9 @@ impl World {
                     .is_some_and(|record| record.attempt == process.key.attempt);
                 if !known {
                     broken.push(format!("{} runs, and nobody knows it", process.key));
-                } else if service.is_none_or(|service| version_of(service) != process.version) && !unrepaired {
+                } else if service.is_none_or(|service| version_of(service) != process.version && whole(name, service))
+                    && !unrepaired
+                {
                     broken.push(format!("{} runs, and the release in force does not want it", process.key));
                 }
             }
@@ -666,11 +701,11 @@ impl World {
         }
         for (id, resource) in stable.into_iter().flat_map(|desired| &desired.resources) {
             let Some(service) = resource.as_service() else { continue };
-            let alive: Vec<&super::world::Process> = self
-                .processes
-                .iter()
-                .filter(|process| process.key.instance.workload == id.name && process.is_alive())
-                .collect();
+            let version = version_of(service);
+            let current = |process: &&super::world::Process| {
+                process.key.instance.workload == id.name && process.version == version && process.is_alive()
+            };
+            let alive: Vec<&super::world::Process> = self.processes.iter().filter(current).collect();
             let lasting = self.versions[version_of(service)].is_solid() && self.laws.kills == 0;
             if unrepaired || down {
                 continue;

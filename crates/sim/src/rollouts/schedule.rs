@@ -19,7 +19,7 @@ use orchestra_model::{
 };
 
 /// How often things go wrong, in thousandths, and how often somebody is killed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Faults {
     /// The server dies at a batch.
     pub crash: u64,
@@ -179,6 +179,9 @@ pub(super) fn first(rng: &mut Rng, versions: &mut Vec<Traits>) -> Desired {
         // Most first releases are good: a rollout needs something to begin with.
         let traits = if rng.below(8) == 0 { Traits::random(rng) } else { Traits::GOOD };
         fill(rng, &mut service, traits, versions);
+        if rng.below(10) == 0 {
+            service.ports.clear();
+        }
         if index > 0 {
             let until = one_of(rng, &[Condition::Ready, Condition::Ready, Condition::Started]);
             service.depends_on =
@@ -198,14 +201,11 @@ pub(super) fn next(rng: &mut Rng, stable: &Desired, versions: &mut Vec<Traits>) 
         if let Resource::Service(service) = resource
             && (all || index as u64 == chosen)
         {
-            let (replicas, ports) = (service.replicas, service.ports.clone());
+            let replicas = service.replicas;
             let traits = if rng.below(2) == 0 { Traits::GOOD } else { Traits::random(rng) };
-            if ports.is_empty() {
-                service.ports = TEMPLATE.resources.values().find_map(Resource::as_service).expect("one").ports.clone();
-            }
             fill(rng, service, traits, versions);
             if rng.below(4) > 0 {
-                (service.replicas, service.ports) = (replicas, ports);
+                service.replicas = replicas;
             }
         }
     }
@@ -218,9 +218,6 @@ fn fill(rng: &mut Rng, service: &mut Service, traits: Traits, versions: &mut Vec
     versions.push(Traits { ready_by, ..traits });
     service.program.command = vec![Text::literal("program"), Text::literal(version.to_string())];
     service.replicas = 1 + u32::try_from(rng.below(4)).unwrap_or(0);
-    if rng.below(10) == 0 {
-        service.ports.clear();
-    }
     service.health.start_deadline = Timespan::seconds(one_of(rng, &[3, 5, 10]));
     service.program.notify = ready_by == ReadyBy::Notify;
     let http = TEMPLATE.resources.values().find_map(Resource::as_service).and_then(|service| service.health.ready.clone());
@@ -344,6 +341,32 @@ pub(super) fn wish(rng: &mut Rng, stable: Option<&Desired>, versions: &mut Vec<T
         2 | 3 => Wish::Rollback,
         4 => Wish::Down,
         _ => Wish::Up(next(rng, stable, versions)),
+    }
+}
+
+/// Whether nothing but time, people and faults can make a release fail.
+pub(super) fn is_sound(desired: &Desired, versions: &[Traits]) -> bool {
+    desired.resources.values().filter_map(Resource::as_service).all(|service| {
+        let traits = &versions[super::world::version_of(service)];
+        let asks_much = |step: &RolloutStep| match step {
+            RolloutStep::Pause(pause) => pause.duration.is_none() && pause.expires < Timespan::seconds(60),
+            // Nobody judges here.
+            RolloutStep::Analysis(_) => true,
+            _ => false,
+        };
+        traits.is_solid()
+            && traits.ready.is_some_and(|ready| ready <= 300_000)
+            && service.rollout.min_ready <= Timespan::millis(500)
+            && !service.rollout.strategy.stepped().is_some_and(|stepped| stepped.steps.iter().any(asks_much))
+    })
+}
+
+/// What somebody does who wants the release.
+pub(super) fn good_deed(rng: &mut Rng) -> Deed {
+    match rng.below(4) {
+        0 => Deed::Command(None, RolloutCommand::Pause),
+        1 => Deed::Command(None, RolloutCommand::PromoteFully),
+        _ => Deed::Command(None, RolloutCommand::Promote),
     }
 }
 

@@ -10,16 +10,18 @@ use std::{
 
 use orchestra_machine::{Batch, Effect, Environment, Event, HookKey, ProbeKey, Settings, Which, rng::Rng};
 use orchestra_model::{
-    EnvironmentId, Generation, Now, ReleaseNumber, Resource, ResourceId, RunId,
+    EnvironmentId, Now, ReleaseNumber, Resource, ResourceId, RunId,
     launch::{Exit, Launch, LaunchKey, Termination},
     quantity::Timespan,
     record::{
-        Change, EnvironmentRecord, EnvironmentState, ReleaseRecord, ReleaseState, RunKind, RunRecord, RunState,
+        Change, EnvironmentState, ReleaseRecord, RunKind, RunRecord,
     },
     route::{EndpointKey, Route, RouteId},
     rollout::RolloutCommand,
 };
 use orchestra_plan::{Current, Observation, Options};
+
+use crate::{disk::Disk, operator};
 
 use super::{
     Report,
@@ -143,6 +145,8 @@ pub(super) struct World {
     pub data_plane: DataPlane,
     pub versions: Vec<Traits>,
     pub faults: Faults,
+    /// Nothing goes wrong but what releases and people do.
+    pub calm: bool,
     pub rng: Rng,
     pub laws: Laws,
     pub report: Report,
@@ -167,19 +171,8 @@ static ENVIRONMENT: LazyLock<EnvironmentId> = LazyLock::new(|| "demo/dev".parse(
 
 impl World {
     pub(super) fn new(rng: &mut Rng, trace: bool) -> Self {
-        let record = EnvironmentRecord {
-            id: ENVIRONMENT.clone(),
-            source: "/stack/orchestra.yaml".to_owned(),
-            generation: Generation(0),
-            stable: None,
-            last_release: ReleaseNumber(0),
-            run: None,
-            chosen_ports: BTreeMap::new(),
-            ordinals: BTreeMap::new(),
-            rollouts: BTreeMap::new(),
-        };
         let disk = EnvironmentState {
-            environment: record,
+            environment: Disk::new(ENVIRONMENT.clone()).environment,
             resources: BTreeMap::new(),
             instances: BTreeMap::new(),
             run: None,
@@ -193,6 +186,7 @@ impl World {
             data_plane: DataPlane::default(),
             versions: Vec::new(),
             faults: Faults::random(rng),
+            calm: false,
             rng: Rng::new(rng.next_u64()),
             laws: Laws::default(),
             report: Report::default(),
@@ -280,19 +274,17 @@ impl World {
 
     /// Plays until nothing happens any more.
     pub(super) fn play(&mut self, rng: &mut Rng) {
-        for _ in 0..rng.below(6) {
-            let at = rng.below(100 * SECOND);
-            self.push(at, Item::Kill);
-        }
-        for _ in 0..rng.below(3) {
-            let at = rng.below(100 * SECOND);
-            self.push(at, Item::KillServer);
-        }
-        if self.faults.crash == 0 && rng.below(2) == 0 {
-            self.retain(|item| !matches!(item, Item::KillServer));
-        }
-        if rng.below(3) == 0 {
-            self.retain(|item| !matches!(item, Item::Kill));
+        self.calm = self.faults == Faults::default() && rng.below(3) > 0;
+        if !self.calm {
+            let kills = if rng.below(3) == 0 { 0 } else { rng.below(6) };
+            for _ in 0..kills {
+                let at = rng.below(100 * SECOND);
+                self.push(at, Item::Kill);
+            }
+            for _ in 0..rng.below(3) {
+                let at = rng.below(100 * SECOND);
+                self.push(at, Item::KillServer);
+            }
         }
         self.push(0, Item::Wish);
         while self.failure.is_none() {
@@ -385,11 +377,13 @@ impl World {
     /// Commits, then begins the effects; dies in between if chance says so.
     fn carry_out(&mut self, batch: Batch) {
         if batch.is_empty() {
+            self.check_moment();
             self.schedule_tick();
             return;
         }
         let crash = self.faults.crash;
-        let dies = self.chance(crash);
+        // A server that dies for ever never gives up an instance that exits for ever: what it counts dies with it.
+        let dies = self.report.crashes < 20 && self.chance(crash);
         let effects = batch.effects.len() as u64;
         let point = if dies { self.rng.below(effects + 2) } else { effects + 2 };
         if point == 0 {
@@ -636,6 +630,12 @@ impl World {
         let mut versions = std::mem::take(&mut self.versions);
         let wish = schedule::wish(&mut rng, self.stable().map(|release| &release.desired), &mut versions);
         self.versions = versions;
+        let calm = self.calm;
+        let sound = match &wish {
+            Wish::Up(desired) => calm && schedule::is_sound(desired, &self.versions),
+            _ => false,
+        };
+        self.laws.sound = sound.then_some(RunId(self.next_run + 1));
         if !self.submit(wish, &mut rng) {
             return;
         }
@@ -643,17 +643,18 @@ impl World {
             if rng.below(3) == 0 {
                 let latest = schedule::one_of(&mut rng, &[SECOND, 10 * SECOND, 60 * SECOND]);
                 let at = self.now + rng.below(latest);
-                let deed = schedule::deed(&mut rng);
+                let deed = if calm { schedule::good_deed(&mut rng) } else { schedule::deed(&mut rng) };
                 self.push(at, Item::Deed(deed));
             }
         }
-        if rng.below(10) > 0 {
+        if calm || rng.below(10) > 0 {
             let command = match rng.below(4) {
                 0 => RolloutCommand::PromoteFully,
-                1 => RolloutCommand::Abort,
+                1 if !calm => RolloutCommand::Abort,
                 _ => RolloutCommand::Promote,
             };
-            let at = self.now + 20 * SECOND + rng.below(200 * SECOND);
+            let after = if calm { 20 } else { 200 };
+            let at = self.now + 20 * SECOND + rng.below(after * SECOND);
             self.push(at, Item::Owner(command));
         }
     }
@@ -725,35 +726,8 @@ impl World {
         }
         self.next_run += 1;
         let id = RunId(self.next_run);
-        let number = desired.is_some().then(|| ReleaseNumber(record.last_release.0 + 1));
         let source = record.source.clone();
-        let run = RunRecord {
-            id,
-            environment: record.id.clone(),
-            kind,
-            generation: Generation(record.generation.0 + 1),
-            release: number,
-            plan,
-            state: RunState::Running,
-            steps: BTreeMap::new(),
-            started_at: 0,
-            ended_at: None,
-            problems: Vec::new(),
-            reverted: None,
-            culprits: Vec::new(),
-        };
-        let release = number.zip(desired).map(|(number, desired)| {
-            Box::new(ReleaseRecord {
-                environment: ENVIRONMENT.clone(),
-                number,
-                created_at: 0,
-                run: id,
-                reason: "simulated".to_owned(),
-                state: ReleaseState::Deploying,
-                desired,
-                verdicts: Vec::new(),
-            })
-        });
+        let (run, release) = operator::request(record, id, kind, plan, desired);
         if self.trace.is_some() {
             let steps: Vec<String> =
                 run.plan.steps.iter().map(|step| format!("{} {:?}", step.resource, step.action)).collect();
@@ -767,12 +741,12 @@ impl World {
                     Some(format!("{id} x{} v{version} {traits:?} {strategy:?}", service.replicas))
                 })
                 .collect();
-            self.log(|| format!("{id} {:?} release {number:?}: {}", run.kind, steps.join(", ")));
+            self.log(|| format!("{id} {:?} release {:?}: {}", run.kind, run.release, steps.join(", ")));
             for line in services {
                 self.log(|| line);
             }
         }
-        self.deliver(Event::RunRequested { run: Box::new(run), release, source });
+        self.deliver(Event::RunRequested { run, release, source });
         true
     }
 

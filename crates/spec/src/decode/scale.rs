@@ -105,8 +105,10 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             return Vec::new();
         }
         if resources.cpu.is_none_or(|cpu| cpu.as_millis() == 0) {
-            let message = || "without `on` it scales on `cpu: 80%`, a share of `resources.cpu`, which is missing".to_owned();
-            let remedy = "say what to scale on, such as `on: [{requests_per_second: 100}]`, or add `resources: {cpu: 250m}`";
+            let message =
+                || "without `on` it scales on `cpu: 80%`, a share of `resources.cpu`, which is missing".to_owned();
+            let remedy =
+                "say what to scale on, such as `on: [{requests_per_second: 100}]`, or add `resources: {cpu: 250m}`";
             self.report.error(Code::MISSING_KEY, scale.key_span, message, help(remedy));
         }
         vec![Metric { source: MetricSource::Cpu, target: Level::Utilization(80) }]
@@ -114,16 +116,22 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
 
     fn metric(&mut self, node: &'n Node<'a>, resources: &Resources) -> Option<Metric> {
         let fields = Fields::read(self.report, node, &tables::SCALE_METRIC, node.span.part(0, 1))?;
-        let entry = one(self.report, &fields, node, "write each metric as an item of its own: `[{cpu: 70%}, {memory: 1Gi}]`")?;
+        let entry =
+            one(self.report, &fields, node, "write each metric as an item of its own: `[{cpu: 70%}, {memory: 1Gi}]`")?;
         let value = entry.value.as_ref();
         let (source, target) = match entry.key.as_ref() {
-            "cpu" => (MetricSource::Cpu, self.of_resource(entry, resources.cpu.map(Cpu::as_millis), |report, node| {
-                quantity::<Cpu>(report, node, "a share such as `70%`, or CPU such as `500m`")
-                    .map(|cpu| Measure::thousandths(cpu.as_millis()))
-            })?),
+            "cpu" => (
+                MetricSource::Cpu,
+                self.of_resource(entry, resources.cpu.map(Cpu::as_millis), |report, node| {
+                    quantity::<Cpu>(report, node, "a share such as `70%`, or CPU such as `500m`")
+                        .map(|cpu| Measure::thousandths(cpu.as_millis()))
+                })?,
+            ),
             "memory" => {
                 let needed = resources.memory.map(orchestra_model::quantity::ByteSize::as_bytes);
-                let read = |report: &mut Report<'_>, node: &Node<'_>| size(report, node).map(|size| Measure::whole(size.as_bytes()));
+                let read = |report: &mut Report<'_>, node: &Node<'_>| {
+                    size(report, node).map(|size| Measure::whole(size.as_bytes()))
+                };
                 (MetricSource::Memory, self.of_resource(entry, needed, read)?)
             }
             "exported" => return self.exported(entry),
@@ -158,7 +166,8 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         };
         let percent = share.parse::<u32>().ok().filter(|percent| (1..=1_000).contains(percent));
         let Some(percent) = percent else {
-            let message = || format!("`{}%` is not a share to scale on: write whole percent from `1%` to `1000%`", cut(share));
+            let message =
+                || format!("`{}%` is not a share to scale on: write whole percent from `1%` to `1000%`", cut(share));
             invalid(self.report, node.span, message, "");
             return None;
         };
@@ -166,7 +175,8 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             let key = entry.key.as_ref();
             let message = || format!("`{key}: {percent}%` is a share of `resources.{key}`, which is missing");
             let (need, absolute) = if key == "cpu" { ("250m", "500m") } else { ("512Mi", "1Gi") };
-            let remedy = format!("add `resources: {{{key}: {need}}}`, or scale on an amount such as `{key}: {absolute}`");
+            let remedy =
+                format!("add `resources: {{{key}: {need}}}`, or scale on an amount such as `{key}: {absolute}`");
             self.report.error(Code::MISSING_KEY, entry.key_span, message, help(remedy));
         }
         Some(Level::Utilization(percent))
@@ -223,7 +233,8 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
     fn counts_requests(&mut self, entry: &Entry<'a>) {
         if self.publishes_http() == Some(false) {
             let key = entry.key.as_ref();
-            let message = || format!("`{key}` is counted at published HTTP ports, and `{}` has none", self.workload.name);
+            let message =
+                || format!("`{key}` is counted at published HTTP ports, and `{}` has none", self.workload.name);
             let remedy = "add `ports: {http: auto}`, or scale on something else, such as `cpu: 70%`";
             self.report.error(Code::UNKNOWN_REFERENCE, entry.key_span, message, help(remedy));
         }
@@ -298,15 +309,30 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         };
         if min > 0 {
             if let Some(entry) = entry {
-                let message = || format!("`to_zero` says how a service sleeps, and this one never does: `min` is {min}");
-                self.report.error(Code::CONFLICTING_KEYS, entry.key_span, message, help("write `min: 0`, or delete `to_zero`"));
+                let message =
+                    || format!("`to_zero` says how a service sleeps, and this one never does: `min` is {min}");
+                self.report.error(
+                    Code::CONFLICTING_KEYS,
+                    entry.key_span,
+                    message,
+                    help("write `min: 0`, or delete `to_zero`"),
+                );
             }
             return None;
         }
         if let (Some(false), Some(entry)) = (self.publishes_http(), scale.get("min")) {
-            let message =
-                || format!("a service that sleeps is woken by a request, and `{}` publishes no HTTP port", self.workload.name);
-            self.report.error(Code::CONFLICTING_KEYS, entry.value.span, message, help("write `min: 1`, or add `ports: {http: auto}`"));
+            let message = || {
+                format!(
+                    "a service that sleeps is woken by a request, and `{}` publishes no HTTP port",
+                    self.workload.name
+                )
+            };
+            self.report.error(
+                Code::CONFLICTING_KEYS,
+                entry.value.span,
+                message,
+                help("write `min: 1`, or add `ports: {http: auto}`"),
+            );
         }
         Some(to_zero)
     }

@@ -140,8 +140,11 @@ pub(crate) static SCALE_EXPORTED: Table = Table {
 
 const POLICIES: Shape = Shape::List(&Shape::Table(&SCALE_POLICY));
 
-const BEHAVIOR_HABITS: &[(&str, &str)] =
-    &[("stabilizationWindowSeconds", "write `window`"), ("selectPolicy", "write `select`"), ("policy", "write `policies`")];
+const BEHAVIOR_HABITS: &[(&str, &str)] = &[
+    ("stabilizationWindowSeconds", "write `window`"),
+    ("selectPolicy", "write `select`"),
+    ("policy", "write `policies`"),
+];
 
 pub(crate) static SCALE_UP: Table = Table {
     id: "scale-up",
@@ -194,11 +197,7 @@ pub(crate) static SCALE_POLICY: Table = Table {
     noun: "a policy",
     doc: "A bound of the change per time.",
     keys: &[&[
-        Key::new(
-            "percent",
-            Shape::Integer(1, 1_000),
-            "Percent of the instances at the beginning of the time.",
-        ),
+        Key::new("percent", Shape::Integer(1, 1_000), "Percent of the instances at the beginning of the time."),
         Key::new("instances", Shape::Integer(1, 10_000), "That many instances."),
         Key::new("per", Shape::Duration, "The time: `1s` to `30m`.").required(),
     ]],

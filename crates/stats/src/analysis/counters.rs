@@ -40,7 +40,7 @@ impl Tally {
         }
     }
 
-    pub(super) fn observe(&mut self, readings: &[Counter], rate: f64, covers: Duration) {
+    pub(super) fn observe(&mut self, readings: &[Counter], covers: Duration) {
         self.waited = self.waited.saturating_add(covers);
         for reading in readings.iter().filter(|it| it.name == self.name) {
             let new = (reading.increase, reading.requests);
@@ -54,7 +54,7 @@ impl Tally {
         let (Some(canary), Some(stable)) = self.waiting else { return };
         let (canary_requests, stable_requests) = (super::float(canary.1), super::float(stable.1));
         let (hits, misses) = (super::float(canary.0), super::float(stable.0));
-        let share = self.burst.take(rate, self.waited, hits + misses);
+        let share = self.burst.take(self.waited, hits + misses);
         // A share of 0, 1 or NaN (no requests) says nothing, and is ignored there.
         let p = canary_requests / (canary_requests + stable_requests);
         self.wealth.observe(p, hits * share, misses * share);

@@ -25,7 +25,7 @@ impl Analysis {
     /// Why it fails: the part of the evidence that weighs most.
     pub(super) fn explain_failure(&self) -> String {
         let luck = format!("luck explains this at most once in {:.0} releases", self.highest.min(27.0).exp());
-        let mut most = ("relative", self.relative.ln());
+        let mut most = ("relative", self.relative.all().ln());
         let mut heavier = |name, wealth: &Wealth| {
             if wealth.ln() > most.1 {
                 most = (name, wealth.ln());

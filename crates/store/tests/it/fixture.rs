@@ -37,6 +37,8 @@ pub(crate) fn environment() -> EnvironmentRecord {
         chosen_ports: BTreeMap::new(),
         ordinals: BTreeMap::new(),
         rollouts: BTreeMap::new(),
+        flag_overrides: BTreeMap::new(),
+        scaled: BTreeMap::new(),
     }
 }
 
@@ -129,6 +131,7 @@ pub(crate) fn run(number: u64, generation: u64, release: Option<u64>) -> RunReco
         problems: Vec::new(),
         reverted: None,
         culprits: Vec::new(),
+        request_key: None,
     }
 }
 

@@ -196,11 +196,13 @@ fn a_record_keeps_what_was_decided() {
     let restored = Autoscaler::restore(policy(1, 40, queue(1_000)), &record, Now::at(Duration::from_secs(7)));
     let now = Now::at(Duration::from_secs(17));
     assert_eq!(restored.status(now).changed_ago, Some(Timespan::seconds(30)));
-    assert_eq!(restored.explain(now), [
-        "stays at 9: queue_depth is 1 of 1 per instance, which asks for 9",
-        "  queue_depth is 1 of 1 per instance, which asks for 9",
-        "30s ago: scaled up from 5 to 9: queue_depth is 1.8 of 1 per instance, which asks for 9",
-    ]);
+    assert_eq!(
+        restored.explain(now),
+        [
+            "stays at 9: queue_depth is 1 of 1 per instance, which asks for 9",
+            "30s ago: scaled up from 5 to 9: queue_depth is 1.8 of 1 per instance, which asks for 9",
+        ]
+    );
     let nothing = Autoscaler::restore(policy(1, 40, queue(1_000)), &AutoscaleRecord::default(), Now::ZERO);
     assert_eq!(nothing.explain(Now::ZERO), ["autoscaling waits for its first measurement"]);
 }

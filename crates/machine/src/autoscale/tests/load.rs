@@ -54,6 +54,15 @@ fn a_silent_route_is_neither_idle_nor_busy() {
     meter.report(at(1), &report("grpc", 0, 0, 0));
     assert_eq!(meter.activity(at(9)), Some(Activity::default()));
     assert_eq!(meter.activity(at(10)), None);
+    // Reports that were too old when nothing newer came are no part of a rate.
+    let mut slow = LoadMeter::new(Duration::ZERO);
+    slow.expect([name("http")].iter());
+    slow.report(at(0), &report("http", 100, 0, 0));
+    slow.report(at(9), &report("http", 2, 0, 0));
+    assert_eq!(total(&slow, at(9), &MetricSource::RequestsPerSecond), Some(Measure::whole(51)));
+    assert_eq!(total(&slow, at(18), &MetricSource::RequestsPerSecond), Some(Measure::whole(2)));
+    // Without a route there is nothing to be idle.
+    assert_eq!(self::meter(&[]).activity(at(0)), None);
     // A port that is no longer published says nothing, and nothing is expected of it.
     meter.report(at(20), &report("grpc", 0, 0, 0));
     meter.expect([name("grpc")].iter());

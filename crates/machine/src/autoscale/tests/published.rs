@@ -68,7 +68,11 @@ fn cases_of_the_reference_implementation() {
             }
         }
         let sample = sample.with(MetricSource::Cpu, Reading::PerInstance(measured));
-        assert_eq!(once(replicas, cpu(target), &sample), to, "{replicas} of {levels:?}, ready {ready:?}, target {target}");
+        assert_eq!(
+            once(replicas, cpu(target), &sample),
+            to,
+            "{replicas} of {levels:?}, ready {ready:?}, target {target}"
+        );
     }
 }
 
@@ -94,8 +98,7 @@ fn cpu_of_a_start_does_not_count() {
         let reading = |id: usize, value: u64| {
             (instance_id(id), Point { value: Measure::thousandths(value), at: now, over: Duration::from_secs(over) })
         };
-        let sample =
-            sample.with(MetricSource::Cpu, Reading::PerInstance([reading(1, 600), reading(2, 2_000)].into()));
+        let sample = sample.with(MetricSource::Cpu, Reading::PerInstance([reading(1, 600), reading(2, 2_000)].into()));
         let mut autoscaler = Autoscaler::new(policy(1, 100, cpu(50)));
         let to = autoscaler.handle(now, &sample).map_or(2, |decision| decision.to);
         // 130 % of 50 % for both, or 60 % of 50 % with the other one idle: that is 30 % and turns it around.
@@ -209,7 +212,8 @@ fn the_select_policies_of_the_documentation() {
     ] {
         let down = policy_of(&changes, select, 0);
         let mut autoscaler = Autoscaler::new(Autoscale { down, ..policy(1, 100, on()) });
-        let to_now = autoscaler.handle(at(0), &sample(replicas).total(MetricSource::QueueDepth, 1)).map_or(replicas, |d| d.to);
+        let to_now =
+            autoscaler.handle(at(0), &sample(replicas).total(MetricSource::QueueDepth, 1)).map_or(replicas, |d| d.to);
         assert_eq!(to_now, to, "{replicas} {select:?}");
         assert_eq!(autoscaler.status(at(0)).last.unwrap().limit, Some(limit));
     }
@@ -251,7 +255,8 @@ fn a_window_for_growth_waits_for_the_peak_to_last() {
     policy.up.window = Timespan::seconds(60);
     let mut scaled = Scaled::new(policy, 2);
     let load = |queue| only(MetricSource::QueueDepth, Reading::Total(Measure::whole(queue)));
-    for (second, queue, expected) in [(0, 2, 2), (15, 8, 2), (45, 8, 2), (59, 8, 2), (60, 8, 6), (74, 8, 6), (75, 8, 8)] {
+    for (second, queue, expected) in [(0, 2, 2), (15, 8, 2), (45, 8, 2), (59, 8, 2), (60, 8, 6), (74, 8, 6), (75, 8, 8)]
+    {
         assert_eq!(scaled.step(at(second), &load(queue)), expected, "{second}");
     }
     for (second, queue) in [(90, 20), (105, 8), (120, 20)] {
@@ -262,11 +267,9 @@ fn a_window_for_growth_waits_for_the_peak_to_last() {
 #[test]
 fn bounds_hold_at_once_and_zero_by_hand_rests() {
     let on = || vec![metric(MetricSource::QueueDepth, average(1))];
-    for (replicas, to, reason) in [
-        (12, Some(10), ScaleReason::AboveMax),
-        (1, Some(3), ScaleReason::BelowMin),
-        (0, None, ScaleReason::Resting),
-    ] {
+    for (replicas, to, reason) in
+        [(12, Some(10), ScaleReason::AboveMax), (1, Some(3), ScaleReason::BelowMin), (0, None, ScaleReason::Resting)]
+    {
         let mut autoscaler = Autoscaler::new(policy(3, 10, on()));
         assert_eq!(autoscaler.handle(at(0), &sample(replicas)).map(|d| d.to), to);
         assert_eq!(autoscaler.status(at(0)).last.unwrap().reason, reason);

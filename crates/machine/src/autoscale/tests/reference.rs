@@ -100,7 +100,8 @@ impl Model {
                 Some(Reading::PerInstance(points)) => points.get(&instance.id).copied(),
                 _ => None,
             };
-            let metric = point.map(|p| (thousandths(p.value), millis(p.at), i128::try_from(p.over.as_millis()).unwrap()));
+            let metric =
+                point.map(|p| (thousandths(p.value), millis(p.at), i128::try_from(p.over.as_millis()).unwrap()));
             pods.push(Pod { name: instance.id.clone(), requests, metric, phase: instance.phase });
         }
         match (metric.target, sample.readings.get(&metric.source)?) {
@@ -132,7 +133,8 @@ impl Model {
                 if tolerated(policy, total, target) {
                     return Some(current);
                 }
-                let ready = pods.iter().filter(|p| matches!(p.phase, InstancePhase::Running { ready: true, .. })).count();
+                let ready =
+                    pods.iter().filter(|p| matches!(p.phase, InstancePhase::Running { ready: true, .. })).count();
                 Some(counted_up(total * i128::try_from(ready).unwrap(), target))
             }
         }
@@ -295,9 +297,12 @@ fn change() -> impl Strategy<Value = (Change, u64)> {
 fn behavior() -> impl Strategy<Value = Behavior> {
     let select = prop_oneof![4 => Just(Select::Max), 2 => Just(Select::Min), 1 => Just(Select::Disabled)];
     let window = prop::sample::select(vec![0u64, 15, 60, 300]);
-    (prop::collection::vec(change(), 1..4), select, window, 0u32..=30).prop_map(|(changes, select, window, tolerance)| {
-        Behavior { tolerance: Percent::whole(tolerance), ..policy_of(&changes, select, window) }
-    })
+    (prop::collection::vec(change(), 1..4), select, window, 0u32..=30).prop_map(
+        |(changes, select, window, tolerance)| Behavior {
+            tolerance: Percent::whole(tolerance),
+            ..policy_of(&changes, select, window)
+        },
+    )
 }
 
 fn any_metric() -> impl Strategy<Value = Metric> {
@@ -314,15 +319,16 @@ fn any_metric() -> impl Strategy<Value = Metric> {
     ]);
     (source, target).prop_map(|(source, target)| match (source, target) {
         (source @ (MetricSource::Cpu | MetricSource::Memory), target) => metric(source, target),
-        (source, Level::Utilization(percent)) => metric(source, Level::Average(Measure::thousandths(u64::from(percent)))),
+        (source, Level::Utilization(percent)) => {
+            metric(source, Level::Average(Measure::thousandths(u64::from(percent))))
+        }
         (source, target) => metric(source, target),
     })
 }
 
 fn any_policy() -> impl Strategy<Value = Autoscale> {
-    (1u32..=4, 0u32..=20, prop::collection::vec(any_metric(), 1..4), behavior(), behavior()).prop_map(
-        |(min, more, on, up, down)| Autoscale { up, down, ..policy(min, min + more, on) },
-    )
+    (1u32..=4, 0u32..=20, prop::collection::vec(any_metric(), 1..4), behavior(), behavior())
+        .prop_map(|(min, more, on, up, down)| Autoscale { up, down, ..policy(min, min + more, on) })
 }
 
 /// What an instance is like, beside its id. Times are seconds before the sample.

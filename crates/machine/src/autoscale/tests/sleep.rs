@@ -134,6 +134,12 @@ fn a_held_request_wakes_it_at_once_past_windows_and_rates() {
     let decision = scaled.autoscaler.wake(at(301), 0).unwrap();
     assert_eq!(decision.to_string(), "scaled up from 0 to 1: it slept, and a request waits for an instance");
     assert_eq!(scaled.autoscaler.wake(at(301), 1), None, "it is awake");
+    assert_eq!(scaled.autoscaler.status(at(301)).idle, None);
+    // Nothing is looked at for the sake of a sleep that has begun.
+    policy.every = Timespan::seconds(3_600);
+    let mut autoscaler = Autoscaler::new(policy);
+    assert_eq!(autoscaler.handle(at(0), &quiet(0, 7)), None);
+    assert_eq!(autoscaler.deadline(), at(3_600));
 }
 
 #[test]
@@ -187,7 +193,8 @@ fn a_cold_start_that_takes_too_long_says_so_and_then_sleeps_again() {
     assert!(autoscaler.status(at(61)).cold_start.unwrap().is_overdue());
     let said = autoscaler.explain(at(61));
     assert!(
-        said.iter().any(|line| line == "no instance is ready 1m after the request that woke it; requests wait at most 1m"),
+        said.iter()
+            .any(|line| line == "no instance is ready 1m after the request that woke it; requests wait at most 1m"),
         "{said:?}"
     );
     assert_eq!(autoscaler.deadline(), at(71));

@@ -12,6 +12,8 @@
 //! | `NOTIFY` | sends `READY=1` to `$NOTIFY_SOCKET` |
 //! | `LOG_READY` | writes this line when it is ready |
 //! | `VERSION` | what `/version` answers |
+//! | `FAIL_PERMILLE` | so many of a thousand requests are answered 500, spread evenly |
+//! | `SLOW_MS` | every request takes so much longer |
 //! | `HANDLED` | file to which every request is appended, when it begins and when it ends |
 //! | `JOB_FILE` | a job appends a line with its name to this file when it ends |
 //!

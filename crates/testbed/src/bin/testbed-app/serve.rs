@@ -47,6 +47,8 @@ struct App {
     never_ready: bool,
     handled: Option<File>,
     count: AtomicU64,
+    /// Requests that are no checks.
+    served: AtomicU64,
     /// `WebSocket` sessions in progress: hyper does not see them any more once they are upgraded.
     sockets: watch::Sender<u32>,
 }
@@ -99,6 +101,7 @@ async fn start(term: &mut tokio::signal::unix::Signal, ignore: bool) -> io::Resu
         never_ready: text("NEVER_READY").is_some(),
         handled,
         count: AtomicU64::new(0),
+        served: AtomicU64::new(0),
         sockets: watch::Sender::new(0),
     });
     let port = number("PORT").and_then(|port| u16::try_from(port).ok());
@@ -216,6 +219,21 @@ async fn handle(app: Arc<App>, request: Request<Incoming>) -> Result<Response<Bo
 
 async fn answer(app: &Arc<App>, request: Request<Incoming>, entry: Option<Entry>) -> Response<Body> {
     let path = request.uri().path().to_owned();
+    if !matches!(&*path, "/ready" | "/health") {
+        if let Some(slow) = number("SLOW_MS") {
+            sleep(Duration::from_millis(slow)).await;
+        }
+        let served = app.served.fetch_add(1, Ordering::Relaxed);
+        let fails = number("FAIL_PERMILLE").is_some_and(|share| (served + 1) * share / 1000 > served * share / 1000);
+        if fails {
+            let mut response = Response::new(full("told to fail"));
+            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            if let Some(entry) = entry {
+                entry.end();
+            }
+            return response;
+        }
+    }
     let mut response = match (request.method(), path.as_str()) {
         (_, "/stream") => return stream(&request, entry),
         (_, "/ws") => return websocket(app, request, entry),

@@ -1,0 +1,150 @@
+//! `orchestra promote`, `pause`, `abort` and `why`: move a rollout, and say what is waited for.
+
+use orchestra_api::{EnvironmentStatus, MoveRollout, RolloutStatus, ServiceStatus};
+use orchestra_model::{Code, Diagnostic, Name, rollout::RolloutCommand, rollout::RolloutPhase, time::UnixMillis};
+
+use crate::{
+    args::{AbortArgs, PauseArgs, PromoteArgs, WhyArgs},
+    exit::Exit,
+    failure::Result,
+    output::Output,
+    session::Session,
+    text::age,
+};
+
+pub(crate) async fn promote(args: &PromoteArgs, session: &Session, output: &mut Output) -> Result<Exit> {
+    let command = if args.full { RolloutCommand::PromoteFully } else { RolloutCommand::Promote };
+    ask(args.service.clone(), command, session, output).await
+}
+
+pub(crate) async fn pause(args: &PauseArgs, session: &Session, output: &mut Output) -> Result<Exit> {
+    ask(args.service.clone(), RolloutCommand::Pause, session, output).await
+}
+
+pub(crate) async fn abort(_args: &AbortArgs, session: &Session, output: &mut Output) -> Result<Exit> {
+    ask(None, RolloutCommand::Abort, session, output).await
+}
+
+async fn ask(service: Option<Name>, command: RolloutCommand, session: &Session, output: &mut Output) -> Result<Exit> {
+    let Some(client) = session.server_if_state(output).await? else {
+        return Err(Diagnostic::error(Code::NOT_FOUND, "nothing is up")
+            .help("`orchestra up` starts the stack of this folder")
+            .into());
+    };
+    let environment = session.environment(&client).await?;
+    let word = match command {
+        RolloutCommand::Promote => "promoted",
+        RolloutCommand::PromoteFully => "promoted without further steps",
+        RolloutCommand::Pause => "paused; `orchestra promote` goes on, `orchestra abort` goes back",
+        RolloutCommand::Abort => "being turned back",
+    };
+    let request = MoveRollout { service, command, by: session.user.clone() };
+    let run = client.move_rollout(&environment, &request).await?;
+    if output.json {
+        output.json(&run)?;
+        return Ok(Exit::Success);
+    }
+    output.line(&format!("{} of {environment} is {word}", run.id))?;
+    if let Ok(status) = client.environment(&environment).await {
+        for service in status.services.iter().filter(|service| service.rollout.is_some()) {
+            for line in sentences(service, (session.now)()) {
+                output.line(&format!("  {}: {line}", service.name))?;
+            }
+        }
+    }
+    Ok(Exit::Success)
+}
+
+pub(crate) async fn why(args: &WhyArgs, session: &Session, output: &mut Output) -> Result<Exit> {
+    let Some(client) = session.server_if_state(output).await? else {
+        return Err(Diagnostic::error(Code::NOT_FOUND, "nothing is up")
+            .help("`orchestra up` starts the stack of this folder")
+            .into());
+    };
+    let environment = session.environment(&client).await?;
+    let status = client.environment(&environment).await?;
+    let concerned = |service: &&ServiceStatus| args.service.as_ref().is_none_or(|name| *name == service.name);
+    let services: Vec<&ServiceStatus> = status.services.iter().filter(concerned).collect();
+    if let (Some(name), true) = (&args.service, services.is_empty()) {
+        return Err(unknown(name, &status).into());
+    }
+    if output.json {
+        output.json(&services)?;
+        return Ok(Exit::Success);
+    }
+    for service in services {
+        for line in reasons(service, (session.now)()) {
+            output.line(&format!("{}: {line}", service.name))?;
+        }
+    }
+    Ok(Exit::Success)
+}
+
+fn unknown(name: &Name, status: &EnvironmentStatus) -> Diagnostic {
+    let known: Vec<&str> = status.services.iter().map(|service| service.name.as_str()).collect();
+    Diagnostic::error(Code::NOT_FOUND, format!("there is no service {name} in {}", status.id))
+        .help(format!("services are: {}", known.join(", ")))
+}
+
+/// Everything that keeps a service from rest, or that it is at rest.
+fn reasons(service: &ServiceStatus, now: UnixMillis) -> Vec<String> {
+    let mut lines = sentences(service, now);
+    if service.rollout.is_none() {
+        lines.extend(service.waits_for.iter().map(|waiting| format!("waits for {}", waiting.reason)));
+    }
+    if let Some(problem) = &service.problem {
+        lines.push(problem.message.clone());
+    }
+    for instance in &service.instances {
+        if let Some(waiting) = &instance.waits_for {
+            lines.push(format!("{} waits for {}", instance.id, waiting.reason));
+        }
+        if let Some(in_flight) = &instance.in_flight {
+            let (requests, streams) = (in_flight.requests, in_flight.streams);
+            lines.push(format!(
+                "{} finishes {requests} request{} and {streams} stream{}",
+                instance.id,
+                if requests == 1 { "" } else { "s" },
+                if streams == 1 { "" } else { "s" }
+            ));
+        }
+    }
+    lines.extend(service.scaling.iter().cloned());
+    if lines.is_empty() {
+        lines.push(format!("nothing is waited for: {} of {} ready", service.ready, service.desired));
+    }
+    lines
+}
+
+/// A rollout in sentences.
+pub(crate) fn sentences(service: &ServiceStatus, now: UnixMillis) -> Vec<String> {
+    let Some(rollout) = &service.rollout else { return Vec::new() };
+    let mut lines = vec![headline(rollout, now)];
+    match (&rollout.paused, &rollout.waits_for) {
+        (Some(paused), _) => {
+            let left = age(paused.expires.saturating_sub(now));
+            lines.push(format!(
+                "paused ({}): {} must promote or abort within {left}",
+                paused.reason, paused.owner
+            ));
+        }
+        (None, Some(waits)) => lines.push(format!("waits for {waits}")),
+        (None, None) => {}
+    }
+    lines
+}
+
+fn headline(rollout: &RolloutStatus, now: UnixMillis) -> String {
+    let (from, to) = (rollout.from, rollout.to);
+    if rollout.phase == RolloutPhase::Warm {
+        let kept = rollout.kept_until.map_or_else(
+            || "until the run ends".to_owned(),
+            |until| format!("for another {}", age(until.saturating_sub(now))),
+        );
+        return format!("release {to} is in force; {} instances of release {from} are kept ready {kept}", rollout.baseline);
+    }
+    format!(
+        "{} from release {from} to {to}: {}; {} of traffic, {} of {} new instances available, {} old ones ready",
+        rollout.strategy, rollout.words, rollout.weight, rollout.available, rollout.wanted, rollout.baseline
+    )
+}

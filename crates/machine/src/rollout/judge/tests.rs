@@ -1,0 +1,109 @@
+use orchestra_model::traffic::{Arm, TrafficCell};
+
+use super::*;
+
+fn guard() -> Guard {
+    Guard {
+        alpha: Permille::new(10),
+        errors: true,
+        max_errors: None,
+        latency: Some(LatencyBound::Stable),
+        first_byte: None,
+        first_token: None,
+        counters: vec![],
+        per_client: 2,
+        clients: 2,
+        warm_up: Timespan::default(),
+        inconclusive: OnInconclusive::Hold,
+        raise_to: None,
+        probe: None,
+        flag: None,
+        prometheus: vec![],
+    }
+}
+
+fn report(sequence: u64, cells: Vec<TrafficCell>) -> TrafficReport {
+    let route = RouteId {
+        environment: "demo/dev".parse().unwrap(),
+        service: "api".parse().unwrap(),
+        port: "http".parse().unwrap(),
+    };
+    let mut stable_latency = LatencyHistogram::default();
+    for _ in 0..50 {
+        stable_latency.add(20_000);
+    }
+    TrafficReport { route, watch: 2, sequence, cells, stable_latency, mirrored: (0, 0) }
+}
+
+/// Requests of distinct clients in one report.
+fn cells(sequence: u64, arm: Arm, requests: u32, bad: u32) -> Vec<TrafficCell> {
+    let one = |n: u32| TrafficCell {
+        arm,
+        client: sequence * 1000 + u64::from(n),
+        canary: Permille::new(200),
+        requests: 1,
+        bad: u32::from(n < bad),
+        server_errors: u32::from(n < bad),
+        ..TrafficCell::default()
+    };
+    (0..requests).map(one).collect()
+}
+
+fn second(n: u64) -> Now {
+    Now::at(Duration::from_millis(n * 250))
+}
+
+#[test]
+fn a_broken_canary_fails_and_an_outage_of_both_does_not() {
+    let (mut broken, mut outage) = (Judge::new(&guard(), false), Judge::new(&guard(), false));
+    for judge in [&mut broken, &mut outage] {
+        judge.weighed(Permille::new(200));
+    }
+    for n in 0..40 {
+        let canary = cells(n * 2, Arm::Canary, 1, 1);
+        let good = cells(n * 2 + 1, Arm::Stable, 4, 0);
+        let bad = cells(n * 2 + 1, Arm::Stable, 4, 4);
+        broken.observe(second(n), &report(n, [canary.clone(), good].concat()));
+        outage.observe(second(n), &report(n, [canary, bad].concat()));
+    }
+    assert_eq!(broken.verdict(false).unwrap().0, VerdictOutcome::Fail);
+    assert_eq!(outage.verdict(false), None);
+    assert!(broken.evidence().contains_key("ln_evidence"));
+}
+
+#[test]
+fn enough_good_responses_pass_early_and_few_are_inconclusive() {
+    let mut judge = Judge::new(&guard(), false);
+    judge.weighed(Permille::new(200));
+    for n in 0..4 {
+        judge.observe(second(n), &report(n, cells(n, Arm::Canary, 10, 0)));
+    }
+    assert_eq!(judge.verdict(false), None);
+    assert_eq!(judge.verdict(true).unwrap().0, VerdictOutcome::Inconclusive);
+    for n in 4..40 {
+        judge.observe(second(n), &report(n, cells(n, Arm::Canary, 10, 0)));
+    }
+    assert_eq!(judge.verdict(false).unwrap().0, VerdictOutcome::Pass);
+}
+
+#[test]
+fn nothing_measured_is_an_error_and_no_failure() {
+    let mut judge = Judge::new(&guard(), false);
+    judge.weighed(Permille::new(200));
+    judge.observe(second(0), &report(0, vec![]));
+    judge.observe(second(400), &report(1, vec![]));
+    assert_eq!(judge.verdict(true).unwrap().0, VerdictOutcome::Error);
+}
+
+#[test]
+fn the_bound_of_lateness_is_frozen_once() {
+    let mut judge = Judge::new(&guard(), false);
+    assert_eq!(judge.watch(2).slow, None);
+    assert!(!(0..3).any(|n| judge.observe(second(n), &report(n, vec![]))));
+    assert!(judge.observe(second(3), &report(3, vec![])));
+    let bound = judge.watch(2).slow.unwrap().duration();
+    assert!((Duration::from_millis(29)..Duration::from_millis(38)).contains(&bound), "{bound:?}");
+    assert!(!judge.observe(second(4), &report(4, vec![])));
+    let resumed = Judge::resume(&guard(), false, judge.memory().as_ref());
+    assert_eq!(resumed.watch(2), judge.watch(2));
+}
