@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use orchestra_model::{
     Code, Diagnostic, EnvironmentId, Event, ReleaseNumber, RunId,
+    flag::FlagName,
     record::{ReleaseRecord, RunRecord},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -14,8 +15,9 @@ use crate::{
     API_VERSION, IDEMPOTENCY_KEY,
     address::Endpoint,
     environment::{EnvironmentStatus, EnvironmentSummary},
+    flags::{FlagStatus, Flags, SwitchFlag},
     observe::ReleaseSummary,
-    query::{EventsQuery, LogsQuery, PageQuery, ReleasesQuery, encode, query_string},
+    query::{EventsQuery, LogsQuery, PageQuery, ReleasesQuery, ValidateQuery, encode, query_string},
     request::{PlanRequest, PlanResponse, Source, StartRun, ValidateResponse},
     rollout::MoveRollout,
     routes::Method,
@@ -158,6 +160,12 @@ impl Client {
         self.post("validate", "/v1/validate".into(), source).await
     }
 
+    /// Checks a stack file in every environment that it defines.
+    pub async fn validate_all(&self, source: &Source) -> Result<ValidateResponse, ClientError> {
+        let query = query_string(&ValidateQuery { all: true });
+        self.post("validate", format!("/v1/validate{query}"), source).await
+    }
+
     /// Says what a run would do.
     pub async fn plan(&self, request: &PlanRequest) -> Result<PlanResponse, ClientError> {
         self.post("plan", "/v1/plan".into(), request).await
@@ -218,6 +226,26 @@ impl Client {
     /// Everything about one environment.
     pub async fn environment(&self, environment: &EnvironmentId) -> Result<EnvironmentStatus, ClientError> {
         self.get("environment", path(environment, "")).await
+    }
+
+    /// Feature flags, and what everybody gets.
+    pub async fn flags(&self, environment: &EnvironmentId) -> Result<Flags, ClientError> {
+        self.get("flags", path(environment, "/flags")).await
+    }
+
+    /// One feature flag with its definition.
+    pub async fn flag(&self, environment: &EnvironmentId, flag: &FlagName) -> Result<FlagStatus, ClientError> {
+        self.get("flag", path(environment, &format!("/flags/{flag}"))).await
+    }
+
+    /// Lays something over a feature flag, or takes it back.
+    pub async fn switch_flag(
+        &self,
+        environment: &EnvironmentId,
+        flag: &FlagName,
+        request: &SwitchFlag,
+    ) -> Result<FlagStatus, ClientError> {
+        self.post("switch_flag", path(environment, &format!("/flags/{flag}")), request).await
     }
 
     /// Releases, the newest first.

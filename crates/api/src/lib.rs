@@ -7,6 +7,7 @@
 mod address;
 mod client;
 mod environment;
+mod flags;
 mod observe;
 mod openapi;
 mod payload;
@@ -29,13 +30,14 @@ pub use environment::{
     InstancePhase, InstanceStatus, JobState, JobStatus, ServiceState, ServiceStatus, VolumeState, VolumeStatus,
     Waiting,
 };
+pub use flags::{FlagState, FlagStatus, Flags, SwitchFlag, SwitchTo};
 pub use observe::{LogLine, LogStream, ReleaseSummary};
 pub use openapi::document;
 pub use payload::Payload;
-pub use query::{EventsQuery, LogsQuery, NameList, PageQuery, ReleasesQuery};
+pub use query::{EventsQuery, LogsQuery, NameList, PageQuery, ReleasesQuery, ValidateQuery};
 pub use request::{
     Apply, Down, PlanRequest, PlanResponse, ResourceCount, Restart, Rollback, Scale, Source, StartRun, Up,
-    ValidateResponse,
+    ValidEnvironment, ValidateResponse,
 };
 pub use rollout::{MoveRollout, RolloutStatus};
 pub use routes::{BodyKind, Method, ROUTES, RouteSpec, SchemaOf};

@@ -68,6 +68,15 @@ pub struct PageQuery {
     pub limit: Option<u32>,
 }
 
+/// What to validate.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ValidateQuery {
+    /// Validate every environment that the stack file defines, beside the one that is meant.
+    #[serde(default)]
+    pub all: bool,
+}
+
 /// Which releases. The newest comes first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -38,8 +38,20 @@ pub struct ValidateResponse {
     pub resources: Vec<ResourceCount>,
     /// Environments that the stack file defines.
     pub environments: Vec<Name>,
+    /// The other environments of the stack file, if all were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<ValidEnvironment>,
     /// What is probably not meant.
     pub warnings: Vec<Diagnostic>,
+}
+
+/// Another environment of a stack file that was validated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ValidEnvironment {
+    /// Stack and environment.
+    pub environment: EnvironmentId,
+    /// Resources by kind; kinds without any are missing.
+    pub resources: Vec<ResourceCount>,
 }
 
 /// How many resources of one kind there are.

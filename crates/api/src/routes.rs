@@ -9,8 +9,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use crate::{
     environment::{EnvironmentStatus, EnvironmentSummary},
+    flags::{FlagStatus, Flags, SwitchFlag},
     observe::{LogLine, ReleaseSummary},
-    query::{EventsQuery, LogsQuery, PageQuery, ReleasesQuery},
+    query::{EventsQuery, LogsQuery, PageQuery, ReleasesQuery, ValidateQuery},
     request::{PlanRequest, PlanResponse, Source, StartRun, ValidateResponse},
     rollout::MoveRollout,
     run::{RunEvent, StartedRun},
@@ -140,6 +141,7 @@ const SEEN: &str = "Number of the last event that was seen: only what came after
 pub const ROUTES: &[RouteSpec] = &[
     RouteSpec::get("/v1/version", "version", "Which server answers", BodyKind::Json(of::<Version>)),
     RouteSpec::post("/v1/validate", "validate", "Check a stack file", BodyKind::Json(of::<ValidateResponse>))
+        .query(of::<ValidateQuery>)
         .request(of::<Source>)
         .errors(&[413, 422]),
     RouteSpec::post("/v1/plan", "plan", "Say what a run would do; changes nothing", BodyKind::Json(of::<PlanResponse>))
@@ -183,6 +185,28 @@ pub const ROUTES: &[RouteSpec] = &[
     .request(of::<MoveRollout>)
     .status(202)
     .errors(&[404, 409, 422, 503]),
+    RouteSpec::get(
+        "/v1/environments/{stack}/{environment}/flags",
+        "flags",
+        "Feature flags, and what everybody gets",
+        BodyKind::Json(of::<Flags>),
+    )
+    .errors(&[404, 503]),
+    RouteSpec::get(
+        "/v1/environments/{stack}/{environment}/flags/{flag}",
+        "flag",
+        "One feature flag with its definition",
+        BodyKind::Json(of::<FlagStatus>),
+    )
+    .errors(&[404, 503]),
+    RouteSpec::post(
+        "/v1/environments/{stack}/{environment}/flags/{flag}",
+        "switch_flag",
+        "Lay something over a feature flag, or take it back; answered once the proxy serves it",
+        BodyKind::Json(of::<FlagStatus>),
+    )
+    .request(of::<SwitchFlag>)
+    .errors(&[404, 503]),
     RouteSpec::get(
         "/v1/environments/{stack}/{environment}/releases",
         "releases",

@@ -5,6 +5,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use orchestra_model::{
     EnvironmentId, InstanceId, Name, ReleaseNumber, ResourceId,
+    flag::{FlagName, VariantName},
     id::ParseIdError,
     quantity::{ParseQuantityError, Timespan},
 };
@@ -88,7 +89,7 @@ pub(crate) enum Command {
         after_help = "Examples:\n  orchestra init               # orchestra.yaml here\n  orchestra init my-platform   # in a new folder"
     )]
     Init(InitArgs),
-    /// Check the stack file
+    /// Check the stack file, in every environment that it defines or in the one that `--env` names
     #[command(
         after_help = "Examples:\n  orchestra validate\n  orchestra validate -e production\n  orchestra validate -f other.yaml --json"
     )]
@@ -105,17 +106,17 @@ pub(crate) enum Command {
     Up(UpArgs),
     /// Show what runs, what is ready, and what the rest waits for
     #[command(
-        after_help = "Examples:\n  orchestra status\n  orchestra status --watch\n  orchestra status --all\n  orchestra status --json | jq '.services[].addresses'"
+        after_help = "Examples:\n  orchestra status\n  orchestra status --watch      # goes on when the server is replaced; does not start it\n  orchestra status --all\n  orchestra status --json | jq '.services[].addresses'"
     )]
     Status(StatusArgs),
     /// Show what services and jobs wrote
     #[command(
-        after_help = "Examples:\n  orchestra logs\n  orchestra logs -f api worker\n  orchestra logs --since 5m --tail 100 api\n  orchestra logs --raw --instance api-r3-1 > api.log"
+        after_help = "Examples:\n  orchestra logs\n  orchestra logs -f api worker   # goes on when the server is replaced; does not start it\n  orchestra logs --since 5m --tail 100 api\n  orchestra logs --raw --instance api-r3-1 > api.log"
     )]
     Logs(LogsArgs),
     /// Show what happened and why
     #[command(
-        after_help = "Examples:\n  orchestra events\n  orchestra events --follow\n  orchestra events --resource service.api --tail 20"
+        after_help = "Examples:\n  orchestra events\n  orchestra events --follow      # goes on when the server is replaced; does not start it\n  orchestra events --resource service.api --tail 20"
     )]
     Events(EventsArgs),
     /// Replace the instances of services by new ones, without a failed request
@@ -141,6 +142,11 @@ pub(crate) enum Command {
     /// Say what a service waits for, and why it is as it is
     #[command(after_help = "Examples:\n  orchestra why api\n  orchestra why --json")]
     Why(WhyArgs),
+    /// Show feature flags and what everybody gets, or switch one
+    #[command(
+        after_help = "Examples:\n  orchestra flags\n  orchestra flags set new-editor on --reason \"for the demo\"\n  orchestra flags off new-editor --reason \"it loses drafts\"\n  orchestra flags clear new-editor     # its own rules apply again\n  orchestra flags --json | jq '.flags[] | {name, value}'"
+    )]
+    Flags(FlagsArgs),
     /// List releases, the newest first
     #[command(after_help = "Examples:\n  orchestra history\n  orchestra history --limit 5 --json")]
     History(HistoryArgs),
@@ -330,6 +336,42 @@ pub(crate) struct WhyArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct FlagsArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<FlagsCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FlagsCommand {
+    /// Give everybody one variant, whatever the flag's own rules say
+    Set {
+        /// Flag
+        #[arg(value_name = "NAME")]
+        flag: FlagName,
+        /// Variant
+        variant: VariantName,
+        /// Why, for the people who will see it
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Turn a flag off: everybody gets its `off` variant
+    Off {
+        /// Flag
+        #[arg(value_name = "NAME")]
+        flag: FlagName,
+        /// Why, for the people who will see it
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Take back what was laid over a flag: its own rules apply again
+    Clear {
+        /// Flag
+        #[arg(value_name = "NAME")]
+        flag: FlagName,
+    },
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct HistoryArgs {
     /// At most so many
     #[arg(short = 'n', long, value_name = "RELEASES")]
@@ -498,6 +540,10 @@ mod tests {
             "orchestra server start --listen 127.0.0.1:0 --token-file t",
             "orchestra completions zsh",
             "orchestra explain",
+            "orchestra flags --json",
+            "orchestra flags set new.Editor on --reason why",
+            "orchestra flags off new-editor",
+            "orchestra flags clear new-editor",
             "orchestra status --watch -e shop/production",
         ] {
             if let Err(error) = parsed(line) {

@@ -4,6 +4,7 @@ pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod explain;
+pub(crate) mod flags;
 pub(crate) mod history;
 pub(crate) mod init;
 pub(crate) mod logs;

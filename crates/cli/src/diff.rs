@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use orchestra_model::{Desired, Resource, ResourceId, Text};
+use orchestra_model::{Desired, Resource, Text, flag::Flag};
 use serde_json::Value;
 
 use crate::{
@@ -11,10 +11,11 @@ use crate::{
     text::{cut, printable},
 };
 
-/// One resource that differs.
+/// One resource or flag that differs.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Difference {
-    resource: ResourceId,
+    /// Its name, as it is shown.
+    name: String,
     /// Path, before, after; without paths the whole resource came or went.
     change: Change,
 }
@@ -26,21 +27,34 @@ enum Change {
     Changed(Vec<(String, Option<Value>, Option<Value>)>),
 }
 
-/// Everything that differs, by resource.
+/// Everything that differs: resources, then flags.
 pub(crate) fn resources(before: Option<&Desired>, after: &Desired) -> Vec<Difference> {
     let none = BTreeMap::new();
-    let before = before.map_or(&none, |desired| &desired.resources);
-    let ids: std::collections::BTreeSet<&ResourceId> = before.keys().chain(after.resources.keys()).collect();
-    ids.into_iter()
-        .filter_map(|id| {
-            let change = match (before.get(id), after.resources.get(id)) {
+    let no_flags = BTreeMap::new();
+    let flags = before.map_or(&no_flags, |desired| &desired.flags.flags);
+    let mut differences = of(before.map_or(&none, |desired| &desired.resources), &after.resources, flat, "");
+    differences.extend(of(flags, &after.flags.flags, flat_flag, "flag "));
+    differences
+}
+
+fn of<K: Ord + std::fmt::Display, V: PartialEq>(
+    before: &BTreeMap<K, V>,
+    after: &BTreeMap<K, V>,
+    flat: fn(&V) -> BTreeMap<String, Value>,
+    noun: &str,
+) -> Vec<Difference> {
+    let names: std::collections::BTreeSet<&K> = before.keys().chain(after.keys()).collect();
+    names
+        .into_iter()
+        .filter_map(|name| {
+            let change = match (before.get(name), after.get(name)) {
                 (Some(before), Some(after)) if before == after => return None,
                 (Some(before), Some(after)) => Change::Changed(properties(&flat(before), &flat(after))),
                 (None, Some(after)) => Change::Added(flat(after)),
                 (Some(_), None) => Change::Removed,
                 (None, None) => return None,
             };
-            Some(Difference { resource: id.clone(), change })
+            Some(Difference { name: format!("{noun}{name}"), change })
         })
         .collect()
 }
@@ -65,6 +79,12 @@ fn flat(resource: &Resource) -> BTreeMap<String, Value> {
     for value in value.as_object().into_iter().flat_map(|tagged| tagged.values()) {
         walk(String::new(), value, &mut leaves);
     }
+    leaves
+}
+
+fn flat_flag(flag: &Flag) -> BTreeMap<String, Value> {
+    let mut leaves = BTreeMap::new();
+    walk(String::new(), &serde_json::to_value(flag).expect("flags serialize to JSON"), &mut leaves);
     leaves
 }
 
@@ -100,12 +120,12 @@ pub(crate) fn render(differences: &[Difference], palette: Palette, columns: Opti
         text.push('\n');
     };
     for difference in differences {
-        let id = &difference.resource;
+        let id = &difference.name;
         match &difference.change {
             Change::Removed => line(Palette::bad, format!("- {id}")),
             Change::Added(leaves) => {
                 line(Palette::good, format!("+ {id}"));
-                for path in ["command", "program.command", "replicas", "path"] {
+                for path in ["command", "program.command", "replicas", "path", "kind", "default"] {
                     if let Some(value) = leaves.get(path) {
                         line(Palette::dim, format!("    {path}: {}", show(value)));
                     }

@@ -102,6 +102,7 @@ async fn simple(command: Command, session: &Session, output: &mut Output) -> Res
         Command::Pause(args) => commands::rollout::pause(&args, session, output).await,
         Command::Abort(args) => commands::rollout::abort(&args, session, output).await,
         Command::Why(args) => commands::rollout::why(&args, session, output).await,
+        Command::Flags(args) => commands::flags::flags(&args, session, output).await,
         Command::History(args) => commands::history::history(&args, session, output).await,
         Command::Show(args) => commands::history::show(&args, session, output).await,
         Command::Explain(args) => commands::explain::explain(&args, output),

@@ -147,6 +147,26 @@ impl Session {
         Ok(client)
     }
 
+    /// The server, once one answers again. A command that only looks starts none: it may have been stopped on purpose,
+    /// and whoever stopped it does not want it back because somebody still looks.
+    pub(crate) async fn server_again(&self, output: &mut Output) -> Result<Client> {
+        let mut pause = Duration::from_millis(20);
+        let mut said = false;
+        loop {
+            match self.running().await {
+                Ok(Some((client, _))) => return Ok(client),
+                Err(error) if !error.is_lost() => return Err(error.into()),
+                Ok(None) | Err(_) => {}
+            }
+            if !said {
+                said = true;
+                output.note("no server answers; waiting for the next one, which other commands start (Ctrl-C ends)");
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    }
+
     /// The server of a state directory that exists; `None` if there is none, so that looking creates nothing.
     pub(crate) async fn server_if_state(&self, output: &mut Output) -> Result<Option<Client>> {
         if !self.is_remote() && self.running().await?.is_none() && !has_state(&self.home) {

@@ -6,17 +6,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use orchestra_machine::{Environment, Event, Settings, status::Status};
+use orchestra_machine::{Environment, Event, FlagSwitch, FlagsStatus, Settings};
 use orchestra_model::{
-    Code, Diagnostic, EnvironmentId, Generation, InstanceId, Name, Plan, ReleaseNumber, ResourceId, ResourceKind,
+    Code, Diagnostic, EnvironmentId, Event as HistoryEvent, Generation, InstanceId, Name, Plan, ReleaseNumber, ResourceId, ResourceKind,
     RunId,
     launch::{LaunchKey, Observed, ProviderEvent, Termination},
     quantity::Timespan,
-    record::{EnvironmentRecord, ReleaseRecord, ReleaseState, ResourceRecord, RunRecord},
+    record::{EnvironmentRecord, ReleaseRecord, ReleaseState, RunRecord},
     rollout::RolloutCommand,
+    time::UnixMillis,
 };
 use orchestra_probe::{Limits, Prober};
 use orchestra_provider::{DataPlane, LogLine, LogQuery, Provider};
@@ -33,10 +34,14 @@ use crate::{
     port_pool::PortPool,
     probe_hub::ProbeHub,
     route_hub::{self, RouteHub},
+    view::{Look, View},
 };
 
 /// Events that may wait for a driver. A driver that waits for a full disk lets its senders wait.
 const INBOX: usize = 4096;
+
+/// How long a switched flag may take until the data plane serves it, before its person is told that it does not yet.
+const SERVED: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What a control plane is made of.
 pub struct Options {
@@ -122,19 +127,6 @@ pub struct StartedRun {
     pub warnings: Vec<Diagnostic>,
 }
 
-/// An environment at one moment, with what its record adds.
-#[derive(Clone, Debug)]
-pub struct View {
-    /// Its record.
-    pub record: EnvironmentRecord,
-    /// What was last applied.
-    pub resources: BTreeMap<ResourceId, ResourceRecord>,
-    /// What its machine shows.
-    pub status: Status,
-    /// Why nothing can be written at the moment.
-    pub trouble: Option<String>,
-}
-
 /// The control plane. Clones are handles to the same one.
 #[derive(Clone)]
 pub struct ControlPlane {
@@ -151,6 +143,10 @@ struct Inner {
     environments: Mutex<BTreeMap<EnvironmentId, EnvironmentHandle>>,
     /// Held while a driver is made.
     creating: tokio::sync::Mutex<()>,
+    /// When the recovery was done, by the wall clock.
+    opened_at: OnceLock<UnixMillis>,
+    /// See [`ControlPlane::entered`].
+    entered: Mutex<BTreeMap<EnvironmentId, Arc<BTreeMap<InstanceId, HistoryEvent>>>>,
 }
 
 impl ControlPlane {
@@ -181,11 +177,14 @@ impl ControlPlane {
             clock,
             environments: Mutex::default(),
             creating: tokio::sync::Mutex::default(),
+            opened_at: OnceLock::new(),
+            entered: Mutex::default(),
         };
         let this = Self { inner: Arc::new(inner) };
         tree.start(TaskKind::Loop, "provider events", this.clone().deliver_provider_events(provider_events));
         tree.start(TaskKind::Loop, "probe outcomes", this.clone().deliver_probe_outcomes(outcomes));
         this.recover().await?;
+        let _ = this.inner.opened_at.set(Clock::wall());
         Ok(this)
     }
 
@@ -277,6 +276,7 @@ impl ControlPlane {
         let (begin, begun) = oneshot::channel();
         let task = EnvironmentTask {
             effects: Effects::new(self.inner.ports.clone(), machine.record().id.clone(), mailbox.events),
+            record: Arc::new(machine.record().clone()),
             machine,
             store: self.inner.store.clone(),
             clock: self.inner.clock,
@@ -287,6 +287,7 @@ impl ControlPlane {
             created: BTreeMap::new(),
             postponed: std::collections::VecDeque::new(),
             next: None,
+            switching: Vec::new(),
             begun: Some(begin),
         };
         self.inner.ports.tree.start(TaskKind::Loop, "environment", task.run());
@@ -483,9 +484,61 @@ impl ControlPlane {
         let handle = self.known(environment)?;
         let (reply, answer) = oneshot::channel();
         handle.requests.send(Request::View(reply)).await.map_err(|_| EngineError::ShuttingDown)?;
-        let (record, resources, status) = answer.await.map_err(|_| EngineError::ShuttingDown)?;
+        let Look { record, shown, status, at } = answer.await.map_err(|_| EngineError::ShuttingDown)?;
         let trouble = handle.trouble.borrow().clone();
-        Ok(View { record, resources, status, trouble })
+        let opened_at = self.inner.opened_at.get().copied().unwrap_or(0);
+        let mut view = View { record, shown, status, at, trouble, opened_at, entered: Arc::default() };
+        if view.needs_history() {
+            view.entered = self.entered(environment).await?;
+        }
+        Ok(view)
+    }
+
+    /// The events by which instances entered the phases in which this control plane found them. Asked once: what happens
+    /// later the machines know by themselves.
+    async fn entered(&self, environment: &EnvironmentId) -> Result<Arc<BTreeMap<InstanceId, HistoryEvent>>, EngineError> {
+        let known = || self.inner.entered.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known().get(environment) {
+            return Ok(Arc::clone(found));
+        }
+        let id = environment.clone();
+        let events = self.inner.store.read(move |reader| reader.phases(&id)).await?;
+        let found = events.into_iter().filter_map(|event| Some((event.instance.clone()?, event))).collect();
+        let found = Arc::new(found);
+        known().insert(environment.clone(), Arc::clone(&found));
+        Ok(found)
+    }
+
+    /// The flags of an environment.
+    ///
+    /// # Errors
+    ///
+    /// There is no such environment.
+    pub async fn flags(&self, environment: &EnvironmentId) -> Result<FlagsStatus, EngineError> {
+        let handle = self.known(environment)?;
+        let (reply, answer) = oneshot::channel();
+        handle.requests.send(Request::Flags(reply)).await.map_err(|_| EngineError::ShuttingDown)?;
+        answer.await.map_err(|_| EngineError::ShuttingDown)
+    }
+
+    /// Lays something over a flag, or takes it back. Returns once it is written down and the data plane serves it; one
+    /// that does not answer within a few seconds will later, as the answer then says.
+    ///
+    /// # Errors
+    ///
+    /// There is no such flag or variant, or nothing to take back.
+    pub async fn switch_flag(
+        &self,
+        environment: &EnvironmentId,
+        switch: FlagSwitch,
+    ) -> Result<FlagsStatus, EngineError> {
+        let handle = self.known(environment)?;
+        let (reply, answer) = oneshot::channel();
+        handle.requests.send(Request::SwitchFlag(switch, reply)).await.map_err(|_| EngineError::ShuttingDown)?;
+        match tokio::time::timeout(SERVED, answer).await {
+            Ok(answer) => answer.map_err(|_| EngineError::ShuttingDown)?,
+            Err(_slow) => self.flags(environment).await,
+        }
     }
 
     /// Reads logs.
@@ -524,5 +577,6 @@ fn fresh(id: &EnvironmentId) -> EnvironmentRecord {
         ordinals: BTreeMap::new(),
         rollouts: BTreeMap::new(),
         flag_overrides: BTreeMap::new(),
+        scaled: BTreeMap::new(),
     }
 }

@@ -100,6 +100,12 @@ impl Effects {
                 let answer = Err("hooks are not wired".to_owned());
                 let _ = inbox.send(Event::HookDone { key, answer }).await;
             }
+            Effect::MeasureUsage { service, keys } => {
+                tree.start(TaskKind::Effect, "measure usage", async move {
+                    let usage = provider.usage(keys).await;
+                    let _ = inbox.send(Event::Usage { service, usage }).await;
+                });
+            }
             Effect::CreateVolume { resource, path } => {
                 tree.start(TaskKind::Effect, "create volume", async move {
                     let result = provider.create_volume(path).await.map_err(|error| diagnostic(&error));

@@ -9,13 +9,14 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
-use orchestra_machine::{Batch, Environment, Event, status::Status};
+use orchestra_machine::{Batch, Environment, Event, FlagSwitch, FlagsStatus};
 use orchestra_model::{
-    Diagnostic, Generation, InstanceId, Name, Plan, ResourceId, RunId,
-    record::{Change, EnvironmentRecord, ReleaseRecord, ReleaseState, ResourceRecord, RunKind, RunRecord, RunState},
+    Diagnostic, Generation, InstanceId, Name, Plan, RunId,
+    record::{Change, EnvironmentRecord, ReleaseRecord, ReleaseState, RunKind, RunRecord, RunState},
     rollout::RolloutCommand,
     time::UnixMillis,
 };
@@ -28,6 +29,7 @@ use crate::{
     effects::Effects,
     error::EngineError,
     planning,
+    view::Look,
 };
 
 /// Events that are handled together at most.
@@ -54,8 +56,12 @@ pub(crate) enum Request {
         /// The run that was moved.
         reply: oneshot::Sender<Result<RunRecord, EngineError>>,
     },
+    /// Say which flags are served.
+    Flags(oneshot::Sender<FlagsStatus>),
+    /// Lay something over a flag, or take it back; answered once the data plane serves it.
+    SwitchFlag(FlagSwitch, oneshot::Sender<Result<FlagsStatus, EngineError>>),
     /// Say how it is.
-    View(oneshot::Sender<(EnvironmentRecord, BTreeMap<ResourceId, ResourceRecord>, Status)>),
+    View(oneshot::Sender<Look>),
 }
 
 /// Handle of a driver.
@@ -70,6 +76,8 @@ pub(crate) struct EnvironmentHandle {
 /// The driver.
 pub(crate) struct EnvironmentTask {
     pub(crate) machine: Environment,
+    /// The machine's record as it was last written down, to be shared with whoever looks.
+    pub(crate) record: Arc<EnvironmentRecord>,
     pub(crate) effects: Effects,
     pub(crate) store: Store,
     pub(crate) clock: Clock,
@@ -84,6 +92,8 @@ pub(crate) struct EnvironmentTask {
     pub(crate) postponed: VecDeque<Request>,
     /// A newer release that waits for the run that it supersedes to be turned back.
     pub(crate) next: Option<(Box<RunRequest>, oneshot::Sender<Result<StartedRun, EngineError>>)>,
+    /// Who switched a flag and waits until it is served.
+    pub(crate) switching: Vec<oneshot::Sender<Result<FlagsStatus, EngineError>>>,
     /// Told once the recovery's batch is committed and its effects have begun.
     pub(crate) begun: Option<oneshot::Sender<()>>,
 }
@@ -172,9 +182,24 @@ impl EnvironmentTask {
                 }
             }
             self.trouble.send_if_modified(|trouble| trouble.take().is_some());
+            let record = batch.changes.into_iter().rev().find_map(|change| match change {
+                Change::Environment(record) => Some(record),
+                _ => None,
+            });
+            if let Some(record) = record {
+                self.record = Arc::new(record);
+            }
         }
         for effect in batch.effects {
             self.effects.begin(effect).await;
+        }
+        if !self.switching.is_empty() {
+            let flags = self.machine.flags();
+            if flags.in_force || flags.problem.is_some() {
+                for waiting in self.switching.drain(..) {
+                    let _ = waiting.send(Ok(flags.clone()));
+                }
+            }
         }
         true
     }
@@ -192,8 +217,7 @@ impl EnvironmentTask {
             };
             match request {
                 Some(Request::View(reply)) => {
-                    let status = self.machine.status(self.clock.now());
-                    let _ = reply.send((self.machine.record().clone(), self.machine.resources().clone(), status));
+                    let _ = reply.send(Look::at(&self.machine, &self.record, self.clock.now()));
                 }
                 Some(Request::Plan(request, reply)) => {
                     let _ = reply.send(self.plan(&request).map(|planned| planned.plan));
@@ -201,7 +225,12 @@ impl EnvironmentTask {
                 Some(Request::Start(_, reply)) => {
                     let _ = reply.send(Err(EngineError::Write(error.clone())));
                 }
-                Some(request @ (Request::Cancel(..) | Request::Rollout { .. })) => self.postponed.push_back(request),
+                Some(Request::Flags(reply)) => {
+                    let _ = reply.send(self.machine.flags());
+                }
+                Some(request @ (Request::Cancel(..) | Request::Rollout { .. } | Request::SwitchFlag(..))) => {
+                    self.postponed.push_back(request);
+                }
                 // Nobody can ask any more; the commit is still worth its tries.
                 None => return again.await,
             }
@@ -240,13 +269,24 @@ impl EnvironmentTask {
         };
         match request {
             Request::View(reply) => {
-                let status = self.machine.status(self.clock.now());
-                let _ = reply.send((self.machine.record().clone(), self.machine.resources().clone(), status));
+                let _ = reply.send(Look::at(&self.machine, &self.record, self.clock.now()));
                 None
             }
             Request::Plan(request, reply) => {
                 let _ = reply.send(self.plan(&request).map(|planned| planned.plan));
                 None
+            }
+            Request::Flags(reply) => {
+                let _ = reply.send(self.machine.flags());
+                None
+            }
+            Request::SwitchFlag(switch, reply) => {
+                if let Err(problem) = self.machine.can_switch(&switch) {
+                    let _ = reply.send(Err(EngineError::Refused(vec![problem])));
+                    return None;
+                }
+                self.switching.push(reply);
+                Some(self.machine.handle(self.clock.now(), Event::Flag(switch)))
             }
             Request::Cancel(run, reply) => {
                 // A cancelled run may end at once: the answer is then how it was, and its events say how it ended.

@@ -13,8 +13,11 @@ mod planning;
 mod port_pool;
 mod probe_hub;
 mod route_hub;
+mod view;
 
 pub use clock::Clock;
-pub use control_plane::{ControlPlane, Options, RunRequest, StartedRun, View};
+pub use control_plane::{ControlPlane, Options, RunRequest, StartedRun};
 pub use error::EngineError;
-pub use planning::{LoadedStack, StackSource, load, plan_down, plan_stack};
+pub use orchestra_machine::{FlagSwitch, FlagsStatus};
+pub use planning::{LoadedStack, StackSource, environments, load, plan_down, plan_stack};
+pub use view::{Shown, View};

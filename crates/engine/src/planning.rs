@@ -7,6 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use orchestra_machine::Environment;
 use orchestra_model::{
     Code, Desired, Diagnostic, EnvironmentId, Name, Now, Plan, ReleaseNumber, Resource, ResourceId, ResourceKind,
+    autoscale::Autoscale,
+    desired::Service,
+    flag::FlagSet,
     record::{ReleaseRecord, ResourceRecord, RunKind},
 };
 use orchestra_plan::{Current, Observation, Options};
@@ -63,11 +66,18 @@ pub fn load(source: &StackSource, volumes: &str) -> Result<LoadedStack, EngineEr
     })
 }
 
-/// What `up` would do, given what is recorded. The stack file says nothing of restarts, so their counters stay.
+/// Environments that a stack file defines, as far as it can be read.
+pub fn environments(source: &StackSource) -> Vec<Name> {
+    orchestra_spec::environments(Source { path: &source.shown, bytes: source.text.as_bytes() })
+}
+
+/// What `up` would do, given what is recorded. The stack file says nothing of restarts, so their counters stay; and of a
+/// service that scales by itself it says only how many instances it begins with, so their number stays as well.
 pub fn plan_stack(
     base: Option<ReleaseNumber>,
     resources: BTreeMap<ResourceId, ResourceRecord>,
     observed: BTreeMap<ResourceId, Observation>,
+    flags: FlagSet,
     desired: &Desired,
 ) -> Result<Plan, EngineError> {
     let mut desired = desired.clone();
@@ -76,19 +86,21 @@ pub fn plan_stack(
             (resource, resources.get(id).map(|r| &r.applied))
         {
             service.restarts = now.restarts;
+            keep_replicas(service, now);
         }
     }
-    plan_up(base, resources, observed, desired)
+    plan_up(Current { base, resources, observed, flags }, desired)
+}
+
+/// The number of instances of a service that goes on scaling by itself is none of a release's business.
+fn keep_replicas(service: &mut Service, now: &Service) {
+    if let Some(policy) = &service.scale {
+        service.replicas = if now.scale.is_some() { now.replicas } else { policy.clamp(now.replicas) };
+    }
 }
 
 /// What it takes to get to `desired`, given what is recorded.
-fn plan_up(
-    base: Option<ReleaseNumber>,
-    resources: BTreeMap<ResourceId, ResourceRecord>,
-    observed: BTreeMap<ResourceId, Observation>,
-    desired: Desired,
-) -> Result<Plan, EngineError> {
-    let current = Current { base, resources, observed };
+fn plan_up(current: Current, desired: Desired) -> Result<Plan, EngineError> {
     let environment = desired.environment.clone();
     orchestra_plan::plan_owned(&environment, &current, Some(desired), Options::default())
         .map_err(|error| refused(error.diagnostic()))
@@ -101,7 +113,7 @@ pub fn plan_down(
     resources: BTreeMap<ResourceId, ResourceRecord>,
     delete_volumes: bool,
 ) -> Result<Plan, EngineError> {
-    let current = Current { base, resources, observed: BTreeMap::new() };
+    let current = Current { base, resources, ..Current::default() };
     orchestra_plan::plan(environment, &current, None, Options { delete_volumes })
         .map_err(|error| refused(error.diagnostic()))
 }
@@ -121,20 +133,23 @@ pub(crate) fn plan_request(machine: &Environment, now: Now, request: &RunRequest
     let observed = observe(machine, now, &request.missing);
     let resources = || machine.resources().clone();
     let source = || record.source.clone();
-    let up = |desired: Desired| plan_up(record.stable, resources(), observed.clone(), desired);
+    let flags = || machine.stable_release().map(|release| release.desired.flags.clone()).unwrap_or_default();
+    let current = |resources, observed| Current { base: record.stable, resources, observed, flags: flags() };
+    let up = |desired: Desired| plan_up(current(resources(), observed.clone()), desired);
     let planned = |plan, kind: RunKind, source: String, warnings: Vec<Diagnostic>| {
         let reason = reason(&kind);
         Planned { plan, kind, reason, source, warnings }
     };
     match &request.what {
         What::Up(stack) => {
-            let plan = plan_stack(record.stable, resources(), observed, &stack.desired)?;
+            let plan = plan_stack(record.stable, resources(), observed, flags(), &stack.desired)?;
             Ok(planned(plan, RunKind::Up, stack.source.clone(), stack.warnings.clone()))
         }
         What::Apply { plan, source: from } => {
-            let current = Current { base: record.stable, resources: resources(), observed };
-            let stale: Vec<Diagnostic> =
-                orchestra_plan::check_saved(plan, &current).into_iter().map(|(_, diagnostic)| diagnostic).collect();
+            let current = current(resources(), observed);
+            let stale = orchestra_plan::check_saved(plan, &current).into_iter().map(|(_, diagnostic)| diagnostic);
+            let stale_flags = orchestra_plan::check_saved_flags(plan, &current).into_iter().map(|(_, d)| d);
+            let stale: Vec<Diagnostic> = stale.chain(stale_flags).collect();
             if !stale.is_empty() {
                 return Err(EngineError::Stale(stale));
             }
@@ -155,12 +170,22 @@ pub(crate) fn plan_request(machine: &Environment, now: Now, request: &RunRequest
         }
         What::Scale { replicas } => {
             let mut desired = present(machine)?;
-            for (name, count) in replicas {
+            let (mut resources, mut replicas, mut warnings) = (resources(), replicas.clone(), Vec::new());
+            for (name, count) in &mut replicas {
                 for service in chosen(&mut desired, std::slice::from_ref(name))? {
+                    warnings.extend(within_bounds(name, service, count));
                     service.replicas = *count;
                 }
+                // The number in force of a service that scales by itself is in no release.
+                let applied = resources.get_mut(&ResourceId::new(ResourceKind::Service, name.clone()));
+                if let (Some(ResourceRecord { applied: Resource::Service(applied), .. }), Some(scaled)) =
+                    (applied, record.scaled.get(name))
+                {
+                    applied.replicas = scaled.replicas;
+                }
             }
-            Ok(planned(up(desired)?, RunKind::Scale { replicas: replicas.clone() }, source(), Vec::new()))
+            let plan = plan_up(current(resources, observed), desired)?;
+            Ok(planned(plan, RunKind::Scale { replicas }, source(), warnings))
         }
         What::Rollback { release } => {
             let (desired, warnings) = roll_back_to(machine, release);
@@ -177,10 +202,7 @@ fn present(machine: &Environment) -> Result<Desired, EngineError> {
     })
 }
 
-fn chosen<'a>(
-    desired: &'a mut Desired,
-    names: &[Name],
-) -> Result<Vec<&'a mut orchestra_model::desired::Service>, EngineError> {
+fn chosen<'a>(desired: &'a mut Desired, names: &[Name]) -> Result<Vec<&'a mut Service>, EngineError> {
     let known: Vec<String> =
         desired.resources.iter().filter(|(_, r)| r.as_service().is_some()).map(|(id, _)| id.name.to_string()).collect();
     let missing: Vec<Diagnostic> = names
@@ -203,6 +225,22 @@ fn chosen<'a>(
         .collect())
 }
 
+/// Brings a number that a person wants within what a service allows that scales by itself: it would be brought there at
+/// once anyway. 0 switches it off.
+fn within_bounds(name: &Name, service: &Service, count: &mut u32) -> Option<Diagnostic> {
+    let policy = service.scale.as_ref()?;
+    let within = if *count == 0 { 0 } else { policy.clamp(*count) };
+    if within == *count {
+        return None;
+    }
+    let Autoscale { min, max, .. } = policy;
+    let message = format!("service {name} scales by itself from {min} to {max}: {count} becomes {within}");
+    *count = within;
+    Some(
+        Diagnostic::warning(Code::INVALID_VALUE, message).help("change `min` or `max` under `scale` in the stack file"),
+    )
+}
+
 /// An earlier release as a goal. Jobs stay as they are: what they did cannot be undone, and doing it again is no
 /// way back. Restart counters stay as well, so that going back replaces no instance for their sake.
 fn roll_back_to(machine: &Environment, release: &ReleaseRecord) -> (Desired, Vec<Diagnostic>) {
@@ -217,7 +255,10 @@ fn roll_back_to(machine: &Environment, release: &ReleaseRecord) -> (Desired, Vec
                 }
                 resource.clone_from(now);
             }
-            (Resource::Service(service), Resource::Service(now)) => service.restarts = now.restarts,
+            (Resource::Service(service), Resource::Service(now)) => {
+                service.restarts = now.restarts;
+                keep_replicas(service, now);
+            }
             _ => {}
         }
     }

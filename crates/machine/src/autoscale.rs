@@ -182,6 +182,19 @@ impl Autoscaler {
         self.decided(inner(now), woken(ScaleReason::Woken))
     }
 
+    /// Somebody else set the number. It counts as recommended now, so that the window of `down` keeps it for a while, and
+    /// the idle time begins anew.
+    pub fn moved(&mut self, now: Now, replicas: u32) {
+        self.history.recommend(&self.policy, inner(now), replicas);
+        self.idle_since = None;
+        self.cold_start = None;
+    }
+
+    /// Whether it was woken and has not been seen ready since.
+    pub fn is_starting_cold(&self) -> bool {
+        self.cold_start.is_some()
+    }
+
     /// When the next sample must come at the latest.
     pub fn deadline(&self) -> Now {
         let mut deadline = self.next;

@@ -82,6 +82,13 @@ pub enum Effect {
         /// JSON document for it.
         document: String,
     },
+    /// Look at what these launches of a service use; answered by `Usage`.
+    MeasureUsage {
+        /// Whose.
+        service: Name,
+        /// Which.
+        keys: Vec<LaunchKey>,
+    },
     /// Make sure a volume's directory exists; answered by `VolumeDone`.
     CreateVolume {
         /// Which.

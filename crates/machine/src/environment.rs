@@ -15,10 +15,12 @@
 //! update, a revert, a crash of any part, and the time after a recovery.
 
 mod fill;
+mod flags;
 mod recover;
 mod rollouts;
 mod routes;
 mod run;
+mod scaling;
 mod view;
 mod workload;
 
@@ -36,7 +38,8 @@ use orchestra_model::{
     Diagnostic, Event as Note, EventKind, InstanceId, Name, Now, ReleaseNumber, Resource, ResourceId, ResourceKind,
     RunId,
     desired::{Condition, OnLoss, Volume},
-    launch::{LaunchKey, ProviderEvent},
+    flag::ServedFlags,
+    launch::{LaunchKey, ProviderEvent, Usage},
     quantity::Timespan,
     record::{Change, EnvironmentRecord, JournalEntry, JournalKind, ReleaseRecord, ResourceRecord, RunRecord},
     rollout::RolloutCommand,
@@ -45,6 +48,7 @@ use orchestra_model::{
     traffic::{LoadReport, TrafficReport},
 };
 
+pub use self::flags::{FlagSwitch, FlagsStatus};
 use self::{routes::Routes, run::ActiveRun, workload::Workload};
 use crate::{
     Batch, Effect, HookKey, ProbeKey,
@@ -150,6 +154,13 @@ pub enum Event {
     Traffic(Box<TrafficReport>),
     /// How much a metered route carries.
     Load(LoadReport),
+    /// What launches of a service use; those that could not be measured are missing.
+    Usage {
+        /// Whose.
+        service: Name,
+        /// What.
+        usage: Vec<(LaunchKey, Usage)>,
+    },
     /// A person moves a rollout.
     Rollout {
         /// Of this service; `None` means every rollout of the run.
@@ -159,6 +170,8 @@ pub enum Event {
         /// Who.
         by: String,
     },
+    /// A person switches a flag.
+    Flag(FlagSwitch),
     /// A hook answered.
     HookDone {
         /// Which.
@@ -193,6 +206,8 @@ pub struct Environment {
     /// When a workload must be looked at again.
     alarms: BTreeMap<ResourceId, Now>,
     routes: Routes,
+    /// What the data plane is to answer with; `None` without flags.
+    flags: Option<Arc<ServedFlags>>,
     run: Option<ActiveRun>,
     /// Who depends on a resource, by what is wanted now.
     users: BTreeMap<ResourceId, BTreeSet<ResourceId>>,
@@ -252,6 +267,7 @@ impl Environment {
             timer_of: BTreeMap::new(),
             alarms: BTreeMap::new(),
             routes: Routes::default(),
+            flags: None,
             run: None,
             users: BTreeMap::new(),
             changed: BTreeSet::new(),
@@ -335,8 +351,10 @@ impl Environment {
                 self.tell_attempt(now, &key, instance::Event::InFlight { requests, streams });
             }
             Event::Traffic(report) => self.traffic(now, &report),
-            Event::Load(_) => {}
+            Event::Load(report) => self.load(now, &report),
+            Event::Usage { service, usage } => self.usage(now, &service, usage),
             Event::Rollout { service, command, by } => self.rollout_command(now, service.as_ref(), &command, &by),
+            Event::Flag(switch) => self.switch_flag(now, switch),
             Event::HookDone { key, answer } => self.hook_done(now, &key, answer),
             Event::VolumeDone { resource, result } => self.volume_done(&resource, result),
             Event::Tick => self.tick(now),

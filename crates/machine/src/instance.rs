@@ -403,6 +403,11 @@ impl Instance {
         self.since
     }
 
+    /// When its process started, or was found after a recovery.
+    pub fn started(&self) -> Option<Now> {
+        self.started
+    }
+
     /// What is wanted of it.
     pub fn intent(&self) -> InstanceIntent {
         self.record.intent
@@ -488,8 +493,9 @@ impl Instance {
                 Some(format!("its ready check: {detail}{status}"))
             }
             Phase::Ready if self.held => Some("a dependency that was lost".to_owned()),
+            Phase::Ready if !self.is_confirmed() => Some("its ready check to pass as it is now".to_owned()),
             Phase::Draining { .. } => {
-                Some(format!("{} requests and {} streams in flight", self.in_flight.0, self.in_flight.1))
+                Some(format!("{} in flight", in_words(self.in_flight)))
             }
             Phase::Stopping { .. } => Some("its processes to exit".to_owned()),
             Phase::Exited { .. } => Some("the rest of its processes to exit".to_owned()),
@@ -834,7 +840,9 @@ impl Instance {
             Phase::Ended { .. } => {
                 self.record.intent = InstanceIntent::Stop;
                 self.enter(Phase::Gone, now);
-                vec![Command::Note(EventKind::InstanceGone, cause), Command::Forget(self.record.attempt)]
+                // That nothing is left of a completed one was said when it completed.
+                let note = (!self.completed).then_some(Command::Note(EventKind::InstanceGone, cause));
+                note.into_iter().chain([Command::Forget(self.record.attempt)]).collect()
             }
             Phase::Exited { .. } => {
                 self.record.intent = InstanceIntent::Stop;
@@ -970,10 +978,7 @@ impl Instance {
             }
             Phase::Draining { requests_by, streams_by, cut: None } => {
                 self.phase = Phase::Draining { requests_by, streams_by, cut: Some(now) };
-                let cause = format!(
-                    "drain budget used; cutting {} requests and {} streams",
-                    self.in_flight.0, self.in_flight.1
-                );
+                let cause = format!("drain budget used; cutting {}", in_words(self.in_flight));
                 vec![Command::Note(EventKind::InstanceDraining, cause), Command::Cut]
             }
             Phase::Draining { cut: Some(_), .. } => self.begin_stop(now, "cut".to_owned()),
@@ -981,4 +986,10 @@ impl Instance {
             _ => Vec::new(),
         }
     }
+}
+
+/// Requests and streams, such as `2 requests and 1 stream`.
+fn in_words((requests, streams): (u32, u32)) -> String {
+    let plural = |count: u32| if count == 1 { "" } else { "s" };
+    format!("{requests} request{} and {streams} stream{}", plural(requests), plural(streams))
 }

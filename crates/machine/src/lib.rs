@@ -17,4 +17,4 @@ pub mod status;
 
 pub use autoscale::Autoscaler;
 pub use batch::{Batch, Effect, HookKey, Leaf, ProbeKey, ProbeTarget, Which};
-pub use environment::{Environment, Event, Settings};
+pub use environment::{Environment, Event, FlagSwitch, FlagsStatus, Settings};

@@ -189,6 +189,11 @@ impl Rollout {
         self.record.phase == RolloutPhase::Warm
     }
 
+    /// Whether the new set is on trial beside an old one.
+    pub fn is_trying(&self) -> bool {
+        self.keeps_both() && !self.is_over()
+    }
+
     /// Whether it keeps both sets of instances side by side.
     pub fn keeps_both(&self) -> bool {
         self.stepped().is_some()
@@ -264,7 +269,7 @@ impl Rollout {
         if let Some(paused) = &self.record.paused {
             return Some(paused.expires);
         }
-        let progress = (self.best < self.wanted).then(|| self.after(self.progress_at, self.spec.progress.duration()));
+        let progress = (self.keeps_both() && self.best < self.wanted).then(|| self.after(self.progress_at, self.spec.progress.duration()));
         let step = match self.step() {
             Some(RolloutStep::Pause(pause)) => {
                 let length = pause.duration.unwrap_or(pause.expires);
@@ -286,7 +291,8 @@ impl Rollout {
     /// The absolute deadline, except while a person is asked: that has an expiry of its own.
     fn whole_deadline(&self) -> Option<UnixMillis> {
         let asks = matches!(self.step(), Some(RolloutStep::Pause(PauseStep { duration: None, .. })));
-        (!asks && self.record.phase != RolloutPhase::Watching).then_some(self.record.deadline)
+        // Without steps it is the step of the run that has a deadline, to which the drain of old instances is added.
+        (self.keeps_both() && !asks && self.record.phase != RolloutPhase::Watching).then_some(self.record.deadline)
     }
 
     /// Advances on one event. No I/O, no clock.
@@ -330,7 +336,7 @@ impl Rollout {
             out.push(Command::Fail(problem));
             return;
         }
-        if self.best < self.wanted && at >= self.after(self.progress_at, self.spec.progress.duration()) {
+        if self.keeps_both() && self.best < self.wanted && at >= self.after(self.progress_at, self.spec.progress.duration()) {
             let message = format!(
                 "no further instance of release {} became available within {}",
                 self.record.to,
@@ -613,6 +619,10 @@ impl Rollout {
             },
             RolloutCommand::PromoteFully => {
                 self.end_pause(at);
+                // Time that a person took does not count.
+                if matches!(self.step(), Some(RolloutStep::Pause(PauseStep { duration: None, .. }))) {
+                    self.extend(at, self.record.since);
+                }
                 out.push(Command::Note(EventKind::RolloutResumed, format!("promoted fully by {by}")));
                 match self.record.phase {
                     RolloutPhase::Stepping => {

@@ -1,11 +1,11 @@
 //! What people see of an environment: a plain value, made on demand.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use orchestra_model::{
-    InstanceId, Now, ReleaseNumber, ResourceId,
+    InstanceId, Now, ReleaseNumber, ResourceId, RunId,
     launch::Exit,
-    record::{RunRecord, RunState, StepState},
+    record::{RunKind, RunRecord, RunState, StepState},
     rollout::{RolloutPhase, RolloutRecord},
     time::UnixMillis,
 };
@@ -22,9 +22,26 @@ pub struct Status {
     /// Release in force as a whole.
     pub stable: Option<ReleaseNumber>,
     /// Run that has not ended.
-    pub run: Option<RunRecord>,
+    pub run: Option<RunStatus>,
     /// Services and jobs, and volumes.
     pub resources: Vec<ResourceStatus>,
+}
+
+/// A run at one moment. Its plan, which may be large and never changes, has [`Environment::run`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunStatus {
+    /// Which.
+    pub id: RunId,
+    /// Why it exists.
+    pub kind: RunKind,
+    /// Release that it puts into force.
+    pub release: Option<ReleaseNumber>,
+    /// Where it stands.
+    pub state: RunState,
+    /// Where its steps stand; steps that have not begun are missing.
+    pub steps: BTreeMap<ResourceId, StepState>,
+    /// When it began.
+    pub started_at: UnixMillis,
 }
 
 /// A resource at one moment.
@@ -50,6 +67,8 @@ pub struct ResourceStatus {
     pub instances: Vec<InstanceStatus>,
     /// Its rollout, or the old set that is still kept.
     pub rollout: Option<RolloutStatus>,
+    /// What its autoscaler found and decided last, and what it waits for, in sentences; empty if it does not scale.
+    pub scaling: Vec<String>,
 }
 
 /// A rollout at one moment.
@@ -117,7 +136,7 @@ impl Environment {
         ids.dedup();
         Status {
             stable: self.record().stable,
-            run: self.run().cloned(),
+            run: self.run().map(RunStatus::of),
             resources: ids.into_iter().map(|id| self.resource_status(now, id)).collect(),
         }
     }
@@ -130,6 +149,19 @@ impl Status {
             && self.resources.iter().filter_map(|resource| resource.rollout.as_ref()).any(|rollout| {
                 rollout.steps > 0 && rollout.record.phase != RolloutPhase::Warm
             })
+    }
+}
+
+impl RunStatus {
+    fn of(run: &RunRecord) -> Self {
+        Self {
+            id: run.id,
+            kind: run.kind.clone(),
+            release: run.release,
+            state: run.state,
+            steps: run.steps.clone(),
+            started_at: run.started_at,
+        }
     }
 }
 

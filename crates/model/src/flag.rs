@@ -60,6 +60,15 @@ impl FlagSet {
     }
 }
 
+/// The flags of an environment as the data plane answers with them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ServedFlags {
+    /// The flags.
+    pub set: FlagSet,
+    /// When they last changed.
+    pub changed_at: UnixMillis,
+}
+
 /// One flag.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Flag {

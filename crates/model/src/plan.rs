@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     desired::{Condition, Desired},
+    flag::FlagName,
     id::{Digest, EnvironmentId, ReleaseNumber, ResourceId},
     text::Reference,
 };
@@ -35,12 +36,15 @@ pub struct Plan {
     /// Volumes that nothing desires any more, but that stay with their data until they are deleted by wish.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept: Vec<ResourceId>,
+    /// Flags that differ, in order of their names. Their values are there when the first step begins; nothing restarts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<FlagStep>,
 }
 
 impl Plan {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.steps.is_empty()
+        self.steps.is_empty() && self.flags.is_empty()
     }
 
     /// The step for a resource.
@@ -71,6 +75,21 @@ pub struct Step {
     /// resource if it is another one by now.
     pub base: Option<Digest>,
     /// Digest of what will have been applied; `None` for a deletion.
+    pub target: Option<Digest>,
+}
+
+/// What is done with one flag.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FlagStep {
+    /// Which.
+    pub flag: FlagName,
+    /// What: create, update or delete.
+    pub action: Action,
+    /// Properties that differ, in order of their paths; none of a flag that is new or deleted.
+    pub changes: Vec<PropertyChange>,
+    /// Digest of the flag that was in force when the plan was made; a saved plan is refused if it is another one by now.
+    pub base: Option<Digest>,
+    /// Digest of what will be in force; `None` for a deletion.
     pub target: Option<Digest>,
 }
 

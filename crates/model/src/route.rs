@@ -1,12 +1,13 @@
 //! The route table: what the proxy listens on and where it sends what arrives. Versioned; replaced as a whole.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     desired::{Drain, Protocol},
+    flag::ServedFlags,
     id::{EnvironmentId, InstanceId, Name, ReleaseNumber},
     quantity::Timespan,
     traffic::{Arm, LoadReport, PortPolicy, Split, TrafficReport},
@@ -30,6 +31,22 @@ pub struct RouteId {
     pub service: Name,
     /// Port.
     pub port: Name,
+}
+
+impl RouteId {
+    /// Name that stands for the flags of an environment among its services; no service may have it.
+    pub const FLAGS: &str = "orchestra-flags";
+
+    /// The route on which the flags of an environment are served.
+    pub fn flags(environment: EnvironmentId) -> Self {
+        let name = |text: &str| text.parse().expect("written by us, and a name");
+        Self { environment, service: name(Self::FLAGS), port: name("ofrep") }
+    }
+
+    /// Whether it is [`RouteId::flags`] of an environment.
+    pub fn is_flags(&self) -> bool {
+        self.service.as_str() == Self::FLAGS
+    }
 }
 
 impl std::fmt::Display for RouteId {
@@ -65,6 +82,9 @@ pub struct Route {
     /// Groups of instances, one per release and arm. Traffic is split by `split`, then by weight; a group without ready
     /// instances gets none.
     pub backends: Vec<Backend>,
+    /// Flags that the proxy itself answers with on this address; there are no backends then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flags: Option<Arc<ServedFlags>>,
 }
 
 /// The instances of one release behind a route.

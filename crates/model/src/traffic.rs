@@ -322,7 +322,7 @@ pub struct TrafficCell {
     pub requests: u32,
     /// Requests with at least one of the faults below.
     pub bad: u32,
-    /// Answered with 5xx (gRPC: UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS, DEADLINE_EXCEEDED, UNIMPLEMENTED).
+    /// Answered with 5xx (gRPC: UNKNOWN, INTERNAL, UNAVAILABLE, `DATA_LOSS`, `DEADLINE_EXCEEDED`, UNIMPLEMENTED).
     pub server_errors: u32,
     /// Without a complete response, by fault of the instance.
     pub broken: u32,

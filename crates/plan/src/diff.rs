@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use orchestra_model::{
     Resource,
+    flag::Flag,
     plan::PropertyChange,
     text::{Reference, Text},
 };
@@ -49,6 +50,50 @@ pub(crate) fn changes(before: &Resource, after: &Resource) -> Vec<PropertyChange
     changes.extend(before.into_iter().map(|(path, before)| change(&path, Some(before), None)));
     changes.sort_by(|a, b| a.path.cmp(&b.path));
     changes
+}
+
+/// Every property of a flag that differs, in order of paths.
+pub(crate) fn flag_changes(before: &Flag, after: &Flag) -> Vec<PropertyChange> {
+    let (mut before, after) = (flag_properties(before), flag_properties(after));
+    let change = |path: String, before: Option<Value>, after: Option<Value>| PropertyChange {
+        path,
+        before,
+        after,
+        unknown: Vec::new(),
+        replaces: false,
+    };
+    let mut changes: Vec<PropertyChange> = after
+        .into_iter()
+        .filter_map(|(path, after)| {
+            let before = before.remove(&path);
+            (before.as_ref() != Some(&after)).then(|| change(path, before, Some(after)))
+        })
+        .collect();
+    changes.extend(before.into_iter().map(|(path, before)| change(path, Some(before), None)));
+    changes.sort_by(|a, b| a.path.cmp(&b.path));
+    changes
+}
+
+/// The properties of a flag by path. A value is shown whole: what counts is what programs get.
+pub(crate) fn flag_properties(flag: &Flag) -> BTreeMap<String, Value> {
+    let Value::Object(fields) = serde_json::to_value(flag).expect("our types serialize to JSON") else {
+        unreachable!("a flag is a mapping")
+    };
+    let mut properties = BTreeMap::new();
+    for (key, value) in fields {
+        match value {
+            Value::Object(parts) if key == "variants" || key == "metadata" => {
+                properties.extend(parts.into_iter().map(|(name, value)| (format!("{key}.{name}"), value)));
+            }
+            Value::Array(rules) if key == "rules" => {
+                properties.extend(rules.into_iter().enumerate().map(|(at, rule)| (format!("rules.{}", at + 1), rule)));
+            }
+            value => {
+                properties.insert(key, value);
+            }
+        }
+    }
+    properties
 }
 
 /// Every property that is set, by path.

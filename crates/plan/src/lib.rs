@@ -14,6 +14,7 @@
 
 mod diff;
 mod error;
+mod flags;
 mod graph;
 mod planner;
 mod render;
@@ -22,4 +23,4 @@ mod saved;
 pub use error::PlanError;
 pub use planner::{Current, Observation, Options, plan, plan_owned};
 pub use render::{Style, render};
-pub use saved::{check_saved, load, rebase, save};
+pub use saved::{check_saved, check_saved_flags, load, rebase, save};

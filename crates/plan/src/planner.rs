@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use orchestra_model::{
     Desired, Digest, EnvironmentId, Plan, ReleaseNumber, Resource, ResourceId, ResourceKind,
     desired::{Condition, Dependency},
+    flag::FlagSet,
     plan::{Action, PLAN_FORMAT, PropertyChange, Step, Wait},
     record::ResourceRecord,
 };
@@ -12,6 +13,7 @@ use orchestra_model::{
 use crate::{
     diff,
     error::PlanError,
+    flags,
     graph::{self, edges},
 };
 
@@ -24,6 +26,8 @@ pub struct Current {
     pub resources: BTreeMap<ResourceId, ResourceRecord>,
     /// What the world shows. A resource that is missing here was not looked at.
     pub observed: BTreeMap<ResourceId, Observation>,
+    /// Flags of the release in force.
+    pub flags: FlagSet,
 }
 
 /// What the world shows of a resource.
@@ -120,6 +124,7 @@ fn decide(
         steps,
         unchanged,
         kept: kept.into_iter().map(|record| record.id.clone()).collect(),
+        flags: flags::steps(&current.flags, desired.map(|desired| &desired.flags)),
     })
 }
 

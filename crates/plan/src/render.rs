@@ -51,7 +51,8 @@ pub fn render(plan: &Plan, style: Style) -> String {
     for step in &plan.steps {
         canvas.step(plan, step);
     }
-    if !plan.steps.is_empty() {
+    canvas.flags(plan);
+    if !plan.is_empty() {
         canvas.text.push('\n');
     }
     canvas.kept(plan);
@@ -145,14 +146,15 @@ impl Canvas {
     }
 
     fn properties(&mut self, plan: &Plan, step: &Step) {
-        let new = step.base.is_none() && step.changes.is_empty();
-        let of_new;
-        let changes = if new {
-            of_new = self.of_new(plan, &step.resource);
-            &of_new
+        if step.base.is_none() && step.changes.is_empty() {
+            let of_new = self.of_new(plan, &step.resource);
+            self.changes(&of_new, true);
         } else {
-            &step.changes
-        };
+            self.changes(&step.changes, false);
+        }
+    }
+
+    fn changes(&mut self, changes: &[PropertyChange], new: bool) {
         // One long path must not push all values to the right.
         let column = changes.iter().map(|change| change.path.chars().count()).max().unwrap_or(0).min(40);
         for change in changes {
@@ -238,6 +240,43 @@ impl Canvas {
         }
     }
 
+    fn flags(&mut self, plan: &Plan) {
+        let defined = plan.desired.as_ref().map(|desired| &desired.flags.flags);
+        for step in &plan.flags {
+            let (symbol, words, paint) = sign(step.action);
+            self.text.push('\n');
+            let head = self.paint(paint, &format!("{symbol:>3} flag {}", step.flag));
+            let words = self.paint(Paint::Dim, words);
+            self.line(&format!("{head}  {words}"));
+            match defined.and_then(|flags| flags.get(&step.flag)) {
+                Some(flag) if step.action == Action::Create => {
+                    let verbose = self.style.verbose;
+                    let telling = |path: &str| {
+                        path == "default" || ["variants.", "rules."].iter().any(|prefix| path.starts_with(prefix))
+                    };
+                    let properties = diff::flag_properties(flag).into_iter().filter(|(path, _)| verbose || telling(path));
+                    let changes: Vec<PropertyChange> = properties
+                        .map(|(path, value)| PropertyChange {
+                            path,
+                            before: None,
+                            after: Some(value),
+                            unknown: Vec::new(),
+                            replaces: false,
+                        })
+                        .collect();
+                    self.changes(&changes, true);
+                }
+                _ => self.changes(&step.changes, false),
+            }
+        }
+        // Before there were none, nobody was told where they are.
+        let first = plan.base.is_some() && defined.is_some_and(|flags| !flags.is_empty() && flags.len() == plan.flags.len());
+        if first && plan.unchanged > 0 && plan.flags.iter().all(|step| step.action == Action::Create) {
+            self.text.push('\n');
+            self.line("Instances that stay learn OFREP_ENDPOINT at their next start: `orchestra restart`.");
+        }
+    }
+
     fn kept(&mut self, plan: &Plan) {
         if plan.kept.is_empty() {
             return;
@@ -248,7 +287,7 @@ impl Canvas {
     }
 
     fn summary(&mut self, plan: &Plan) {
-        if plan.steps.is_empty() {
+        if plan.is_empty() {
             let what = match (plan.unchanged, plan.desired.is_some()) {
                 (_, false) => "there is nothing to take down".to_owned(),
                 (1, true) => "1 resource is as desired".to_owned(),
@@ -272,7 +311,18 @@ impl Canvas {
         .map(|(action, word, _)| format!("{} to {word}", count(action)))
         .collect();
         let plan_word = self.paint(Paint::Bold, "Plan:");
-        self.line(&format!("{plan_word} {}, {} unchanged", parts.join(", "), plan.unchanged));
+        let flags = |action| plan.flags.iter().filter(|step| step.action == action).count();
+        let flags: Vec<String> = [(Action::Create, "create"), (Action::Update, "update"), (Action::Delete, "delete")]
+            .into_iter()
+            .filter(|(action, _)| flags(*action) > 0)
+            .map(|(action, word)| format!("{} to {word}", flags(action)))
+            .collect();
+        let flags = flags.join(", ");
+        self.line(&match (plan.steps.is_empty(), flags.is_empty()) {
+            (true, _) => format!("{plan_word} flags: {flags}; nothing restarts, {} unchanged", plan.unchanged),
+            (false, true) => format!("{plan_word} {}, {} unchanged", parts.join(", "), plan.unchanged),
+            (false, false) => format!("{plan_word} {}, {} unchanged; flags: {flags}", parts.join(", "), plan.unchanged),
+        });
     }
 }
 

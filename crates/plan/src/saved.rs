@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use orchestra_model::{
     Code, Diagnostic, Digest, Plan, ResourceId,
-    plan::{Action, PLAN_FORMAT, Step, Wait},
+    flag::FlagName,
+    plan::{Action, FlagStep, PLAN_FORMAT, Step, Wait},
     record::ResourceRecord,
 };
 use serde::{Deserialize, Serialize};
@@ -87,6 +88,24 @@ pub fn check_saved(plan: &Plan, current: &Current) -> Vec<(ResourceId, Diagnosti
         .collect()
 }
 
+/// The flags for which a saved plan does not fit any more, each with why (`ORC0301`). Empty: it can be applied.
+pub fn check_saved_flags(plan: &Plan, current: &Current) -> Vec<(FlagName, Diagnostic)> {
+    let refused = |step: &FlagStep| {
+        let how = match (&step.base, current.flags.flags.get(&step.flag).map(Digest::of)) {
+            (None, None) => return None,
+            (Some(base), Some(now)) if *base == now => return None,
+            (None, Some(_)) => "it was defined since",
+            (Some(_), Some(_)) => "its definition was changed since",
+            (Some(_), None) => "it was deleted since",
+        };
+        let diagnostic = Diagnostic::error(Code::PLAN_STALE, format!("the saved plan no longer fits flag {}", step.flag))
+            .note(how)
+            .help("plan again: `orchestra plan`");
+        Some((step.flag.clone(), diagnostic))
+    };
+    plan.flags.iter().filter_map(refused).collect()
+}
+
 fn index(plan: &Plan) -> BTreeMap<&ResourceId, &Step> {
     plan.steps.iter().map(|step| (&step.resource, step)).collect()
 }
@@ -117,6 +136,10 @@ fn moved(step: &Step, current: &Current) -> Option<String> {
 pub fn rebase(plan: &Plan, current: &Current) -> Result<Plan, PlanError> {
     let mut rebased = Plan { base: current.base, ..plan.clone() };
     let Some(desired) = &mut rebased.desired else { return Ok(rebased) };
+    let planned_flags: BTreeSet<&FlagName> = plan.flags.iter().map(|step| &step.flag).collect();
+    desired.flags.flags.retain(|name, _| planned_flags.contains(name));
+    let others = current.flags.flags.iter().filter(|(name, _)| !planned_flags.contains(name));
+    desired.flags.flags.extend(others.map(|(name, flag)| (name.clone(), flag.clone())));
     let steps = index(plan);
     desired.resources.retain(|id, _| steps.contains_key(id));
     let planned = desired.resources.len();

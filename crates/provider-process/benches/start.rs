@@ -3,6 +3,9 @@
 //! `raw` spawns `/bin/true` and waits for it. `provider` starts the same under a shim, up to the event `Started` (the
 //! program executes) and up to `Gone` (it ended, its logs are complete, and that is recorded). The overhead of a start is
 //! `provider/started` minus `raw`, though `raw` also contains the program's whole life.
+//!
+//! With `ORCHESTRA_BIN=…/orchestra` shims come from that binary, as in production, instead of from the small one of this
+//! crate. `-- none` leaves the groups out and takes the 500 pairs at the end alone.
 
 use std::{
     collections::BTreeMap,

@@ -1,8 +1,9 @@
 //! Runs instances as processes of this machine, each under a shim of its own.
 //!
-//! [`ProcessProvider`] lives in the server. For each launch it spawns one [`shim`], which is the parent of the user's
-//! program: it owns the program's control group, its logs until the last byte, and its exit status, and it outlives the
-//! server. Server and shim share a launch folder (`<root>/<stack>/<environment>/<instance>/<attempt>/`):
+//! [`ProcessProvider`] lives in the server. For each launch it makes one [`shim`] (forked from one that is kept waiting,
+//! the zygote, or else executed), which is the parent of the user's program: it owns the program's control group, its
+//! logs until the last byte, and its exit status, and it outlives the server. Server and shim share a launch folder
+//! (`<root>/<stack>/<environment>/<instance>/<attempt>/`):
 //!
 //! | file | what |
 //! |---|---|

@@ -3,7 +3,7 @@
 //! `shim [--adopt] [--inherit] DIR` supervises the launch in the launch folder `DIR` until its tree is gone, then
 //! records that and ends. With `--inherit`, descriptor 0 is a connection to the provider, descriptor 1 the folder's
 //! lock, and, with `--adopt`, descriptor 2 may be a pidfd of the main process. With `--adopt` it takes over from a shim
-//! that was killed. `shim --zygote …` supervises nothing: it forks shims when it is asked ([`zygote`]).
+//! that was killed. `shim --zygote …` supervises nothing: it forks shims when it is asked (`shim/zygote.rs`).
 //!
 //! ```text
 //!            fork, record, go            exec          main process ends          tree empty, logs at EOF

@@ -130,8 +130,17 @@ pub(crate) struct Way {
 struct Grant {
     /// A new value of the sticky cookie.
     session: Option<u64>,
-    /// Tell the release that answers, unless it is this one.
-    pin: Option<Option<ReleaseNumber>>,
+    pin: Pin,
+}
+
+/// Whether the client is told to keep to the release that answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Pin {
+    #[default]
+    No,
+    Yes,
+    /// Unless it does already.
+    From(ReleaseNumber),
 }
 
 /// A request as far as its way depends on it. What is drawn for it once stays the same over all its attempts.
@@ -177,7 +186,7 @@ impl<'a> Asker<'a> {
                 way.release = Some(asked).filter(there);
             } else {
                 let pinned = cookie(head.headers(), cookie_name).and_then(release);
-                way.grant.pin = Some(pinned);
+                way.grant.pin = pinned.map_or(Pin::Yes, Pin::From);
                 way.release = pinned.filter(there);
             }
         }
@@ -252,8 +261,9 @@ impl Way {
         {
             give(headers, &format!("{name}={session:016x}"));
         }
-        if let (Some(pinned), Some(name)) = (self.grant.pin, &steering.pin)
-            && pinned != Some(release)
+        if let Some(name) = &steering.pin
+            && self.grant.pin != Pin::No
+            && self.grant.pin != Pin::From(release)
         {
             give(headers, &format!("{name}={release}"));
         }
@@ -280,7 +290,8 @@ fn release(text: &[u8]) -> Option<ReleaseNumber> {
 /// Value of a cookie (RFC 6265 4.2). Cookies were joined into one line before.
 fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
     let line = headers.get(header::COOKIE)?.as_bytes();
-    line.split(|byte| *byte == b';').find_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+    line.split(|byte| *byte == b';')
+        .find_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
 /// Value of a parameter of a query, as it was sent: the same client encodes it the same way.

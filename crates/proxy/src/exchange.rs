@@ -114,7 +114,7 @@ async fn forward(
         let ticket = seeker.acquire().await?;
         let series = Arc::clone(ticket.series());
         let gauge = ticket.gauge();
-        let evidence = ticket.evidence().map(|evidence| evidence.asked(body.upload(), head.expects_stream()));
+        let evidence = ticket.evidence().asked(|| (body.upload(), head.expects_stream()));
         if let Some(mirroring) = &ticket.plan.mirror
             && mirrored.is_none()
         {
@@ -130,7 +130,7 @@ async fn forward(
             // Dropping the attempt closes its connection or resets its stream.
             () = ticket.flight.cut().cancelled() => {
                 let failure = Failure::new(ErrorKind::Cut, "the instance was stopped before it answered");
-                evidence.map(Evidence::cut);
+                evidence.cut();
                 return Err(Failed(failure, Some(series)));
             }
         };
@@ -145,7 +145,7 @@ async fn forward(
             }
             Err(SendError::Connect(error)) => {
                 series.retry(RetryKind::Connect);
-                evidence.map(Evidence::forget);
+                evidence.forget();
                 seeker.unreachable(&ticket, &error);
                 continue;
             }
@@ -157,14 +157,14 @@ async fn forward(
             Some(kind) if resends < RESENDS => {
                 resends += 1;
                 series.retry(kind);
-                evidence.map(Evidence::forget);
+                evidence.forget();
             }
             _ if body.is_broken() => {
                 let failure = Failure::new(ErrorKind::Client, "the request's body ended early");
                 return Err(Failed(failure, Some(series)));
             }
             _ => {
-                evidence.map(Evidence::broken);
+                evidence.broken();
                 let message = format!("instance {} gave no answer: {text}", ticket.upstream.flight.key().instance);
                 return Err(Failed(Failure::new(ErrorKind::Upstream, message), Some(series)));
             }
@@ -182,20 +182,18 @@ fn respond(
     mut response: Response<Incoming>,
     lease: Lease,
     upgrade: Option<OnUpgrade>,
-    (evidence, original): (Option<Evidence>, Option<mirror::Original>),
+    (mut evidence, original): (Evidence, Option<mirror::Original>),
 ) -> Result<Response<ResponseBody>, Failed> {
     let series = Arc::clone(ticket.series());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let (Some(client), Some(_)) = (upgrade, &head.upgrade) else {
             let failure = Failure::new(ErrorKind::Upstream, "the instance switched protocols without being asked");
-            evidence.map(Evidence::broken);
+            evidence.broken();
             return Err(Failed(failure, Some(series)));
         };
         ticket.mark(response.headers_mut());
-        if let Some(mut evidence) = evidence {
-            evidence.answered(response.status(), response.headers(), false, false);
-            evidence.complete();
-        }
+        evidence.answered(response.status(), response.headers(), false, false);
+        evidence.complete();
         let mut flight = ticket.flight;
         flight.become_stream();
         gauge.become_stream();

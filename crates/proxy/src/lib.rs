@@ -6,7 +6,7 @@
 //!
 //! A request's way: `listen` (connection) → `exchange` (request) → `seek` (endpoint, hold; the release by `assign`) →
 //! `upstream` (pools) → and back, with `flight` counting what is on its way. `state` puts tables into force and reports
-//! drained endpoints; `watch` and `load` keep what `reports` tells of traffic, `mirror` sends copies; `process` obeys the
+//! drained endpoints; `flags` answers for flags; `watch` and `load` keep what `reports` tells of traffic, `mirror` sends copies; `process` obeys the
 //! server over `wire`. TLS will stand between `listen::Listener` and `listen::serve`, where a
 //! connection is nothing but a stream yet.
 
@@ -14,6 +14,7 @@ mod admin;
 mod assign;
 mod exchange;
 mod files;
+mod flags;
 mod flight;
 mod handle;
 mod listen;

@@ -37,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     exchange::{self, body::ClientConnection},
+    flags,
     state::{Arrival, Proxy},
     stream::Stream,
     tunnel,
@@ -146,7 +147,10 @@ impl Drop for Open {
 }
 
 async fn serve(proxy: Arc<Proxy>, arrival: Arrival, mut stream: Stream, drain: CancellationToken) {
-    let protocol = proxy.table.load().routes.get(&arrival.socket).map(|plan| plan.protocol);
+    let (protocol, of_flags) = {
+        let table = proxy.table.load();
+        (table.routes.get(&arrival.socket).map(|plan| plan.protocol), table.flags.contains_key(&arrival.socket))
+    };
     if protocol == Some(Protocol::Tcp) {
         return tunnel::tcp(&proxy, &arrival, stream).await;
     }
@@ -166,11 +170,20 @@ async fn serve(proxy: Arc<Proxy>, arrival: Arrival, mut stream: Stream, drain: C
         let (proxy, client) = (Arc::clone(&proxy), Arc::clone(&client));
         move |request: hyper::Request<Incoming>| {
             let (proxy, client) = (Arc::clone(&proxy), Arc::clone(&client));
-            async move { Ok::<_, Infallible>(exchange::answer(&proxy, &arrival, &client, request).await) }
+            // In its place for good: hyper and the runtime move what they are given several times, and this is thousands
+            // of bytes long.
+            Box::pin(async move {
+                Ok::<_, Infallible>(if of_flags {
+                    flags::answer(&proxy, &arrival, &client, request).await
+                } else {
+                    exchange::answer(&proxy, &arrival, &client, request).await
+                })
+            })
         }
     });
     let io = TokioIo::new(stream);
     if h2 {
+        client.socket.gather();
         let mut builder = http2::Builder::new(Executor(proxy.tree.clone()));
         builder
             .timer(TokioTimer::new())
@@ -249,9 +262,21 @@ async fn drive<C: Future>(
     let mut phase = Phase::Head;
     let mut since = Instant::now();
     let mut timer = pin!(tokio::time::sleep_until(since + HEAD_TIMEOUT));
+    let mut stood_back = false;
     std::future::poll_fn(|cx| {
+        // Many requests of one HTTP/2 connection are answered at about the same time. Those that are ready to go on do so
+        // first, so that one write carries what all of them have to say and not one each.
+        stood_back = !stood_back && !client.h1 && client.active.load(Ordering::Relaxed) > 1;
+        if stood_back {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         loop {
             if connection.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            if matches!(client.socket.poll_push(cx), Poll::Ready(Err(_))) {
+                // Nobody is there any more.
                 return Poll::Ready(());
             }
             if !asked_to_end && draining.as_mut().poll(cx).is_ready() {
@@ -272,6 +297,9 @@ async fn drive<C: Future>(
                 // A head that begins where one is awaited keeps the deadline of the first byte.
                 phase = now_in;
                 since = Instant::now();
+            }
+            if phase == Phase::Idle {
+                client.socket.rest();
             }
             let Some(allowance) = phase.allowance() else { return Poll::Pending };
             let deadline = since + allowance;

@@ -121,12 +121,8 @@ pub(crate) enum MirrorOutcome {
 }
 
 impl MirrorOutcome {
-    const ALL: [(Self, &'static str); 4] = [
-        (Self::Agreed, "agreed"),
-        (Self::Differed, "differed"),
-        (Self::Failed, "failed"),
-        (Self::Skipped, "skipped"),
-    ];
+    const ALL: [(Self, &'static str); 4] =
+        [(Self::Agreed, "agreed"), (Self::Differed, "differed"), (Self::Failed, "failed"), (Self::Skipped, "skipped")];
 }
 
 /// Numbers of one release of one service on one arm (or of a service without a release: what never reached one).

@@ -54,7 +54,7 @@ impl From<&Mirror> for Mirroring {
 
 impl Mirroring {
     /// Whether a request is copied.
-    pub(crate) fn wants(&self, plan: &RoutePlan, head: &Head, arm: Arm) -> bool {
+    pub(crate) fn wants(self, plan: &RoutePlan, head: &Head, arm: Arm) -> bool {
         arm == Arm::Stable
             && head.upgrade.is_none()
             && (self.unsafe_methods || head.is_safe())
@@ -213,7 +213,9 @@ mod tests {
 
     fn seen(status: u16, pieces: &[&[u8]]) -> Seen {
         let mut digest = Digest::default();
-        pieces.iter().for_each(|piece| digest.advance(piece));
+        for piece in pieces {
+            digest.advance(piece);
+        }
         Seen { status: StatusCode::from_u16(status).unwrap(), body: digest.end() }
     }
 

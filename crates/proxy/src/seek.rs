@@ -64,11 +64,14 @@ impl Ticket {
     }
 
     /// What this try is to say of its arm; nothing if chance did not choose it, or nobody watches.
-    pub(crate) fn evidence(&self) -> Option<Evidence> {
-        let watching = self.plan.watch.as_ref()?;
+    pub(crate) fn evidence(&self) -> Evidence {
         let Chosen { way, as_meant, since, .. } = &self.chosen;
-        let canary = way.chance.filter(|_| *as_meant)?;
-        Some(Evidence::new(watching, self.backend().arm, way.client, canary, *since))
+        match (&self.plan.watch, way.chance) {
+            (Some(watching), Some(canary)) if *as_meant => {
+                Evidence::new(watching, self.backend().arm, way.client, canary, *since)
+            }
+            _ => Evidence::none(),
+        }
     }
 
     /// Says in the head of a response which release gave it, and what the client shall keep.
@@ -85,14 +88,15 @@ pub(crate) struct Seeker<'a> {
     asker: Asker<'a>,
     since: Instant,
     kind: Kind,
-    /// As it was chosen last, and when.
-    way: Option<(Way, Instant)>,
+    /// As it was chosen, when, and by which version of the table; chosen anew by another, and after waiting.
+    way: Option<(Way, Instant, u64)>,
+    begun: bool,
     /// Endpoints that refused a connection, or whose gate was closed.
     tried: Vec<Arc<Upstream>>,
     /// The last refused connection, for the message.
     trouble: Option<String>,
     /// What the last refused connection says of its arm, should no other endpoint be found.
-    missed: Option<Evidence>,
+    missed: Evidence,
     waiting: Option<Waiting<'a>>,
     pause: Duration,
 }
@@ -107,9 +111,10 @@ impl<'a> Seeker<'a> {
             since: Instant::now(),
             kind,
             way: None,
+            begun: false,
             tried: Vec::new(),
             trouble: None,
-            missed: None,
+            missed: Evidence::none(),
             waiting: None,
             pause: RECONNECT.0,
         }
@@ -119,14 +124,13 @@ impl<'a> Seeker<'a> {
     pub(crate) async fn acquire(&mut self) -> Result<Ticket, Failure> {
         loop {
             let plan = self.plan()?;
-            if self.way.is_none()
+            if !self.begun
                 && let Some(meter) = &plan.meter
             {
                 meter.began();
             }
             if let Some((upstream, flight, chosen)) = self.enter(&plan) {
                 self.waiting = None;
-                self.miss(None).map(Evidence::forget);
                 return Ok(Ticket { upstream, flight, plan, chosen });
             }
             let mut changed = std::pin::pin!(plan.shared.changed.notified());
@@ -146,6 +150,7 @@ impl<'a> Seeker<'a> {
                 () = tokio::time::sleep_until(again) => self.pause = (self.pause * 2).min(RECONNECT.1),
             }
             self.tried.clear();
+            self.way = None;
         }
     }
 
@@ -153,14 +158,15 @@ impl<'a> Seeker<'a> {
     pub(crate) fn unreachable(&mut self, ticket: &Ticket, error: &io::Error) {
         self.trouble = Some(format!("instance {}: {error}", ticket.upstream.flight.key().instance));
         self.tried.push(Arc::clone(&ticket.upstream));
-        if let Some(evidence) = ticket.evidence() {
-            self.miss(Some(evidence)).map(Evidence::forget);
+        let evidence = ticket.evidence();
+        if !evidence.is_none() {
+            std::mem::replace(&mut self.missed, evidence).forget();
         }
     }
 
-    /// Takes what was missed, and notes what is now.
-    fn miss(&mut self, evidence: Option<Evidence>) -> Option<Evidence> {
-        std::mem::replace(&mut self.missed, evidence)
+    /// What was missed, if it is to be told after all.
+    fn missed(&mut self) -> Evidence {
+        std::mem::replace(&mut self.missed, Evidence::none())
     }
 
     fn plan(&self) -> Result<Arc<RoutePlan>, Failure> {
@@ -170,11 +176,20 @@ impl<'a> Seeker<'a> {
     }
 
     fn enter(&mut self, plan: &RoutePlan) -> Option<(Arc<Upstream>, InFlight, Chosen)> {
-        // One draw for a choice and all that follows from it; a new one when everything may be tried again.
-        let (way, since) = match self.way {
-            Some(chosen) if !self.tried.is_empty() => chosen,
-            _ => *self.way.insert((self.asker.way(plan), self.now())),
+        // One draw for a request and all that follows from it: were it drawn again where the first arm refused it, the
+        // arms would not get their shares.
+        let (way, since) = match &mut self.way {
+            Some((way, since, version)) if *version == plan.version => {
+                way.bits = plan.shared.draw();
+                (*way, *since)
+            }
+            way => {
+                let since = if self.begun { Instant::now() } else { self.since };
+                let (drawn, ..) = way.insert((self.asker.way(plan), since, plan.version));
+                (*drawn, since)
+            }
         };
+        self.begun = true;
         if plan.paused {
             return None;
         }
@@ -189,18 +204,13 @@ impl<'a> Seeker<'a> {
         }
     }
 
-    /// The time, without asking the clock for the first choice.
-    fn now(&self) -> Instant {
-        if self.way.is_none() { self.since } else { Instant::now() }
-    }
-
     fn wait(&mut self, plan: &Arc<RoutePlan>) -> Result<(), Failure> {
         if self.waiting.is_some() {
             return Ok(());
         }
         let step = |holding: u32| (holding < plan.hold_limit).then_some(holding + 1);
         if plan.shared.holding.fetch_update(Ordering::AcqRel, Ordering::Acquire, step).is_err() {
-            self.miss(None).map(Evidence::broken);
+            self.missed().broken();
             return Err(match &self.trouble {
                 Some(trouble) => Failure::new(ErrorKind::Connect, trouble.clone()),
                 None => Failure::new(
@@ -220,7 +230,7 @@ impl<'a> Seeker<'a> {
     }
 
     fn too_late(&mut self, plan: &RoutePlan) -> Failure {
-        self.miss(None).map(Evidence::broken);
+        self.missed().broken();
         let hold = orchestra_model::quantity::Timespan::millis(plan.hold.as_millis().try_into().unwrap_or(u64::MAX));
         match &self.trouble {
             Some(trouble) => Failure::new(ErrorKind::Connect, format!("no instance accepts connections ({trouble})")),
@@ -236,8 +246,8 @@ fn why(plan: &RoutePlan) -> &'static str {
 
 impl Drop for Seeker<'_> {
     fn drop(&mut self) {
-        // A request that is over before it found another endpoint says nothing by the one that it did not reach.
-        self.miss(None).map(Evidence::forget);
+        // Another endpoint answered, or the client left: the one that was not reached is no evidence.
+        self.missed().forget();
     }
 }
 

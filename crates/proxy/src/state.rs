@@ -28,6 +28,7 @@ use tokio::{
 
 use crate::{
     assign::Steering,
+    flags::Flags,
     flight::Flight,
     load::Meter,
     metrics::{Registry, Series},
@@ -47,6 +48,8 @@ pub(crate) struct Proxy {
     pub(crate) table: ArcSwap<Table>,
     pub(crate) metrics: Registry,
     pub(crate) tree: TaskTree,
+    /// What is answered here and by no instance.
+    pub(crate) flags: Flags,
     /// Told when something about traffic is to be reported before its time.
     pub(crate) traffic: Notify,
     reporter: Arc<Notify>,
@@ -104,6 +107,7 @@ impl Proxy {
             table: ArcSwap::default(),
             metrics: Registry::default(),
             tree,
+            flags: Flags::default(),
             traffic: Notify::new(),
             reporter: Arc::default(),
             known: Mutex::default(),
@@ -129,7 +133,8 @@ impl Proxy {
             endpoint.absent = true;
         }
         let mut table = Table::default();
-        for route in &wanted.routes {
+        table.flags = self.flags.apply(wanted, &sockets, &self.table.load().flags, &self.metrics);
+        for route in wanted.routes.iter().filter(|route| route.flags.is_none()) {
             let mut backends = Vec::new();
             for backend in &route.backends {
                 let mut upstreams = Vec::new();
@@ -160,6 +165,7 @@ impl Proxy {
             let meter = route.metered.then(|| before.1.unwrap_or_default());
             known.reported.insert(route.id.clone(), (watch.clone(), meter.clone()));
             let plan = RoutePlan {
+                version: wanted.version,
                 id: route.id.clone(),
                 protocol: route.protocol,
                 hold: route.hold.duration(),

@@ -9,7 +9,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -22,6 +22,9 @@ use tokio::{
     net::TcpStream,
 };
 
+/// Most bytes that are gathered before they are sent.
+const GATHERED: usize = 64 << 10;
+
 /// The socket and what went through it.
 #[derive(Debug)]
 pub(crate) struct Socket {
@@ -29,6 +32,8 @@ pub(crate) struct Socket {
     read: AtomicU64,
     written: AtomicU64,
     abort: AtomicBool,
+    /// What was written and waits for [`Self::poll_push`]; set once gathering began.
+    gathered: OnceLock<Mutex<Vec<u8>>>,
 }
 
 impl Socket {
@@ -52,6 +57,65 @@ impl Socket {
         matches!(peek, Err(rustix::io::Errno::WOULDBLOCK))
     }
 
+    /// From now on, what is written is gathered until [`Self::poll_push`] is called, which whoever polls the connection
+    /// must do after each poll.
+    ///
+    /// h2 writes and flushes each frame of data by itself, so that eight small responses on one connection cost eight
+    /// system calls where one would do.
+    pub(crate) fn gather(&self) {
+        self.gathered.get_or_init(Mutex::default);
+    }
+
+    /// Sends what was gathered. Until it is ready, the task is woken when more can be sent.
+    pub(crate) fn poll_push(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.gathered.get() {
+            Some(gathered) => self.push(cx, &mut gathered.lock().unwrap_or_else(PoisonError::into_inner)),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Keeps no memory for what may be gathered: most connections are idle most of the time.
+    pub(crate) fn rest(&self) {
+        if let Some(gathered) = self.gathered.get() {
+            let mut gathered = gathered.lock().unwrap_or_else(PoisonError::into_inner);
+            if gathered.is_empty() {
+                *gathered = Vec::new();
+            }
+        }
+    }
+
+    fn push(&self, cx: &mut Context<'_>, gathered: &mut Vec<u8>) -> Poll<io::Result<()>> {
+        let mut sent = 0;
+        let result = loop {
+            if sent == gathered.len() {
+                gathered.clear();
+                return Poll::Ready(Ok(()));
+            }
+            match self.poll_send(cx, &[io::IoSlice::new(&gathered[sent..])]) {
+                Poll::Ready(Ok(count)) => sent += count,
+                Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
+                Poll::Pending => break Poll::Pending,
+            }
+        };
+        gathered.drain(..sent);
+        result
+    }
+
+    /// Gives bytes to the kernel.
+    fn poll_send(&self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.tcp.poll_write_ready(cx))?;
+            match self.tcp.try_write_vectored(bufs) {
+                Ok(count) => {
+                    self.written.fetch_add(count as u64, Ordering::Relaxed);
+                    return Poll::Ready(Ok(count));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
     /// From now on closing the connection resets it, so that the peer cannot take what it got for the whole.
     pub(crate) fn abort_on_close(&self) {
         self.abort.store(true, Ordering::Relaxed);
@@ -69,7 +133,8 @@ pub(crate) struct Stream {
 impl Stream {
     pub(crate) fn new(tcp: TcpStream) -> Self {
         let (read, written, abort) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
-        Self { socket: Arc::new(Socket { tcp, read, written, abort }), prefix: Bytes::new() }
+        let gathered = OnceLock::new();
+        Self { socket: Arc::new(Socket { tcp, read, written, abort, gathered }), prefix: Bytes::new() }
     }
 
     /// Connects; `TCP_NODELAY` is set, since whole messages are written at once.
@@ -157,17 +222,22 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.socket.tcp.poll_write_ready(cx))?;
-            match self.socket.tcp.try_write_vectored(bufs) {
-                Ok(count) => {
-                    self.socket.written.fetch_add(count as u64, Ordering::Relaxed);
-                    return Poll::Ready(Ok(count));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
+        let Some(gathered) = self.socket.gathered.get() else { return self.socket.poll_send(cx, bufs) };
+        let mut gathered = gathered.lock().unwrap_or_else(PoisonError::into_inner);
+        if gathered.len() >= GATHERED {
+            // A client that takes nothing holds up whoever writes to it.
+            ready!(self.socket.push(cx, &mut gathered))?;
         }
+        if gathered.capacity() == 0 {
+            gathered.reserve(GATHERED / 8);
+        }
+        let mut count = 0;
+        for buf in bufs {
+            let part = &buf[..buf.len().min(GATHERED - gathered.len())];
+            gathered.extend_from_slice(part);
+            count += part.len();
+        }
+        Poll::Ready(Ok(count))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -178,14 +248,84 @@ impl AsyncWrite for Stream {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // An aborted connection must not say goodbye first.
         if self.socket.abort.load(Ordering::Relaxed) {
             return Poll::Ready(Ok(()));
         }
+        ready!(self.socket.poll_push(cx))?;
         match rustix::net::shutdown(&self.socket.tcp, Shutdown::Write) {
             Ok(()) | Err(rustix::io::Errno::NOTCONN) => Poll::Ready(Ok(())),
             Err(error) => Poll::Ready(Err(error.into())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    async fn pair() -> (Stream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let ours = Stream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (ours, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn what_is_gathered_is_sent_by_a_push_and_in_one_piece() {
+        let (mut ours, mut theirs) = pair().await;
+        ours.socket().gather();
+        for part in [&b"one "[..], b"two ", b"three"] {
+            assert_eq!(poll_fn(|cx| Pin::new(&mut ours).poll_write(cx, part)).await.unwrap(), part.len());
+            poll_fn(|cx| Pin::new(&mut ours).poll_flush(cx)).await.unwrap();
+        }
+        assert_eq!(ours.socket().written(), 0);
+        poll_fn(|cx| ours.socket().poll_push(cx)).await.unwrap();
+        let mut received = [0; 64];
+        assert_eq!(theirs.read(&mut received).await.unwrap(), 13);
+        assert_eq!(&received[..13], b"one two three");
+        ours.socket().rest();
+        assert_eq!(ours.socket().gathered.get().unwrap().lock().unwrap().capacity(), 0);
+        // The end sends what is left.
+        poll_fn(|cx| Pin::new(&mut ours).poll_write(cx, b"end")).await.unwrap();
+        poll_fn(|cx| Pin::new(&mut ours).poll_shutdown(cx)).await.unwrap();
+        let mut rest = Vec::new();
+        theirs.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"end");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_read_holds_up_the_writer_and_gets_everything_in_order() {
+        let (mut ours, mut theirs) = pair().await;
+        ours.socket().gather();
+        let sent: Vec<u8> = (0..32_u32 << 20).map(|n| (n >> 7).to_le_bytes()[0] ^ n.to_le_bytes()[0]).collect();
+        let mut position = 0;
+        // As a connection is driven: written to and pushed in each poll. Ends when it is held up, or all is written.
+        let mut drive = |ours: &mut Stream, cx: &mut Context<'_>| {
+            while position < sent.len() {
+                let written = Pin::new(&mut *ours).poll_write(cx, &sent[position..(position + 10_000).min(sent.len())]);
+                assert!(ours.socket().gathered.get().unwrap().lock().unwrap().len() <= GATHERED);
+                match written {
+                    Poll::Ready(count) => position += count.unwrap(),
+                    Poll::Pending => break,
+                }
+            }
+            let pushed = ours.socket().poll_push(cx).map(Result::unwrap);
+            if position < sent.len() { Poll::Pending } else { pushed }
+        };
+        let held_up = poll_fn(|cx| Poll::Ready(drive(&mut ours, cx).is_pending())).await;
+        assert!(held_up, "32 MiB are more than the kernel keeps for a peer that does not read");
+        let mut received = Vec::new();
+        let write = async {
+            poll_fn(|cx| drive(&mut ours, cx)).await;
+            poll_fn(|cx| Pin::new(&mut ours).poll_shutdown(cx)).await.unwrap();
+        };
+        let ((), read) = tokio::join!(write, theirs.read_to_end(&mut received));
+        read.unwrap();
+        assert!(received == sent);
     }
 }

@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 
 use crate::{
     assign::{Steering, Way, hash, mix, random},
+    flags::Station,
     load::Meter,
     metrics::Series,
     mirror::Mirroring,
@@ -48,6 +49,8 @@ pub(crate) fn keys(table: &RouteTable) -> impl Iterator<Item = EndpointKey> + '_
 pub(crate) struct Table {
     /// By the socket on which connections arrive: looking up hashes one number.
     pub(crate) routes: HashMap<SocketId, Arc<RoutePlan>>,
+    /// Sockets on which flags are asked for.
+    pub(crate) flags: HashMap<SocketId, Arc<Station>>,
     /// Those of which somebody wants reports.
     pub(crate) reported: Vec<Arc<RoutePlan>>,
 }
@@ -55,6 +58,8 @@ pub(crate) struct Table {
 /// A route in force.
 #[derive(Debug)]
 pub(crate) struct RoutePlan {
+    /// Of the table.
+    pub(crate) version: u64,
     pub(crate) id: RouteId,
     pub(crate) protocol: Protocol,
     pub(crate) hold: Duration,
@@ -205,7 +210,12 @@ impl RoutePlan {
     /// The endpoint with the highest score for this key. An instance's weight is its share of its release's (weighted
     /// rendezvous hashing, Schindelhauer and Schomaker 2005): what grows takes clients from all others, and they keep
     /// the rest.
-    fn rendezvous(&self, weight: impl Fn(&BackendPlan) -> u32, key: u64, avoid: &[Arc<Upstream>]) -> Option<Choice<'_>> {
+    fn rendezvous(
+        &self,
+        weight: impl Fn(&BackendPlan) -> u32,
+        key: u64,
+        avoid: &[Arc<Upstream>],
+    ) -> Option<Choice<'_>> {
         let mut best: Option<(f64, Choice<'_>)> = None;
         for (backend, plan) in self.backends.iter().enumerate().filter(|(_, backend)| weight(backend) > 0) {
             let share = f64::from(weight(plan)) / f64::from(u32::try_from(plan.upstreams.len()).unwrap_or(u32::MAX));
@@ -283,6 +293,7 @@ pub(crate) mod tests {
         });
         let backends = backends.collect();
         RoutePlan {
+            version: 1,
             protocol: Protocol::Http,
             hold: Duration::ZERO,
             hold_limit: 0,

@@ -245,9 +245,13 @@ impl Tally {
     }
 }
 
-/// What is known of one request so far; leaves its mark when it ends. Dropped before that, the client has left.
+/// What is known of one request so far; leaves its mark when it ends. Dropped before that, the client has left. Empty for
+/// a request of which nobody wants to know, which is most.
 #[derive(Debug)]
-pub(crate) struct Evidence {
+pub(crate) struct Evidence(Option<Box<Trace>>);
+
+#[derive(Debug)]
+struct Trace {
     watching: Arc<Watching>,
     arm: Arm,
     client: u64,
@@ -287,9 +291,14 @@ enum End {
 }
 
 impl Evidence {
+    /// Of nothing.
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
     /// Of a request that was just assigned to `arm`, the canary arm having had this share.
     pub(crate) fn new(watching: &Arc<Watching>, arm: Arm, client: u64, canary: Permille, since: Instant) -> Self {
-        Self {
+        Self(Some(Box::new(Trace {
             watching: Arc::clone(watching),
             arm,
             client,
@@ -302,68 +311,88 @@ impl Evidence {
             grpc: false,
             blame: Blame::Nobody,
             marked: false,
-        }
+        })))
+    }
+
+    pub(crate) fn is_none(&self) -> bool {
+        self.0.is_none()
     }
 
     /// What the request says: its body, and whether its sender expects a stream.
-    pub(crate) fn asked(mut self, upload: Option<Upload>, expects_stream: bool) -> Self {
-        (self.upload, self.stream) = (upload, expects_stream);
+    pub(crate) fn asked(mut self, said: impl FnOnce() -> (Option<Upload>, bool)) -> Self {
+        if let Some(trace) = &mut self.0 {
+            (trace.upload, trace.stream) = said();
+        }
         self
     }
 
     /// The request goes elsewhere: this try says nothing.
     pub(crate) fn forget(mut self) {
-        self.marked = true;
+        if let Some(trace) = &mut self.0 {
+            trace.marked = true;
+        }
     }
 
     /// The head of the response came.
     pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap, grpc: bool, stream: bool) {
-        self.head = Some(self.since.elapsed());
-        (self.stream, self.grpc) = (stream, grpc);
-        self.blame = match status.as_u16() {
+        let Some(trace) = &mut self.0 else { return };
+        trace.head = Some(trace.since.elapsed());
+        (trace.stream, trace.grpc) = (stream, grpc);
+        trace.blame = match status.as_u16() {
             500.. => Blame::Server,
             400.. => Blame::Client,
             _ if grpc => grpc_blame(headers).unwrap_or(Blame::Open),
             _ => Blame::Nobody,
         };
-        if stream && self.head > Some(self.watching.first_byte) {
-            self.mark(End::Late);
+        if stream && trace.head > Some(trace.watching.first_byte) {
+            trace.mark(End::Late);
         }
     }
 
-    /// The first event of a stream came.
-    pub(crate) fn first_token(&mut self) {
-        if self.first_token.is_none() {
-            self.first_token = Some(self.since.elapsed());
-            if self.first_token > Some(self.watching.first_token) {
-                self.mark(End::Late);
+    /// An event of a stream came.
+    pub(crate) fn token(&mut self) {
+        if let Some(trace) = &mut self.0
+            && trace.first_token.is_none()
+        {
+            trace.first_token = Some(trace.since.elapsed());
+            if trace.first_token > Some(trace.watching.first_token) {
+                trace.mark(End::Late);
             }
         }
     }
 
     pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
-        if self.grpc
+        if let Some(trace) = &mut self.0
+            && trace.grpc
             && let Some(blame) = grpc_blame(trailers)
         {
-            self.blame = blame;
+            trace.blame = blame;
         }
     }
 
     /// The response is whole.
-    pub(crate) fn complete(mut self) {
-        self.mark(End::Complete);
+    pub(crate) fn complete(self) {
+        self.end(End::Complete);
     }
 
     /// The instance gave no response, or not all of it.
-    pub(crate) fn broken(mut self) {
-        self.mark(End::Broken);
+    pub(crate) fn broken(self) {
+        self.end(End::Broken);
     }
 
     /// The instance was stopped before it was done.
-    pub(crate) fn cut(mut self) {
-        self.mark(End::Cut);
+    pub(crate) fn cut(self) {
+        self.end(End::Cut);
     }
 
+    fn end(mut self, end: End) {
+        if let Some(trace) = &mut self.0 {
+            trace.mark(end);
+        }
+    }
+}
+
+impl Trace {
     fn mark(&mut self, end: End) {
         if std::mem::replace(&mut self.marked, true) {
             return;
@@ -385,9 +414,8 @@ impl Evidence {
         cell.server_errors = u32::from(self.blame == Blame::Server);
         let without_status = end == End::Complete && self.blame == Blame::Open;
         cell.broken = u32::from(end == End::Broken || without_status);
-        cell.bad = u32::from(
-            cell.slow_first_byte | cell.slow_first_token | cell.slow | cell.server_errors | cell.broken > 0,
-        );
+        cell.bad =
+            u32::from(cell.slow_first_byte | cell.slow_first_token | cell.slow | cell.server_errors | cell.broken > 0);
         match end {
             End::Cut if cell.bad == 0 => return,
             End::Left if cell.bad == 0 => cell.client_failed = 1,
@@ -398,7 +426,7 @@ impl Evidence {
     }
 }
 
-impl Drop for Evidence {
+impl Drop for Trace {
     fn drop(&mut self) {
         self.mark(End::Left);
     }

@@ -1,34 +1,27 @@
 //! From the engine's views to the API's types.
 
-use std::time::Duration;
-
 use orchestra_api::{
     Address, CheckState, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus, InFlight,
     InstancePhase, InstanceStatus, JobState, JobStatus, Progress, ProgressState, RolloutStatus, RunSummary, ServiceState,
     ServiceStatus, VolumeState, VolumeStatus, Waiting,
 };
-use orchestra_engine::{Clock, View};
+use orchestra_engine::{Shown, View};
 use orchestra_machine::{
     health::Verdict,
     status::{InstanceStatus as Seen, ResourceStatus},
 };
 use orchestra_model::{
-    Code, Diagnostic, Resource, ResourceKind,
+    Code, Diagnostic, ResourceKind,
     desired::Protocol,
     plan::Step,
-    record::{ResourceRecord, RunRecord, RunState, StepState},
-    time::UnixMillis,
+    record::{RunState, StepState},
 };
-
-fn millis(duration: Duration) -> UnixMillis {
-    UnixMillis::try_from(duration.as_millis()).unwrap_or(UnixMillis::MAX)
-}
 
 fn waiting(reason: String) -> Waiting {
     Waiting { on: None, until: None, reason, deadline: None }
 }
 
-fn instance(seen: &Seen, at: UnixMillis) -> InstanceStatus {
+fn instance(view: &View, seen: &Seen) -> InstanceStatus {
     let phase = match seen.phase {
         "pending" => InstancePhase::Pending,
         "launching" => InstancePhase::Launching,
@@ -44,7 +37,7 @@ fn instance(seen: &Seen, at: UnixMillis) -> InstanceStatus {
     InstanceStatus {
         id: seen.id.clone(),
         phase,
-        since: at.saturating_sub(millis(seen.since)),
+        since: view.since(seen),
         attempt: seen.attempt,
         pid: seen.pid,
         started_at: None,
@@ -137,30 +130,40 @@ pub(crate) fn summary(view: &View) -> EnvironmentSummary {
         release: view.status.stable,
         ready: count(services().filter(|r| r.state == "ready").count()),
         services: count(services().count()),
-        run: view.status.run.as_ref().map(RunSummary::from),
+        run: run(view),
     }
+}
+
+fn run(view: &View) -> Option<RunSummary> {
+    let run = view.status.run.as_ref()?;
+    Some(RunSummary {
+        id: run.id,
+        environment: view.record.id.clone(),
+        kind: run.kind.clone(),
+        release: run.release,
+        state: run.state,
+        started_at: run.started_at,
+        ended_at: None,
+    })
 }
 
 /// Everything.
 pub(crate) fn status(view: &View) -> EnvironmentStatus {
-    let at = Clock::wall();
     let mut status = EnvironmentStatus {
         id: view.record.id.clone(),
         source: view.record.source.clone(),
         target: orchestra_model::desired::Target::Process,
         health: environment_health(view),
         release: view.status.stable,
-        at,
-        run: view.status.run.as_ref().map(RunSummary::from),
+        at: view.at,
+        run: run(view),
         services: Vec::new(),
         jobs: Vec::new(),
         volumes: Vec::new(),
     };
     for resource in &view.status.resources {
-        let record = view.resources.get(&resource.id);
-        let planned = view.status.run.as_ref().and_then(|run| run.plan.desired.as_ref()?.resources.get(&resource.id));
-        let spec = planned.or(record.map(|r| &r.applied));
-        let instances: Vec<InstanceStatus> = resource.instances.iter().map(|seen| instance(seen, at)).collect();
+        let shown = view.shown.get(&resource.id);
+        let instances: Vec<InstanceStatus> = resource.instances.iter().map(|seen| instance(view, seen)).collect();
         let name = resource.id.name.clone();
         let waits_for: Vec<Waiting> = resource.waits_for.clone().map(waiting).into_iter().collect();
         match resource.id.kind {
@@ -170,10 +173,10 @@ pub(crate) fn status(view: &View) -> EnvironmentStatus {
                 release: resource.release,
                 desired: resource.replicas,
                 ready: resource.ready,
-                addresses: addresses(resource, spec),
+                addresses: addresses(resource, shown),
                 waits_for,
                 rollout: resource.rollout.as_ref().map(rollout),
-                scaling: Vec::new(),
+                scaling: resource.scaling.clone(),
                 problem: (resource.state != "ready").then(|| problem(resource)).flatten(),
                 instances,
             }),
@@ -191,28 +194,31 @@ pub(crate) fn status(view: &View) -> EnvironmentStatus {
                 problem: problem(resource),
                 instances,
             }),
-            ResourceKind::Volume => status.volumes.push(volume(resource, record, spec)),
+            ResourceKind::Volume => status.volumes.push(volume(resource, shown)),
         }
     }
     status
 }
 
-fn addresses(resource: &ResourceStatus, spec: Option<&Resource>) -> Vec<Address> {
-    let ports = spec.and_then(Resource::as_service).map(|s| &s.ports);
+fn addresses(resource: &ResourceStatus, shown: Option<&Shown>) -> Vec<Address> {
     resource
         .addresses
         .iter()
         .filter_map(|(port, url)| {
             let port: orchestra_model::Name = port.parse().ok()?;
-            let protocol = ports.and_then(|ports| ports.get(&port)).map_or(Protocol::Http, |p| p.protocol);
+            let protocol = match shown {
+                Some(Shown::Ports(ports)) => ports.get(&port).copied(),
+                _ => None,
+            };
+            let protocol = protocol.unwrap_or(Protocol::Http);
             Some(Address { port, protocol, url: url.clone()? })
         })
         .collect()
 }
 
-fn volume(resource: &ResourceStatus, record: Option<&ResourceRecord>, spec: Option<&Resource>) -> VolumeStatus {
-    let (path, managed) = match spec.or(record.map(|r| &r.applied)) {
-        Some(Resource::Volume(volume)) => (volume.path.clone(), volume.managed),
+fn volume(resource: &ResourceStatus, shown: Option<&Shown>) -> VolumeStatus {
+    let (path, managed) = match shown {
+        Some(Shown::Volume { path, managed }) => (path.clone(), *managed),
         _ => (String::new(), false),
     };
     let state = if resource.state == "present" { VolumeState::Present } else { VolumeState::Missing };
@@ -220,10 +226,18 @@ fn volume(resource: &ResourceStatus, record: Option<&ResourceRecord>, spec: Opti
 }
 
 /// Where one step of a run stands.
-pub(crate) fn progress(run: &RunRecord, step: &Step, view: &View, elapsed_ms: u64) -> Progress {
-    let seen = view.status.resources.iter().find(|r| r.id == step.resource);
-    let reverting = run.state == RunState::Reverting;
-    let state = match run.steps.get(&step.resource) {
+pub(crate) fn progress(
+    run: RunState,
+    state: Option<StepState>,
+    step: &Step,
+    view: &View,
+    elapsed_ms: u64,
+) -> Progress {
+    let resources = &view.status.resources;
+    // They are in the order of their ids: a run of ten thousand steps is looked at often.
+    let seen = resources.binary_search_by(|r| r.id.cmp(&step.resource)).ok().map(|at| &resources[at]);
+    let reverting = run == RunState::Reverting;
+    let state = match state {
         None => ProgressState::Waiting,
         Some(StepState::Reverted) => ProgressState::Reverted,
         Some(StepState::Failed) if !reverting => ProgressState::Failed,
@@ -237,7 +251,7 @@ pub(crate) fn progress(run: &RunRecord, step: &Step, view: &View, elapsed_ms: u6
         seen.filter(|_| !done).and_then(|seen| seen.instances.iter().find_map(|i| i.problem.clone())).or_else(|| {
             let draining = seen?.instances.iter().filter(|i| i.phase == "draining");
             let (count, streams) = draining.fold((0, 0), |(n, s), i| (n + 1, s + i.in_flight.1));
-            (count > 0).then(|| format!("{count} draining, {streams} streams"))
+            (count > 0).then(|| format!("{count} draining, {streams} stream{}", if streams == 1 { "" } else { "s" }))
         });
     Progress {
         resource: step.resource.clone(),

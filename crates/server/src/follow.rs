@@ -229,12 +229,13 @@ impl Follower {
     /// Says what changed of each step.
     async fn look(&mut self) -> Result<(), Gone> {
         let Ok(view) = self.control.view(&self.record.environment).await else { return Ok(()) };
-        let Some(run) = view.status.run.clone().filter(|run| run.id == self.record.id) else { return Ok(()) };
+        let Some(run) = view.status.run.as_ref().filter(|run| run.id == self.record.id) else { return Ok(()) };
         let now = orchestra_engine::Clock::wall();
-        for step in &run.plan.steps {
+        for step in &self.record.plan.steps {
             let elapsed = self.took.get(&step.resource).copied();
             let elapsed = elapsed.or_else(|| Some(now.saturating_sub(*self.begun.get(&step.resource)?))).unwrap_or(0);
-            let progress = convert::progress(&run, step, &view, elapsed);
+            let state = run.steps.get(&step.resource).copied();
+            let progress = convert::progress(run.state, state, step, &view, elapsed);
             let same = Progress { elapsed_ms: 0, ..progress.clone() };
             if self.sent.get(&step.resource) != Some(&same) {
                 self.sent.insert(step.resource.clone(), same);
@@ -250,7 +251,8 @@ impl Follower {
         if let Ok(view) = self.control.view(&record.environment).await {
             for step in record.plan.steps.clone() {
                 let elapsed = self.took.get(&step.resource).copied().unwrap_or(0);
-                let mut progress = convert::progress(&record, &step, &view, elapsed);
+                let state = record.steps.get(&step.resource).copied();
+                let mut progress = convert::progress(record.state, state, &step, &view, elapsed);
                 progress.waits_for.clear();
                 let same = Progress { elapsed_ms: 0, ..progress.clone() };
                 if self.sent.get(&step.resource) != Some(&same) {

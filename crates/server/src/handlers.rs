@@ -11,7 +11,7 @@ use axum::{
 };
 use orchestra_api::{
     DoctorReport, Empty, EnvironmentStatus, EnvironmentSummary, EventsQuery, LogsQuery, MoveRollout, Page, PageQuery, PlanRequest,
-    PlanResponse, ReleaseSummary, ReleasesQuery, ResourceCount, Source, StartRun, StartedRun, ValidateResponse,
+    PlanResponse, ReleaseSummary, ReleasesQuery, ResourceCount, Source, StartRun, StartedRun, ValidateQuery, ValidateResponse,
     Version,
 };
 use orchestra_engine::{EngineError, LoadedStack, RunRequest, StackSource};
@@ -28,7 +28,7 @@ use tokio::sync::Notify;
 use crate::{
     answer::{Body, Failure, Path, Query},
     backend::{App, Backend, Facts},
-    convert, doctor, follow,
+    convert, doctor, flags, follow, validate,
 };
 
 /// Largest body that is read: a stack file of the largest size, escaped as JSON.
@@ -50,6 +50,8 @@ pub fn router(backend: Backend, facts: Facts, tree: TaskTree, stop: Arc<Notify>)
         .route("/v1/runs/{run}/events", get(run_events))
         .route("/v1/environments", get(environments))
         .route("/v1/environments/{stack}/{environment}", get(environment))
+        .route("/v1/environments/{stack}/{environment}/flags", get(flags::flags))
+        .route("/v1/environments/{stack}/{environment}/flags/{flag}", get(flags::flag).post(flags::switch_flag))
         .route("/v1/environments/{stack}/{environment}/releases", get(releases))
         .route("/v1/environments/{stack}/{environment}/releases/{release}", get(release))
         .route("/v1/environments/{stack}/{environment}/events", get(events))
@@ -86,7 +88,7 @@ async fn version(State(app): State<App>) -> Json<Version> {
 }
 
 /// Reads a stack file; off the async threads, because a large one takes a while.
-async fn load(app: &App, source: Source) -> Result<LoadedStack, EngineError> {
+pub(crate) async fn load(app: &App, source: Source) -> Result<LoadedStack, EngineError> {
     let volumes = app.facts.volumes.clone();
     let shown = source.shown_path().to_owned();
     let source =
@@ -95,18 +97,36 @@ async fn load(app: &App, source: Source) -> Result<LoadedStack, EngineError> {
     loaded.map_err(|_| EngineError::ShuttingDown)?
 }
 
-async fn validate(State(app): State<App>, Body(source): Body<Source>) -> Answer<ValidateResponse> {
-    let stack = load(&app, source).await?;
+pub(crate) fn counts(stack: &LoadedStack) -> Vec<ResourceCount> {
     let mut by_kind: BTreeMap<_, Vec<Name>> = BTreeMap::new();
     for id in stack.desired.resources.keys() {
         by_kind.entry(id.kind).or_default().push(id.name.clone());
     }
-    Ok(Json(ValidateResponse {
-        environment: stack.desired.environment,
-        resources: by_kind.into_iter().map(|(kind, names)| ResourceCount { kind, names }).collect(),
-        environments: stack.environments,
-        warnings: stack.warnings,
-    }))
+    by_kind.into_iter().map(|(kind, names)| ResourceCount { kind, names }).collect()
+}
+
+async fn validate(
+    State(app): State<App>,
+    Query(query): Query<ValidateQuery>,
+    Body(source): Body<Source>,
+) -> Answer<ValidateResponse> {
+    let others = if query.all { validate::others(&app, &source).await? } else { validate::Others::default() };
+    let meant = load(&app, source).await;
+    let stack = match meant {
+        Ok(stack) if others.errors.is_empty() => stack,
+        Ok(_) => return Err(EngineError::Refused(others.errors).into()),
+        Err(EngineError::Refused(mut errors)) => {
+            validate::add(&mut errors, others.errors);
+            return Err(EngineError::Refused(errors).into());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let meant = stack.desired.environment.clone();
+    let resources = counts(&stack);
+    let mut warnings = stack.warnings;
+    validate::add(&mut warnings, others.warnings);
+    let others = others.valid.into_iter().filter(|other| other.environment != meant).collect();
+    Ok(Json(ValidateResponse { environment: meant, resources, environments: stack.environments, others, warnings }))
 }
 
 async fn plan(State(app): State<App>, Body(request): Body<PlanRequest>) -> Answer<PlanResponse> {
@@ -145,12 +165,17 @@ async fn recorded_plan(app: &App, environment: EnvironmentId, request: Planned) 
         .read(move |reader| {
             let base =
                 reader.environments()?.into_iter().find(|record| record.id == id).and_then(|record| record.stable);
-            Ok((base, reader.resources(&id)?))
+            let flags = match base {
+                Some(base) => reader.release(&id, base)?.map(|release| release.desired.flags).unwrap_or_default(),
+                None => orchestra_model::flag::FlagSet::default(),
+            };
+            Ok((base, reader.resources(&id)?, flags))
         })
         .await?;
-    let (base, resources): (Option<ReleaseNumber>, BTreeMap<ResourceId, ResourceRecord>) = recorded.unwrap_or_default();
+    type Recorded = (Option<ReleaseNumber>, BTreeMap<ResourceId, ResourceRecord>, orchestra_model::flag::FlagSet);
+    let (base, resources, flags): Recorded = recorded.unwrap_or_default();
     match request {
-        Planned::Up(stack) => orchestra_engine::plan_stack(base, resources, BTreeMap::new(), &stack.desired),
+        Planned::Up(stack) => orchestra_engine::plan_stack(base, resources, BTreeMap::new(), flags, &stack.desired),
         Planned::Down { volumes } => orchestra_engine::plan_down(&environment, base, resources, volumes),
     }
 }

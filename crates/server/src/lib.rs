@@ -9,11 +9,13 @@ mod auth;
 mod backend;
 mod convert;
 mod doctor;
+mod flags;
 mod follow;
 mod handlers;
 mod in_process;
 mod metrics;
 mod serve;
+mod validate;
 
 pub use backend::{Backend, Facts};
 pub use handlers::router;

@@ -5,13 +5,14 @@ use std::{
     time::Duration,
 };
 
-use orchestra_machine::instance::Phase;
+use orchestra_machine::{instance::Phase, rollout::budget};
 use orchestra_model::{
     EventKind, Now, Resource, ResourceId, ResourceKind,
     desired::{Check, Condition, OnLoss, RestartPolicy, Service, Strategy},
     launch::{Launch, LaunchKey},
     plan::Wait,
     record::{Change, InstanceIntent, RunRecord},
+    rollout::{PauseStep, RolloutStep},
     route::EndpointState,
 };
 
@@ -48,7 +49,13 @@ fn longest(run: &RunRecord, disk: &Disk) -> Duration {
                 let leave = service.rollout.drain.requests.duration().max(service.rollout.drain.streams.duration())
                     + service.stop.grace.duration()
                     + Duration::from_secs(40);
-                service.rollout.deadline.duration() + leave * (service.replicas + 1)
+                let asked = |step: &RolloutStep| match step {
+                    RolloutStep::Pause(PauseStep { duration: None, expires, .. }) => expires.duration(),
+                    _ => Duration::ZERO,
+                };
+                let steps = service.rollout.strategy.stepped().into_iter().flat_map(|stepped| &stepped.steps);
+                let people: Duration = steps.map(asked).sum();
+                budget(&service.rollout) + people + leave * (service.replicas + 1)
             }
             Resource::Job(job) => {
                 (job.timeout.duration() + job.stop.grace.duration() + Duration::from_secs(40)) * (job.retries + 1)
@@ -61,12 +68,18 @@ fn longest(run: &RunRecord, disk: &Disk) -> Duration {
     total
 }
 
+/// Instances above and below the wanted number that may be there while they are replaced.
 fn surge(service: &Service) -> (u32, u32) {
-    let Strategy::Rolling { max_surge, max_unavailable } = service.rollout.strategy else { return (0, service.replicas) };
-    let surge = max_surge.rounded_up(service.replicas);
-    let unavailable = max_unavailable.rounded_down(service.replicas);
-    // Neither up nor down would never move.
-    if surge == 0 && unavailable == 0 { (1, 0) } else { (surge, unavailable) }
+    match &service.rollout.strategy {
+        Strategy::Rolling { max_surge, max_unavailable } => {
+            let surge = max_surge.rounded_up(service.replicas);
+            let unavailable = max_unavailable.rounded_down(service.replicas);
+            // Neither up nor down would never move.
+            if surge == 0 && unavailable == 0 { (1, 0) } else { (surge, unavailable) }
+        }
+        Strategy::Recreate | Strategy::Hold { .. } => (0, service.replicas),
+        Strategy::Canary(_) | Strategy::BlueGreen(_) => (service.replicas, 0),
+    }
 }
 
 pub(crate) fn command(resource: &Resource) -> Vec<String> {
@@ -103,6 +116,11 @@ impl World {
                 }
                 Some(_) => {}
             }
+        }
+        if self.disk.environment.rollouts.values().any(|rollout| rollout.paused.is_some()) {
+            // A person is asked; that has an expiry of its own.
+            let longest = self.disk.active_run().map_or(Duration::ZERO, |run| longest(run, &self.disk));
+            self.checks.run_until = self.checks.run_until.max(Some(self.now + longest));
         }
         if let (Some(until), Some(run)) = (self.checks.run_until, self.disk.active_run())
             && self.server.is_some()
@@ -407,6 +425,14 @@ impl World {
         stable.desired.resources.keys().all(|id| self.is_reliable(id))
     }
 
+    /// Whether an instance belongs to a set that a rollout has replaced and that is kept for a while.
+    fn is_kept(&self, key: &LaunchKey) -> bool {
+        let rollout = self.disk.environment.rollouts.get(&key.instance.workload);
+        let baseline = rollout.map(|rollout| rollout.baseline.launch_digest());
+        let record = self.disk.instances.get(&key.instance);
+        baseline.is_some_and(|digest| record.is_some_and(|record| record.launch_digest == digest))
+    }
+
     /// Laws after the last run ended and time was given.
     pub fn check_quiet(&mut self) {
         if self.failure().is_some() {
@@ -429,7 +455,7 @@ impl World {
         let desired = self.disk.stable().map(|release| release.desired.clone());
         let resources = desired.as_ref().map(|desired| desired.resources.clone()).unwrap_or_default();
         // What runs belongs to the stable release and is launched as it says.
-        for (key, process) in self.provider.alive() {
+        for (key, process) in self.provider.alive().filter(|(key, _)| !self.is_kept(key)) {
             let id =
                 self.disk.instances.get(&key.instance).map(|r| ResourceId::new(r.kind, key.instance.workload.clone()));
             let Some(id) = id else { continue };
@@ -447,8 +473,12 @@ impl World {
         }
         for (id, resource) in &resources {
             let Some(service) = resource.as_service() else { continue };
-            let alive: Vec<&LaunchKey> =
-                self.provider.alive().map(|(key, _)| key).filter(|key| key.instance.workload == id.name).collect();
+            let alive: Vec<&LaunchKey> = self
+                .provider
+                .alive()
+                .map(|(key, _)| key)
+                .filter(|key| key.instance.workload == id.name && !self.is_kept(key))
+                .collect();
             let staying = alive
                 .iter()
                 .filter(|key| self.disk.instances.get(&key.instance).is_some_and(|r| r.intent == InstanceIntent::Run));
@@ -478,6 +508,7 @@ impl World {
                         instance: endpoint.instance.clone(),
                         attempt: endpoint.attempt,
                     })
+                    .filter(|key| !self.is_kept(key))
                     .collect();
                 let expected: BTreeSet<LaunchKey> = if service.program.ports.contains(port) {
                     alive.iter().copied().cloned().collect()

@@ -8,6 +8,7 @@ use orchestra_model::{
         Change, EnvironmentRecord, EnvironmentState, InstanceRecord, JournalKind, ReleaseRecord, ReleaseState,
         ResourceRecord, RunRecord, RunState,
     },
+    time::UnixMillis,
 };
 
 /// Everything that is written down of one environment.
@@ -65,10 +66,15 @@ impl Disk {
     ///
     /// # Errors
     /// The law that they would break.
-    pub fn commit(&mut self, now: Now, changes: &[Change]) -> Result<(), String> {
+    pub fn commit(&mut self, now: Now, wall: UnixMillis, changes: &[Change]) -> Result<(), String> {
         self.commits += 1;
+        let known = self.events.len();
         for change in changes {
             self.change(change)?;
+        }
+        for (index, event) in self.events.iter_mut().enumerate().skip(known) {
+            // The order of events is that of their commits, whatever the clock does.
+            (event.sequence, event.at) = (index as u64 + 1, wall);
         }
         self.times.resize(self.events.len(), now);
         let stable: Vec<_> =

@@ -6,6 +6,7 @@ use orchestra_machine::Event;
 use orchestra_model::{
     Desired, Generation, Now, Plan, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
     record::{EnvironmentRecord, ReleaseRecord, ReleaseState, RunKind, RunRecord, RunState},
+    rollout::RolloutCommand,
 };
 use orchestra_plan::{Current, Observation, Options};
 
@@ -30,7 +31,12 @@ pub fn submit(world: &mut World, kind: RunKind, desired: Option<Desired>) -> boo
         return false;
     }
     let record = server.record().clone();
-    let current = Current { base: record.stable, resources: server.resources().clone(), observed: observe(world) };
+    let current = Current {
+        base: record.stable,
+        resources: server.resources().clone(),
+        observed: observe(world),
+        ..Current::default()
+    };
     let options = Options { delete_volumes: matches!(kind, RunKind::Down { volumes: true }) };
     let plan = match orchestra_plan::plan(&record.id, &current, desired.as_ref(), options) {
         Ok(plan) => plan,
@@ -100,6 +106,16 @@ pub fn cancel(world: &mut World) -> bool {
     let Some(run) = world.server.as_ref().and_then(|server| server.run()).map(|run| run.id) else { return false };
     world.log(|| format!("cancel {run}"));
     world.deliver(Event::CancelRequested { run });
+    true
+}
+
+/// Moves the rollouts of the run, if there are any.
+pub fn rollout(world: &mut World, command: RolloutCommand) -> bool {
+    if world.server.as_ref().is_none_or(|server| server.can_command(None, &command).is_err()) {
+        return false;
+    }
+    world.log(|| format!("{command:?}"));
+    world.deliver(Event::Rollout { service: None, command, by: "anna".to_owned() });
     true
 }
 

@@ -10,6 +10,7 @@
 //! never will. The laws are in [`laws`].
 
 mod laws;
+mod people;
 mod ports;
 mod schedule;
 mod world;
@@ -40,6 +41,8 @@ pub struct Report {
     pub stepped: u64,
     /// Releases that arrived while another one was under way.
     pub superseded: u64,
+    /// Verdicts that were given.
+    pub verdicts: u64,
 }
 
 impl Report {
@@ -54,6 +57,7 @@ impl Report {
         self.paused += other.paused;
         self.stepped += other.stepped;
         self.superseded += other.superseded;
+        self.verdicts += other.verdicts;
     }
 }
 

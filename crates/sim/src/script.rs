@@ -9,6 +9,7 @@
 //! restart SERVICE            new instances                      silence 3s
 //! rollback NUMBER            an earlier release                 traffic REQUESTS STREAMS TIME
 //! cancel                     end the run                        foreign PORT
+//! promote [fully] | pause | abort    move its rollouts          clock +2h | -2h
 //! crash                      kill the server now                show
 //! crash at EVENT [SUBJECT] before commit | before effects | after N effects
 //! # words                    said in the output
@@ -20,7 +21,7 @@ use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use orchestra_model::{
     Desired, Event, EventKind, Now, ReleaseNumber, Resource, ResourceId, ResourceKind, quantity::Timespan,
-    record::RunKind, route::EndpointState,
+    record::RunKind, rollout::RolloutCommand, route::EndpointState,
 };
 
 use crate::{
@@ -105,6 +106,21 @@ impl Player {
                 self.begin(|world| operator::submit(world, RunKind::Rollback { to }, Some(desired)))
             }
             ["cancel"] => self.begin(operator::cancel),
+            ["promote"] => self.begin(|world| operator::rollout(world, RolloutCommand::Promote)),
+            ["promote", "fully"] => self.begin(|world| operator::rollout(world, RolloutCommand::PromoteFully)),
+            ["pause"] => self.begin(|world| operator::rollout(world, RolloutCommand::Pause)),
+            ["abort"] => self.begin(|world| operator::rollout(world, RolloutCommand::Abort)),
+            ["clock", change] => {
+                let (sign, length) = change.split_at_checked(1).ok_or("+TIME or -TIME")?;
+                let length = u64::try_from(span(length)?.as_millis()).map_err(|error| error.to_string())?;
+                let clock = &mut self.world.clock;
+                *clock = match sign {
+                    "+" => clock.saturating_add(length),
+                    "-" => clock.saturating_sub(length),
+                    _ => return Err("+TIME or -TIME".to_owned()),
+                };
+                Ok(())
+            }
             ["crash"] => {
                 self.world.crash();
                 self.say("server crashed");
@@ -255,7 +271,8 @@ impl Player {
                 .collect();
             let port = world.data_plane.addresses.get(&route.id).copied().unwrap_or_default();
             let to = if endpoints.is_empty() { "nobody".to_owned() } else { endpoints.join(", ") };
-            lines.push(format!("requests to {} at port {port} go to {to}", route.id.service));
+            let share = route.split.canary.map(|share| format!(", {share} to the new set")).unwrap_or_default();
+            lines.push(format!("requests to {} at port {port} go to {to}{share}", route.id.service));
         }
         for (key, _) in world.provider.alive() {
             lines.push(format!("process of {} #{}", key.instance, key.attempt));
@@ -286,6 +303,11 @@ fn event_kind(word: &str) -> Result<EventKind, String> {
         K::StepSucceeded,
         K::StepFailed,
         K::ReleaseStable,
+        K::RolloutStarted,
+        K::RolloutStep,
+        K::RolloutPaused,
+        K::RolloutResumed,
+        K::RolloutPromoted,
         K::InstancePending,
         K::InstanceLaunching,
         K::InstanceStarting,

@@ -29,6 +29,7 @@ use orchestra_model::{
     quantity::Timespan,
     record::{Change, RunState},
     route::{EndpointKey, Route},
+    time::UnixMillis,
 };
 
 pub use self::{
@@ -69,6 +70,9 @@ pub enum CrashPoint {
     /// It was; so many of its effects were begun.
     AfterEffects(usize),
 }
+
+/// What the clock shows when a world begins: midnight of 1 January 2026.
+const MIDNIGHT: UnixMillis = 1_767_225_600_000;
 
 /// Something that will happen.
 #[derive(Clone, Debug)]
@@ -144,6 +148,8 @@ pub struct World {
     /// What is in flight to an endpoint when it stops being active: requests, streams, and how long they take; random if
     /// missing.
     pub traffic: Option<(u32, u32, Duration)>,
+    /// What the clock on the wall shows at the origin of time, in Unix milliseconds. It may be changed at any time.
+    pub clock: UnixMillis,
     /// What happened, if it is wanted.
     pub trace: Option<String>,
     pub(crate) checks: Checks,
@@ -187,6 +193,7 @@ impl World {
             downtime: None,
             exact: false,
             traffic: None,
+            clock: MIDNIGHT,
             trace: None,
             checks: Checks::default(),
             rng: Rng::new(seed),
@@ -219,7 +226,7 @@ impl World {
             hold_limit: 1000,
             log_max_bytes: 1 << 20,
             log_keep: 2,
-            epoch: 0,
+            epoch: self.clock,
         })
     }
 
@@ -237,6 +244,11 @@ impl World {
         let slow = self.faults.slow;
         let factor = if self.chance(slow) { 1 + self.rng.below(60) } else { 1 };
         Duration::from_micros((low * 1000 + self.rng.below((high - low) * 1000 + 1)) * factor)
+    }
+
+    /// What the clock on the wall shows.
+    pub fn wall(&self) -> UnixMillis {
+        self.clock.saturating_add(u64::try_from(self.now.since_origin().as_millis()).unwrap_or(u64::MAX))
     }
 
     pub(crate) fn push(&mut self, at: Now, item: Item) {
@@ -382,7 +394,7 @@ impl World {
         }
         if !batch.changes.is_empty() {
             self.note_steps(&batch.changes);
-            if let Err(law) = self.disk.commit(self.now, &batch.changes) {
+            if let Err(law) = self.disk.commit(self.now, self.wall(), &batch.changes) {
                 self.violate(law);
             }
             self.show_events();
@@ -491,6 +503,7 @@ impl World {
             Effect::RunHook { key, .. } => {
                 self.deliver(Event::HookDone { key, answer: Ok(()) });
             }
+            Effect::MeasureUsage { service, .. } => self.deliver(Event::Usage { service, usage: Vec::new() }),
             Effect::CreateVolume { resource, path } => {
                 let after = self.latency(1, 50);
                 self.begin_call(self.now + after, Call::CreateVolume(resource, path));
@@ -657,10 +670,12 @@ pub(crate) fn brief(event: &Event) -> String {
         Event::CancelRequested { run } => format!("cancel {run}"),
         Event::Traffic(report) => format!("traffic {} {}", report.route.service, report.cells.len()),
         Event::Load(report) => format!("load {} {}", report.route.service, report.requests),
+        Event::Flag(_) => "flag".to_owned(),
         Event::Rollout { service, command, .. } => {
             let of = service.as_ref().map_or_else(|| "all".to_owned(), ToString::to_string);
             format!("rollout {of} {command:?}")
         }
+        Event::Usage { service, usage } => format!("usage {service} {}", usage.len()),
         Event::HookDone { key, answer } => format!("hook {} {} {}", key.service, key.step, answer.is_ok()),
         Event::Tick => "tick".to_owned(),
     }
@@ -689,6 +704,7 @@ pub(crate) fn brief_effect(effect: &Effect) -> String {
         Effect::StartProbe { key, .. } => format!("start probe {}#{}", key.instance, key.attempt),
         Effect::StopProbe(key) => format!("stop probe {}#{}", key.instance, key.attempt),
         Effect::RunHook { key, .. } => format!("hook {} {} {}", key.service, key.step, key.call),
+        Effect::MeasureUsage { service, keys } => format!("measure {service} {}", keys.len()),
         Effect::CreateVolume { resource, .. } => format!("create {resource}"),
         Effect::DeleteVolume { resource, .. } => format!("delete {resource}"),
     }

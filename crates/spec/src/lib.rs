@@ -21,7 +21,7 @@ mod table;
 mod tables;
 mod yaml;
 
-pub use load::{Context, Loaded, load};
+pub use load::{Context, Loaded, environments, load};
 pub use render::render_text;
 pub use schema::{json_schema, reference_tables};
 pub use source::{MAX_BYTES, Source};

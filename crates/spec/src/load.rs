@@ -1,6 +1,9 @@
 //! The way of a stack file from bytes to desired state.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use orchestra_model::{
     Desired, EnvironmentId, Name, Resource, ResourceId, ResourceKind,
@@ -66,6 +69,17 @@ pub fn load(source: Source<'_>, context: &Context) -> Result<Loaded, Vec<Diagnos
     Ok(Loaded { desired, warnings, environments, lines: lines.into_iter().collect() })
 }
 
+/// Environments that a stack file defines, in the order of their names, as far as it can be read.
+pub fn environments(source: Source<'_>) -> Vec<Name> {
+    let Ok(file) = File::new(source) else { return Vec::new() };
+    let sources = Sources(vec![file]);
+    let root = yaml::parse(sources.0[0].text, 0, &mut Report::new(&sources));
+    let section = root.as_ref().and_then(|root| root.get("environments"));
+    let entries = section.and_then(|entry| entry.value.entries()).unwrap_or_default();
+    let names: BTreeSet<Name> = entries.iter().filter_map(|entry| entry.key.parse().ok()).collect();
+    names.into_iter().collect()
+}
+
 /// A result in lists: maps grown one by one would be half empty.
 struct Parts {
     environment: EnvironmentId,
@@ -119,7 +133,7 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
     let stand_in = || "stack".parse::<Name>().expect("`stack` is a name");
     let stack = stack.unwrap_or_else(stand_in);
     let environment = environment.unwrap_or_else(stand_in);
-    let sections = [services.as_deref(), jobs.as_deref(), volumes.as_deref()];
+    let sections = [services.as_deref(), jobs.as_deref(), volumes.as_deref(), flags.as_deref()];
     let mut scope = Scope::read(report, context, stack.clone(), environment.clone(), sections);
 
     let count = scope.volumes.len() + scope.jobs.len() + scope.services.len();
@@ -152,7 +166,7 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
         }
     }
     graph::check(report, &edges);
-    let flags = flags.map(|node| decode::flags(report, &node)).unwrap_or_default();
+    let flags = flags.as_deref().map(|node| decode::flags(report, node)).unwrap_or_default();
     if scope.services.is_empty() && scope.jobs.is_empty() {
         let message = || "the stack has no services and no jobs".to_owned();
         report.warning(Code::MISSING_KEY, START, message, help("add one under `services`"));

@@ -145,6 +145,7 @@ fn shape_schema(shape: &Shape, overlay: bool, definitions: &mut Map<String, Valu
             let value = nullable(shape_schema(shape, overlay, definitions));
             json!({"type": "object", "additionalProperties": value})
         }
+        Shape::Items(shape) => json!({"type": "array", "items": shape_schema(shape, false, definitions)}),
         Shape::List(shape) => {
             json!({"type": "array", "items": shape_schema(shape, false, definitions), "minItems": minimum(shape)})
         }
@@ -281,7 +282,7 @@ fn words(shape: &Shape) -> String {
         Shape::Test => "[test](#test), value or list".to_owned(),
         Shape::Condition => "[condition](#flags)".to_owned(),
         Shape::Map(shape) => format!("mapping to {}", words(shape)),
-        Shape::List(shape) => format!("list of {}", words(shape)),
+        Shape::List(shape) | Shape::Items(shape) => format!("list of {}", words(shape)),
         Shape::Any(shapes) => shapes.iter().map(words).collect::<Vec<_>>().join(", or "),
         Shape::Overlay(shape) | Shape::Maybe(shape) => words(shape),
     }

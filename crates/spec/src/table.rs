@@ -104,6 +104,8 @@ pub(crate) enum Shape {
     Condition,
     /// A mapping with other keys.
     Map(&'static Shape),
+    /// A list that may be empty.
+    Items(&'static Shape),
     /// A list.
     List(&'static Shape),
     /// One of several shapes.

@@ -1,26 +1,284 @@
+//! The figures of the verdict, over simulated releases on fixed seeds, as the tables of `docs/figures/verdict.md`.
+//!
+//! `cargo bench -p orchestra-stats --bench verdict`; with a number as argument, so many releases per row instead of 1,000.
+
 #[path = "../tests/it/world.rs"]
-#[allow(dead_code,unreachable_pub)]
 mod world;
-use world::*;
-use orchestra_stats::*;
-fn det(name:&str, w:&World, n:u64){
-    let r=many(w,1,n); let f:Vec<f64>=r.iter().map(|x|x.failed.unwrap_or(1e9)).collect(); let b:Vec<f64>=r.iter().map(|x|x.canary_bad as f64).collect();
-    let failed=r.iter().filter(|x|x.failed.is_some()).count();
-    let mut o=std::collections::BTreeMap::new(); for x in &r { *o.entry(format!("{:?}",x.outcomes.last().unwrap())).or_insert(0)+=1; }
-    println!("{name}: failed {failed}/{n}  time p50 {:.1} p95 {:.1}  bad p50 {} p95 {}  {:?}", quantile(f.clone(),0.5), quantile(f,0.95), quantile(b.clone(),0.5), quantile(b,0.95), o);
+
+use orchestra_stats::{Outcome, Settings, Unit};
+use world::{Over, Poison, Run, Stalls, World, many, quantile};
+
+/// The first seed of every row.
+const SEED: u64 = 20_261_121;
+
+/// Weights and seconds of a usual canary.
+fn steps(seconds: f64) -> Vec<(f64, f64)> {
+    vec![(0.05, seconds), (0.2, seconds), (0.5, seconds), (1.0, seconds)]
 }
-fn main(){
-  for (fb,lb) in [(2.0,0.2),(2.0,0.1),(2.0,0.5),(1.0,0.2),(1e6,1e6)] { for cap in [1,2,1000] {
-    let st=|mut w:World|{w.settings.failed_burst=fb;w.settings.late_burst=lb;w.settings.client_cap=cap;w};
-    println!("== failed {fb} late {lb} cap {cap}");
-    let mut w=st(World::steady(10.0,0.2,120.0)); w.bad.1=|_|1.0; w.clients=50; det("allbad 10rps 50 clients",&w,400);
-    let mut w=st(World::steady(10.0,0.2,120.0)); w.bad.1=|_|1.0; w.clients=1000; det("allbad 10rps 1000 clients",&w,400);
-    let mut w=st(World::steady(10.0,0.2,600.0)); w.bad.1=|_|1.0; w.clients=3; det("allbad 10rps 3 clients",&w,400);
-    let mut w=st(World::steady(100.0,0.2,120.0)); w.bad.1=|_|0.05; det("5% 100rps",&w,400);
-    let mut w=st(World::steady(1000.0,0.2,300.0)); w.bad=(|_|0.01,|_|0.02); det("2% vs 1% 1000rps",&w,200);
-    let mut w=st(World::steady(100.0,0.2,1800.0)); w.stalls=Some(Stalls{every:120.0,lasts:0.5,instances:(1,4)}); det("AA stalls 100rps",&w,400);
-    let mut w=st(World::steady(100.0,0.5,1800.0)); w.stalls=Some(Stalls{every:120.0,lasts:0.5,instances:(1,1)}); det("AA stalls 50% 100rps",&w,400);
-    let mut w=st(World::steady(10.0,0.2,1800.0)); w.poison=Poison::OnCanary{per_second:1.0}; det("poison on canary 10rps",&w,200);
-    let mut w=st(World::steady(100.0,0.2,1800.0)); w.poison=Poison::OnCanary{per_second:1.0}; w.bad=(|_|0.01,|_|0.01); det("poison on canary 100rps, 1% ",&w,200);
-  }}
+
+fn good(rate: f64) -> World {
+    let seconds = if rate < 1.0 { 3600.0 } else { 300.0 };
+    let mut world = World::steady(rate, 0.2, 0.0);
+    world.steps = steps(seconds);
+    world.bad = (|_| 0.005, |_| 0.005);
+    world.tick = if rate < 1.0 { 1.0 } else { 0.5 };
+    world
+}
+
+fn with(mut world: World, change: impl FnOnce(&mut World)) -> World {
+    change(&mut world);
+    world
+}
+
+fn failed(runs: &[Run]) -> usize {
+    runs.iter().filter(|run| run.failed.is_some()).count()
+}
+
+fn false_rollbacks(releases: u64) {
+    println!("| good release | requests/s | failed of {releases} | goal |\n|---|---|---|---|");
+    let mut rows: Vec<(String, f64, World)> = Vec::new();
+    for rate in [0.05, 0.2, 1.0, 10.0, 100.0, 1000.0] {
+        rows.push(("weights 5, 20, 50, 100 %; 0.5 % errors".into(), rate, good(rate)));
+    }
+    for rate in [1.0, 100.0] {
+        rows.push((
+            "weight 20 %, 20 minutes; 10 % errors".into(),
+            rate,
+            with(good(rate), |it| {
+                it.steps = vec![(0.2, 1200.0)];
+                it.bad = (|_| 0.1, |_| 0.1);
+            }),
+        ));
+        rows.push((
+            "traffic and errors follow the day, at 24 times the speed".into(),
+            rate,
+            with(good(rate), |it| {
+                it.rate = |now| 1.0 + 0.9 * (now / 3600.0 * std::f64::consts::TAU).sin();
+                it.steps = steps(900.0);
+                it.bad = (day, day);
+            }),
+        ));
+        rows.push((
+            "every 30 s a client sends 50 requests that fail anywhere".into(),
+            rate,
+            with(good(rate), |it| {
+                it.poison = Poison::Burst { every: 30.0, size: 50 };
+                it.steps = vec![(0.05, 600.0), (0.2, 600.0), (0.5, 600.0)];
+            }),
+        ));
+        rows.push((
+            "the same, sticky".into(),
+            rate,
+            with(good(rate), |it| {
+                it.poison = Poison::Burst { every: 30.0, size: 50 };
+                it.steps = vec![(0.05, 600.0), (0.2, 600.0), (0.5, 600.0)];
+                it.settings.unit = Unit::Session;
+            }),
+        ));
+        rows.push((
+            "three counters, probes every 5 s, 1 % of them bad".into(),
+            rate,
+            with(good(rate), |it| {
+                it.settings.counters = ["a", "b", "c"].map(str::to_owned).to_vec();
+                it.counted = (0.02, 0.02);
+                it.settings.probes = true;
+                it.probes = (0.2, 0.01, 0.01);
+            }),
+        ));
+        rows.push((
+            "instances stall every 120 s for 0.5 s, one on four".into(),
+            rate,
+            with(good(rate), |it| {
+                it.stalls = Some(Stalls { every: 120.0, lasts: 0.5, instances: (1, 4) });
+                it.steps = vec![(0.2, 1800.0)];
+            }),
+        ));
+    }
+    for rate in [1.0, 10.0, 100.0, 1000.0] {
+        for unit in [Unit::Request, Unit::Session] {
+            if unit == Unit::Session && rate > 100.0 {
+                continue;
+            }
+            let sticky = if unit == Unit::Session { ", sticky" } else { "" };
+            rows.push((
+                format!("outage of both for 60 s at weight 20 %{sticky}"),
+                rate,
+                with(good(rate), |it| {
+                    it.steps = vec![(0.2, 180.0)];
+                    it.bad = (outage, outage);
+                    it.settings.unit = unit;
+                }),
+            ));
+        }
+    }
+    for (name, rate, world) in rows {
+        let failed = failed(&many(&world, SEED, releases));
+        println!("| {name} | {rate} | {failed} | at most 1 % |");
+    }
+}
+
+fn day(now: f64) -> f64 {
+    0.005 + 0.004 * (now / 3600.0 * std::f64::consts::TAU).cos()
+}
+
+fn outage(now: f64) -> f64 {
+    if (60.0..120.0).contains(&now) { 1.0 } else { 0.001 }
+}
+
+fn bad_release(rate: f64, weight: f64, bad: Over, seconds: f64) -> World {
+    with(World::steady(rate, weight, seconds), |it| it.bad.1 = bad)
+}
+
+fn detection(releases: u64) {
+    println!(
+        "| bad release, stable 0.1 % bad | requests/s | weight | caught of {releases} | s p50 | s p95 | bad p50 | bad p95 | goal |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    let all: Over = |_| 1.0;
+    let some: Over = |_| 0.05;
+    let mut rows = vec![
+        ("every response fails", bad_release(10.0, 0.2, all, 120.0), "5 s, 8 bad"),
+        ("5 % fail", bad_release(100.0, 0.2, some, 300.0), "15 s"),
+    ];
+    for (rate, weight) in [(0.05, 0.2), (1.0, 0.2), (1.0, 0.5), (10.0, 0.05), (10.0, 0.5), (100.0, 0.2), (1000.0, 0.2)]
+    {
+        rows.push(("every response fails", bad_release(rate, weight, all, 3600.0), ""));
+    }
+    for (rate, weight) in [(1.0, 0.5), (10.0, 0.2), (100.0, 0.05), (1000.0, 0.2)] {
+        rows.push(("5 % fail", bad_release(rate, weight, some, 7200.0), ""));
+    }
+    let few = with(bad_release(10.0, 0.2, all, 600.0), |it| it.clients = 3);
+    rows.push(("every response fails, three clients", few, ""));
+    let sticky = with(bad_release(10.0, 0.2, all, 600.0), |it| it.settings.unit = Unit::Session);
+    rows.push(("every response fails, sticky", sticky, ""));
+    let slow = with(bad_release(10.0, 0.2, all, 600.0), |it| it.tick = 1.0);
+    rows.push(("every response fails, one look per second", slow, ""));
+    let cold = with(bad_release(10.0, 0.2, all, 600.0), |it| it.warm = false);
+    rows.push(("every response fails, from the admission on", cold, ""));
+    let late = with(bad_release(10.0, 0.2, all, 600.0), |it| it.late = true);
+    rows.push(("every response is late", late, ""));
+    let late = with(bad_release(100.0, 0.2, some, 600.0), |it| it.late = true);
+    rows.push(("5 % are late", late, ""));
+    let later = with(bad_release(100.0, 0.2, |now| if now < 600.0 { 0.001 } else { 0.05 }, 1200.0), |_| {});
+    rows.push(("5 % fail, from 600 s on (counted from 0)", later, ""));
+    let twice = with(bad_release(1000.0, 0.2, |_| 0.02, 600.0), |it| it.bad.0 = |_| 0.01);
+    rows.push(("2 % fail, against 1 % of the stable release", twice, ""));
+    let alone = with(bad_release(100.0, 1.0, some, 600.0), |_| {});
+    rows.push(("5 % fail, nothing to compare with, bound 2 %", alone, ""));
+    let counter = with(World::steady(100.0, 0.2, 600.0), |it| {
+        it.settings.counters = vec!["parse_failures_total".to_owned()];
+        it.counted = (0.02, 0.1);
+    });
+    rows.push(("a counter grows by 10 % of requests, not 2 %, read every 10 s", counter, ""));
+    let probes = with(World::steady(0.0, 0.2, 600.0), |it| {
+        it.settings.probes = true;
+        it.probes = (1.0, 0.001, 1.0);
+    });
+    rows.push(("no traffic, one pair of probes per second, all bad on the canary", probes, ""));
+    for (name, world, goal) in rows {
+        let runs = many(&world, SEED, releases);
+        let seconds: Vec<f64> = runs.iter().map(|run| run.failed.unwrap_or(f64::INFINITY)).collect();
+        #[expect(clippy::cast_precision_loss, reason = "a few responses")]
+        let bad: Vec<f64> = runs.iter().map(|run| run.canary_bad as f64).collect();
+        println!(
+            "| {name} | {} | {:.0} % | {} | {:.1} | {:.1} | {} | {} | {goal} |",
+            world.scale,
+            world.steps[0].0 * 100.0,
+            failed(&runs),
+            quantile(seconds.clone(), 0.5),
+            quantile(seconds, 0.95),
+            quantile(bad.clone(), 0.5),
+            quantile(bad, 0.95),
+        );
+    }
+}
+
+fn passes(releases: u64) {
+    println!(
+        "| release | stable | requests/s | weight | passed of {releases} | inconclusive | failed | s to pass p50 | s p95 |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    let share: [(&str, Over); 4] = [("0 %", |_| 0.0), ("0.1 %", |_| 0.001), ("1 %", |_| 0.01), ("2 %", |_| 0.02)];
+    let mut rows = Vec::new();
+    for (rate, weight) in [(1.0, 0.05), (1.0, 0.5), (10.0, 0.2), (100.0, 0.2), (100.0, 0.05)] {
+        rows.push((1, 1, rate, weight));
+    }
+    rows.extend([(0, 0, 10.0, 0.2), (2, 2, 100.0, 0.2), (2, 1, 100.0, 0.2), (3, 1, 10.0, 0.2), (3, 2, 100.0, 0.2)]);
+    for (canary, stable, rate, weight) in rows {
+        let world = with(World::steady(rate, weight, 300.0), |it| it.bad = (share[stable].1, share[canary].1));
+        let runs = many(&world, SEED, releases);
+        let count = |outcome| runs.iter().filter(|run| run.outcomes == [outcome]).count();
+        let seconds: Vec<f64> = runs.iter().filter_map(|run| run.enough).collect();
+        println!(
+            "| {} bad | {} | {rate} | {:.0} % | {} | {} | {} | {:.0} | {:.0} |",
+            share[canary].0,
+            share[stable].0,
+            weight * 100.0,
+            count(Outcome::Pass),
+            count(Outcome::Inconclusive),
+            count(Outcome::Fail),
+            quantile(seconds.clone(), 0.5),
+            quantile(seconds, 0.95),
+        );
+    }
+}
+
+/// What a row changes in the settings.
+type Change = fn(&mut Settings);
+
+fn guards(releases: u64) {
+    println!(
+        "| guard | good release with stalls | poison client on the canary | three clients, all bad: s p95 | all bad: s p95 | all late: s p95 |"
+    );
+    println!("|---|---|---|---|---|---|");
+    let rows: [(&str, Change); 7] = [
+        ("default: 2 per client and 10 s, 2 failed/s, 0.2 late/s", |_| {}),
+        ("1 per client and 10 s", |it| it.client_cap = 1),
+        ("4 per client and 10 s", |it| it.client_cap = 4),
+        ("no cap on clients", |it| it.client_cap = u32::MAX),
+        ("one client is enough", |it| it.min_clients = 1),
+        ("2 late/s", |it| it.late_burst = 2.0),
+        ("no cap on moments", |it| (it.failed_burst, it.late_burst) = (1e6, 1e6)),
+    ];
+    for (name, change) in rows {
+        let settle = |mut world: World| {
+            change(&mut world.settings);
+            world
+        };
+        let stalls = settle(with(World::steady(100.0, 0.2, 1800.0), |it| {
+            it.stalls = Some(Stalls { every: 120.0, lasts: 0.5, instances: (1, 4) });
+            it.tick = 0.5;
+        }));
+        let poison = settle(with(World::steady(10.0, 0.2, 1800.0), |it| {
+            it.poison = Poison::OnCanary { per_second: 1.0 };
+            it.tick = 0.5;
+        }));
+        let few = settle(with(bad_release(10.0, 0.2, |_| 1.0, 600.0), |it| it.clients = 3));
+        let all = settle(bad_release(10.0, 0.2, |_| 1.0, 600.0));
+        let late = settle(with(bad_release(10.0, 0.2, |_| 1.0, 600.0), |it| it.late = true));
+        let seconds = |world: &World| {
+            let runs = many(world, SEED, releases);
+            quantile(runs.iter().map(|run| run.failed.unwrap_or(f64::INFINITY)).collect(), 0.95)
+        };
+        println!(
+            "| {name} | {} of {releases} failed | {} of {releases} failed | {:.1} | {:.1} | {:.1} |",
+            failed(&many(&stalls, SEED, releases)),
+            failed(&many(&poison, SEED, releases)),
+            seconds(&few),
+            seconds(&all),
+            seconds(&late),
+        );
+    }
+}
+
+fn main() {
+    let releases = std::env::args().skip(1).find_map(|it| it.parse().ok()).unwrap_or(1000);
+    println!("## Good releases\n");
+    false_rollbacks(releases);
+    println!("\n## Bad releases\n");
+    detection(releases);
+    println!("\n## Passes\n");
+    passes(releases);
+    println!("\n## What the guards do\n");
+    guards(releases);
 }

@@ -19,6 +19,17 @@
 //! the same requests that are bad, so the wealths are not independent and are not multiplied. They are averaged: relative
 //! 0.7, and 0.3 in equal parts for the others that are asked for. The average fails the release when it reaches `1/alpha`.
 //!
+//! # Guards
+//!
+//! * A client counts for `client_cap` bad responses per `client_window`; a session, where routing is sticky, once
+//!   ([`clients`](crate::clients)).
+//! * A fail needs `min_clients` clients with bad responses on the canary, and evidence that stands without any one of
+//!   them: without it there must still be a third of what is needed ([`crowd`]). So a client whose requests fail on the
+//!   canary alone, and who repeats them for ever, fails a good release with probability `3·alpha` at most.
+//! * A moment counts for a few failed responses and one late one beyond the usual ([`Burst`]): a stall of one instance
+//!   makes everything late that is in flight, but the draw that put those requests there was not made anew for each.
+//! * Late responses of cold instances, or all their bad ones, do not count.
+//!
 //! # Pass
 //!
 //! To pass, a step must show that the stated degradation (at least `rate` of the canary's responses bad, and at least
@@ -56,17 +67,16 @@ use crate::{
     advice::{Advice, advise},
     clients::{Burst, Caps, Distinct, Sessions},
     latency::Bounds,
-    measurement::with_policy,
     observation::{Arm, Bad, Cell, Pair, Tick},
     settings::{Settings, Unit},
-    verdict::{ArmEvidence, Evidence, Outcome, ProbeEvidence, Verdict, WeightChange},
-    wealth::{BETTER, WORSE, Wealth, sum_of_logs},
+    verdict::{ArmEvidence, Evidence, Outcome, ProbeEvidence, Verdict, WeightChange, with_policy},
+    wealth::{BETTER, Bets, Wealth, sum_of_logs},
 };
 
 /// Share of the average that the relative test has when there are others.
 const RELATIVE_SHARE: f64 = 0.7;
 
-/// Without any one client, the relative evidence must still be so many times lower than the threshold at most.
+/// A fail needs that, without any one client, the evidence is at most so many times lower.
 const CROWD_SHARE: f64 = 3.0;
 
 /// Share of each wealth that begins to bet late.
@@ -86,7 +96,7 @@ const MAX_WEIGHTS: usize = 64;
 pub struct Analysis {
     settings: Settings,
     relative: Crowd,
-    absolute: Option<Wealth>,
+    absolute: Option<Crowd>,
     probes: Option<Wealth>,
     counters: Vec<Tally>,
     pass_rate: Wealth,
@@ -116,15 +126,15 @@ impl Analysis {
     /// Begins with no evidence, at weight 0. Settings out of range are brought into it.
     pub fn new(settings: Settings) -> Self {
         let settings = settings.in_range();
-        let worse = || Wealth::new(&WORSE, KEPT);
+        let worse = || Wealth::new(Bets::Worse, KEPT);
         let counters = settings.counters.iter().map(|name| Tally::new(name, worse(), settings.failed_burst)).collect();
         Self {
             relative: Crowd::new(worse()),
-            absolute: settings.errors.map(|_| worse()),
+            absolute: settings.errors.map(|_| Crowd::new(worse())),
             probes: settings.probes.then(worse),
             counters,
-            pass_rate: Wealth::new(&BETTER, 0.0),
-            pass_ratio: Wealth::new(&BETTER, 0.0),
+            pass_rate: Wealth::new(Bets::Better, 0.0),
+            pass_ratio: Wealth::new(Bets::Better, 0.0),
             caps: Caps::default(),
             bursts: (Burst::new(settings.failed_burst), Burst::new(settings.late_burst)),
             bad_clients: Distinct::default(),
@@ -150,8 +160,8 @@ impl Analysis {
     pub fn step(&mut self, weight: f64) {
         let weight = if weight.is_nan() { 0.0 } else { weight.clamp(0.0, 1.0) };
         self.step = Step::new(weight);
-        self.pass_rate = Wealth::new(&BETTER, 0.0);
-        self.pass_ratio = Wealth::new(&BETTER, 0.0);
+        self.pass_rate = Wealth::new(Bets::Better, 0.0);
+        self.pass_ratio = Wealth::new(Bets::Better, 0.0);
         self.sessions = Sessions::default();
         if self.weights.len() >= MAX_WEIGHTS {
             self.weights.remove(1);
@@ -261,7 +271,7 @@ impl Analysis {
             canary_bad_clients: self.bad_clients.count(),
             counters: self.counters.iter().map(Tally::evidence).collect(),
             probes: self.pairs,
-            ln_evidence: self.ln_worse(true),
+            ln_evidence: self.ln_worse(false),
             ln_threshold: self.ln_threshold(),
             chance: (-self.highest).exp().min(1.0),
             alpha: self.settings.alpha,
@@ -295,13 +305,18 @@ impl Analysis {
             for cell in cells {
                 let counts = self.counts(cell, cold);
                 self.total(cell, counts.total());
+                let mut share = share;
                 if cell.arm == Arm::Canary {
-                    let (bad, good) = self.exposure(cell, counts.total());
+                    let (bad, good) = self.exposure(cell, counts.total(), cold);
                     if !cold {
                         pass = (pass.0 + bad, pass.1 + good);
                     }
-                    if cell.weight >= FULL_WEIGHT && !(cold && self.settings.warm_up.errors_too) {
+                    if cell.weight >= FULL_WEIGHT {
                         full_good += good;
+                        if self.settings.unit == Unit::Session {
+                            // Bad and good sessions against the bound, as they were seen.
+                            share = if bad > 0.0 { bad / float(counts.total()) } else { 0.0 };
+                        }
                     }
                 }
                 if counts.total() > 0 && cell.weight >= LEAST_WEIGHT && cell.weight <= 1.0 {
@@ -316,27 +331,32 @@ impl Analysis {
         }
         let (failed, late) = parts.iter().fold((0.0, 0.0), |sum, part| (sum.0 + part.1, sum.1 + part.2));
         let shares = (self.bursts.0.take(covers, failed), self.bursts.1.take(covers, late));
-        let mut full_bad = 0.0;
-        let mut split: Vec<Part> = Vec::new();
+        let bound = self.settings.errors.unwrap_or_default();
+        let mut relative: Vec<Part> = Vec::new();
+        let mut absolute: Vec<Part> = Vec::new();
         for (cell, failed, late) in parts {
             let bad = failed * shares.0 + late * shares.1;
-            let (canary, stable) = if cell.arm == Arm::Canary { (bad, 0.0) } else { (0.0, bad) };
-            self.counted = (self.counted.0 + canary, self.counted.1 + stable);
+            let group = crowd::group(cell.client);
+            let (hits, misses) = if cell.arm == Arm::Canary { (bad, 0.0) } else { (0.0, bad) };
+            self.counted = (self.counted.0 + hits, self.counted.1 + misses);
             if cell.weight < FULL_WEIGHT {
-                split.push(Part { group: crowd::group(cell.client), weight: cell.weight, canary, stable });
-            } else {
-                full_bad += canary;
+                relative.push(Part { group, p: cell.weight, hits, misses });
+            } else if cell.arm == Arm::Canary {
+                absolute.push(Part { group, p: bound, hits, misses });
             }
         }
-        self.relative.observe(&split);
-        if let (Some(absolute), Some(bound)) = (&mut self.absolute, self.settings.errors) {
-            absolute.observe(bound, full_bad, full_good);
+        if full_good != 0.0 {
+            absolute.push(Part { group: None, p: bound, hits: 0.0, misses: full_good });
+        }
+        self.relative.observe(&relative);
+        if let Some(wealth) = &mut self.absolute {
+            wealth.observe(&absolute);
         }
         if !cold {
             let ratio = self.settings.degradation.ratio;
             self.pass_rate.observe(self.settings.degradation.rate, pass.0, pass.1);
-            let degraded = |it: &Part| (it.weight * ratio / (1.0 - it.weight + it.weight * ratio), it.canary, it.stable);
-            self.pass_ratio.observe_all(&split.iter().map(degraded).collect::<Vec<_>>());
+            let degraded = |it: &Part| (it.p * ratio / (1.0 - it.p + it.p * ratio), it.hits, it.misses);
+            self.pass_ratio.observe_all(&relative.iter().map(degraded).collect::<Vec<_>>());
         }
     }
 
@@ -349,11 +369,13 @@ impl Analysis {
         }
     }
 
-    /// Bad and good units among a cell's responses.
-    fn exposure(&mut self, cell: &Cell, counts: u64) -> (f64, f64) {
+    /// Bad and good units among a cell's responses. What a session did while it was cold says nothing of its later life, so
+    /// it is seen first when it is warm.
+    fn exposure(&mut self, cell: &Cell, counts: u64, cold: bool) -> (f64, f64) {
         match self.settings.unit {
+            _ if cold && self.settings.warm_up.errors_too => (0.0, 0.0),
             Unit::Request => (float(counts), float(cell.requests.saturating_sub(cell.bad.total()))),
-            Unit::Session if cell.requests > 0 || counts > 0 => self.sessions.note(cell.client, counts > 0),
+            Unit::Session if !cold && (cell.requests > 0 || counts > 0) => self.sessions.note(cell.client, counts > 0),
             Unit::Session => (0.0, 0.0),
         }
     }
@@ -393,38 +415,32 @@ impl Analysis {
     }
 
     fn judge(&mut self) {
-        self.highest = self.highest.max(self.ln_worse(true));
-        if self.failure.is_none() && self.ln_worse(!self.rests_on_one()) >= self.ln_threshold() {
+        let (all, threshold) = (self.ln_worse(false), self.ln_threshold());
+        self.highest = self.highest.max(all);
+        // What is guarded is never more than all, and dearer to know.
+        if self.failure.is_none() && all >= threshold && self.ln_worse(true) >= threshold {
             self.failure = Some(self.explain_failure());
         }
     }
 
-    /// Whether too few clients have seen what responses show: fewer than asked for had a bad one, or without any one of
-    /// them there would be less than a third of the evidence that is needed.
-    fn rests_on_one(&self) -> bool {
-        let enough = self.ln_threshold() - CROWD_SHARE.ln();
-        let relative = self.relative_share().ln() + self.relative.ln_without_one();
-        let crowd = self.settings.min_clients <= 1 || self.step.weight >= FULL_WEIGHT || relative >= enough;
-        self.bad_clients.count() < self.settings.min_clients || !crowd
-    }
-
-    fn relative_share(&self) -> f64 {
-        if self.others() == 0 { 1.0 } else { RELATIVE_SHARE }
-    }
-
-    /// Wealths beside the relative one.
-    fn others(&self) -> usize {
-        self.counters.len() + usize::from(self.absolute.is_some()) + usize::from(self.probes.is_some())
-    }
-
-    /// Logarithm of the average of the wealths; without what responses show, if that is not to count.
-    fn ln_worse(&self, with_responses: bool) -> f64 {
+    /// Logarithm of the average of the wealths; what responses show counts, if `guarded`, as far as it does not rest on
+    /// one client, and as far as enough clients have seen it.
+    fn ln_worse(&self, guarded: bool) -> f64 {
+        let others = self.counters.len() + usize::from(self.absolute.is_some()) + usize::from(self.probes.is_some());
         #[expect(clippy::cast_precision_loss, reason = "at most eighteen")]
-        let other = ((1.0 - self.relative_share()) / self.others().max(1) as f64).ln();
+        let (relative, other) = match others {
+            0 => (0.0, 0.0),
+            others => (RELATIVE_SHARE.ln(), ((1.0 - RELATIVE_SHARE) / others as f64).ln()),
+        };
+        let enough_clients = self.bad_clients.count() >= self.settings.min_clients;
+        let ln = |crowd: &Crowd| match (guarded, self.settings.min_clients) {
+            (true, 2..) => crowd.guarded_ln(CROWD_SHARE.ln()),
+            _ => crowd.all().ln(),
+        };
         let mut logs = Vec::new();
-        if with_responses {
-            logs.push(self.relative_share().ln() + self.relative.all().ln());
-            logs.extend(self.absolute.iter().map(|it| other + it.ln()));
+        if enough_clients || !guarded {
+            logs.push(relative + ln(&self.relative));
+            logs.extend(self.absolute.iter().map(|it| other + ln(it)));
         }
         let others = self.probes.iter().chain(self.counters.iter().map(Tally::wealth));
         logs.extend(others.map(|it| other + it.ln()));
@@ -436,10 +452,7 @@ impl Analysis {
     }
 
     fn ln_pass(&self) -> f64 {
-        sum_of_logs(&[
-            PASS_RATE_SHARE.ln() + self.pass_rate.ln(),
-            (1.0 - PASS_RATE_SHARE).ln() + self.pass_ratio.ln(),
-        ])
+        sum_of_logs(&[PASS_RATE_SHARE.ln() + self.pass_rate.ln(), (1.0 - PASS_RATE_SHARE).ln() + self.pass_ratio.ln()])
     }
 
     fn ln_pass_threshold(&self) -> f64 {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// Clients with bad responses that are told apart; all further ones share one cap.
 pub const MAX_CLIENTS: usize = 4096;
 
-/// Clients of the canary of which it is remembered that they were seen, with [`crate::Unit::Session`].
+/// Sessions of the canary of which it is remembered that they were seen.
 pub const MAX_SEEN: usize = 2048;
 
 /// How many bad responses of each client have counted.
@@ -67,8 +67,9 @@ pub struct Burst {
 /// The bucket holds what flows in during so many seconds, and one event at least.
 const DEPTH: f64 = 2.0;
 
-/// By what share the median moves with each second, and from what.
-const MEDIAN_STEP: (f64, f64) = (0.05, 0.5);
+/// The estimate of the median moves by this share of itself and a bit with each second: it follows a tenfold change in
+/// about half a minute.
+const MEDIAN_STEP: (f64, f64) = (0.1, 0.5);
 
 impl Burst {
     /// A full bucket for `rate` events per second beyond the usual.
@@ -82,7 +83,7 @@ impl Burst {
         let bad = bad.clamp(0.0, 1e12);
         // The usual number is that before this look, so that a surge does not excuse itself.
         let flow = self.rate + self.usual;
-        self.level = (self.level + flow * seconds).min((self.rate * DEPTH).max(1.0) + self.usual * DEPTH.max(seconds));
+        self.level = (self.level + flow * seconds).min((flow * DEPTH.max(seconds)).max(1.0));
         self.second = (self.second.0 + seconds, self.second.1 + bad);
         if self.second.0 >= 1.0 {
             let step = MEDIAN_STEP.0 * (self.usual + MEDIAN_STEP.1);
@@ -126,19 +127,21 @@ pub struct Sessions(BTreeMap<u64, bool>);
 
 impl Sessions {
     /// What a session's responses add to the numbers of bad and of good sessions. A session that was good and becomes
-    /// bad takes its good one back.
+    /// bad takes its good one back. After [`MAX_SEEN`] sessions all are forgotten, and count again.
     pub fn note(&mut self, client: u64, bad: bool) -> (f64, f64) {
-        let full = self.0.len() >= MAX_SEEN;
         match self.0.get_mut(&client) {
             Some(was) if bad && !*was => {
                 *was = true;
                 (1.0, -1.0)
             }
-            None if !full => {
+            Some(_) => (0.0, 0.0),
+            None => {
+                if self.0.len() >= MAX_SEEN {
+                    self.0.clear();
+                }
                 self.0.insert(client, bad);
                 if bad { (1.0, 0.0) } else { (0.0, 1.0) }
             }
-            Some(_) | None => (0.0, 0.0),
         }
     }
 }

@@ -271,7 +271,8 @@ impl Parser<'_> {
         let mut digits = 0;
         let bytes = self.rest().as_bytes();
         while digits < bytes.len() {
-            let sign = matches!(bytes[digits], b'-' | b'+') && (digits == 0 || matches!(bytes[digits - 1], b'e' | b'E'));
+            let sign =
+                matches!(bytes[digits], b'-' | b'+') && (digits == 0 || matches!(bytes[digits - 1], b'e' | b'E'));
             if !(bytes[digits].is_ascii_digit() || matches!(bytes[digits], b'.' | b'e' | b'E') || sign) {
                 break;
             }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     condition::Condition,
     settings::Policy,
-    verdict::{Outcome, Verdict, counted},
+    verdict::{Outcome, Verdict, counted, with_policy},
 };
 
 /// When a source has said enough. `None` for a limit: no limit.
@@ -95,10 +95,11 @@ impl Rule {
         };
         let holds = |condition: &Option<Condition>| condition.as_ref().map(|it| it.holds(values));
         match (holds(&self.success), holds(&self.failure)) {
-            (None, None) | (Some(None), _) | (_, Some(None)) => Phase::Inconclusive,
+            (Some(None), _) | (_, Some(None)) | (None, None) | (Some(Some(false)), Some(Some(false))) => {
+                Phase::Inconclusive
+            }
             (_, Some(Some(true))) | (Some(Some(false)), None) => Phase::Failed,
             (Some(Some(true)), _) | (None, Some(Some(false))) => Phase::Successful,
-            (Some(Some(false)), Some(Some(false))) => Phase::Inconclusive,
         }
     }
 }
@@ -207,9 +208,7 @@ impl Measurements {
                     let reason = format!("{measured} measurements, but never {wanted} successful ones in a row");
                     verdict(Outcome::Inconclusive, reason)
                 }
-                _ if self.successful == 0 => {
-                    verdict(Outcome::Inconclusive, "no measurement was successful".to_owned())
-                }
+                _ if self.successful == 0 => verdict(Outcome::Inconclusive, "no measurement was successful".to_owned()),
                 _ => self.passed(),
             });
         }
@@ -232,14 +231,4 @@ impl Measurements {
 
 fn verdict(outcome: Outcome, reason: String) -> Verdict {
     Verdict { outcome, reason, then: None }
-}
-
-/// Says what happens after an outcome that decides nothing.
-pub(crate) fn with_policy(mut verdict: Verdict, policy: Policy) -> Verdict {
-    verdict.then = match (verdict.outcome, policy) {
-        (Outcome::Pass | Outcome::Fail, _) => None,
-        (Outcome::Error, Policy::PromoteAndWatch) => Some(Policy::Hold),
-        (_, policy) => Some(policy),
-    };
-    verdict
 }

@@ -32,8 +32,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in order.
-    pub const ALL: [Self; 5] =
-        [Self::Broken, Self::ServerError, Self::SlowFirstByte, Self::SlowFirstToken, Self::Slow];
+    pub const ALL: [Self; 5] = [Self::Broken, Self::ServerError, Self::SlowFirstByte, Self::SlowFirstToken, Self::Slow];
 
     /// In words, as a person reads it after "3 of 20 responses".
     pub const fn phrase(self) -> &'static str {

@@ -142,3 +142,13 @@ pub(crate) fn percent(share: f64) -> String {
 pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }
+
+/// Says what happens after an outcome that decides nothing.
+pub(crate) fn with_policy(mut verdict: Verdict, policy: Policy) -> Verdict {
+    verdict.then = match (verdict.outcome, policy) {
+        (Outcome::Pass | Outcome::Fail, _) => None,
+        (Outcome::Error, Policy::PromoteAndWatch) => Some(Policy::Hold),
+        (_, policy) => Some(policy),
+    };
+    verdict
+}

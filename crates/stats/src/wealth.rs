@@ -37,38 +37,71 @@ const LIMIT: f64 = 1e12;
 /// How many trials pass until half of what was kept back has begun to bet.
 const PATIENCE: f64 = 20.0;
 
+/// What is bet on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bets {
+    /// [`WORSE`].
+    Worse,
+    /// [`BETTER`].
+    Better,
+}
+
+impl Bets {
+    /// The bets.
+    pub const fn all(self) -> &'static [Bet] {
+        match self {
+            Self::Worse => &WORSE,
+            Self::Better => &BETTER,
+        }
+    }
+}
+
 /// A bet: the multiple of the odds under the alternative, and the share of the wealth that bets on it.
 pub type Bet = (f64, f64);
 
 /// Bets that trials hit more often than under the null hypothesis, from one and a half times the odds to always. Most is
-/// on gross effects, because there speed matters; a small effect needs many trials whatever is bet on it.
+/// on gross effects, because there speed matters; a small effect needs many trials whatever is bet on it. Shares sum to 1.
 pub const WORSE: [Bet; 6] = [(1.5, 0.04), (2.5, 0.06), (5.0, 0.10), (10.0, 0.15), (30.0, 0.30), (1000.0, 0.35)];
 
-/// Bets that trials hit less often than under the null hypothesis.
+/// Bets that trials hit less often than under the null hypothesis. Shares sum to 1.
 pub const BETTER: [Bet; 3] = [(0.001, 0.6), (0.1, 0.25), (0.35, 0.15)];
+
+/// What happened at one moment, as logarithms of factors on each bet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Look {
+    gains: Vec<f64>,
+    trials: f64,
+}
+
+impl Look {
+    /// The same without what happened in `part`.
+    #[must_use]
+    pub fn without(&self, part: &Self) -> Self {
+        let gains = self.gains.iter().zip(&part.gains).map(|(all, part)| clamp(all - part)).collect();
+        Self { gains, trials: (self.trials - part.trials).max(0.0) }
+    }
+}
 
 /// A bettor's wealth over some bets, in logarithms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Wealth {
-    /// The bets, of which there are few.
-    bets: Vec<Bet>,
+    /// The bets.
+    bets: Bets,
     /// Logarithm of what bets on each, in the order of `bets`.
     betting: Vec<f64>,
     /// Share of the initial wealth that was kept back at the start.
     kept: f64,
     /// Trials so far, fractions included.
     trials: f64,
-    /// Logarithm of the highest wealth so far.
-    highest: f64,
 }
 
 impl Wealth {
     /// A wealth of 1 over `bets`, of which the share `kept` (0 to below 1) begins late.
-    pub fn new(bets: &[Bet], kept: f64) -> Self {
+    pub fn new(bets: Bets, kept: f64) -> Self {
         let kept = if kept.is_finite() { kept.clamp(0.0, 0.99) } else { 0.0 };
-        let total: f64 = bets.iter().map(|(_, share)| share).sum();
-        let betting = bets.iter().map(|(_, share)| log((1.0 - kept) * share / total)).collect();
-        Self { bets: bets.to_vec(), betting, kept, trials: 0.0, highest: 0.0 }
+        let betting = bets.all().iter().map(|(_, share)| log((1.0 - kept) * share)).collect();
+        Self { bets, betting, kept, trials: 0.0 }
     }
 
     /// Takes in `hits` and `misses` (fractions allowed) of trials that hit with probability `p` under the null
@@ -79,29 +112,39 @@ impl Wealth {
 
     /// Takes in several groups of `(p, hits, misses)` as one look: they happened together, in no order.
     pub fn observe_all(&mut self, groups: &[(f64, f64, f64)]) {
-        let mut trials = 0.0;
+        let look = self.look(groups);
+        self.take(&look);
+    }
+
+    /// What several groups of `(p, hits, misses)` do to wealths over these bets.
+    pub fn look(&self, groups: &[(f64, f64, f64)]) -> Look {
+        let mut look = Look { gains: vec![0.0; self.bets.all().len()], trials: 0.0 };
         for &(p, hits, misses) in groups {
             if !(p > 0.0 && p < 1.0 && hits.is_finite() && misses.is_finite()) {
                 continue;
             }
-            trials += hits + misses;
-            for (wealth, &(odds, _)) in self.betting.iter_mut().zip(&self.bets) {
-                *wealth = clamp(*wealth + gain(p, odds, hits, misses));
+            look.trials += hits + misses;
+            for (sum, &(odds, _)) in look.gains.iter_mut().zip(self.bets.all()) {
+                *sum = clamp(*sum + gain(p, odds, hits, misses));
             }
         }
-        if trials > 0.0 {
+        look
+    }
+
+    /// Takes in one look, made by a wealth over the same bets.
+    pub fn take(&mut self, look: &Look) {
+        for (wealth, gain) in self.betting.iter_mut().zip(&look.gains) {
+            *wealth = clamp(*wealth + gain);
+        }
+        if look.trials > 0.0 && self.kept > 0.0 {
             // What begins now bets from the next look on, so that its beginning knows nothing of what it bets on.
             let before = self.kept_back();
-            self.trials = (self.trials + trials).min(LIMIT);
-            let begins = before - self.kept_back();
-            if begins > 0.0 {
-                let total: f64 = self.bets.iter().map(|(_, share)| share).sum();
-                for (wealth, (_, share)) in self.betting.iter_mut().zip(&self.bets) {
-                    *wealth = sum_of_logs(&[*wealth, log(begins * share / total)]);
-                }
+            self.trials = (self.trials + look.trials).min(LIMIT);
+            let begins = log(before - self.kept_back());
+            for (wealth, (_, share)) in self.betting.iter_mut().zip(self.bets.all()) {
+                *wealth = join(*wealth, begins, *share);
             }
         }
-        self.highest = self.highest.max(self.ln());
     }
 
     /// The natural logarithm of the wealth.
@@ -109,11 +152,6 @@ impl Wealth {
         let mut parts = self.betting.clone();
         parts.push(log(self.kept_back()));
         sum_of_logs(&parts)
-    }
-
-    /// The natural logarithm of the highest wealth so far.
-    pub fn highest_ln(&self) -> f64 {
-        self.highest
     }
 
     /// The natural logarithm of what is bet on the first bet.
@@ -137,6 +175,16 @@ pub fn sum_of_logs(logs: &[f64]) -> f64 {
     let most = logs.iter().copied().fold(-LIMIT, f64::max);
     let sum: f64 = logs.iter().map(|it| (it - most).exp()).sum();
     clamp(most + sum.max(f64::MIN_POSITIVE).ln())
+}
+
+/// The logarithm of `e^wealth + share · e^begins`.
+fn join(wealth: f64, begins: f64, share: f64) -> f64 {
+    match begins - wealth {
+        // Below e^-40 a part does not show in 53 bits.
+        less if less < -40.0 => wealth,
+        more if more > 40.0 => clamp(begins + share.ln()),
+        ratio => clamp(wealth + (ratio.exp() * share).ln_1p()),
+    }
 }
 
 fn log(value: f64) -> f64 {

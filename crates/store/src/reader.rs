@@ -318,6 +318,16 @@ impl Reader {
         })
     }
 
+    /// For each instance of an environment the last event that changed its phase.
+    pub fn phases(&self, environment: &EnvironmentId) -> Result<Vec<Event>, ReadError> {
+        // A cause that quotes these words has its quotation marks escaped.
+        let sql = r#"WHERE sequence IN (
+            SELECT max(sequence) FROM events WHERE environment = ?1 AND instance IS NOT NULL
+            AND instr(json, '"kind":"instance_') > 0 AND instr(json, '"kind":"instance_adopted"') = 0
+            GROUP BY instance)"#;
+        self.ask(|connection| Ok(row::EVENTS.all(connection, sql, [environment.to_string()])?))
+    }
+
     /// Sequence number of the newest event; 0 if there is none.
     pub fn last_event(&self) -> Result<u64, ReadError> {
         self.ask(|connection| {
@@ -524,6 +534,7 @@ fn read_run(connection: &Connection, id: RunId) -> Result<Option<RunRecord>, Fai
             steps: Vec::new(),
             unchanged: 0,
             kept: Vec::new(),
+            flags: Vec::new(),
         },
     };
     let steps = write::run_steps(connection, id)?;

@@ -100,6 +100,8 @@ struct PlanRow<'a> {
     unchanged: u32,
     #[serde(skip_serializing_if = "<[ResourceId]>::is_empty")]
     kept: &'a [ResourceId],
+    #[serde(skip_serializing_if = "<[orchestra_model::plan::FlagStep]>::is_empty")]
+    flags: &'a [orchestra_model::plan::FlagStep],
 }
 
 /// The word that a unit variant has in JSON.
@@ -424,6 +426,7 @@ impl<'a> Write<'a> {
                 steps: &plan.steps,
                 unchanged: plan.unchanged,
                 kept: &plan.kept,
+                flags: &plan.flags,
             },
         );
         let same = self

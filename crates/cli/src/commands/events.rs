@@ -29,16 +29,10 @@ pub(crate) async fn events(args: &EventsArgs, session: &Session, output: &mut Ou
     };
     if args.follow {
         let mut stream = client.follow_events(&environment, &query);
-        let mut last_loss: Option<tokio::time::Instant> = None;
         loop {
             match stream.next().await {
                 Ok(event) => show(&event, output)?,
-                // Twice within a moment is no restart of the server but something that will not pass.
-                Err(error) if error.is_lost() && last_loss.is_none_or(|at| at.elapsed().as_secs() >= 5) => {
-                    last_loss = Some(tokio::time::Instant::now());
-                    output.note("the connection to the server was lost; looking for it again");
-                    stream.use_client(session.server(output).await?);
-                }
+                Err(error) if error.is_lost() => stream.use_client(session.server_again(output).await?),
                 Err(error) => return Err(error.into()),
             }
         }

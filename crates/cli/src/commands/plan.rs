@@ -1,28 +1,31 @@
 //! `orchestra validate` and `orchestra plan`: they read, and change nothing.
 
-use orchestra_api::{Down, PlanRequest, ValidateResponse};
-use orchestra_model::ResourceKind;
+use orchestra_api::{Down, PlanRequest, ResourceCount};
+use orchestra_model::{EnvironmentId, ResourceKind};
 use orchestra_plan::Style;
 
 use crate::{args::PlanArgs, exit::Exit, failure::Result, output::Output, saved_plan, session::Session};
 
 pub(crate) async fn validate(session: &Session, output: &mut Output) -> Result<Exit> {
     let file = session.stack_file()?;
-    let source = file.read(session.environment_name())?;
+    let environment = session.environment_name();
+    let is_one = environment.is_some();
+    let source = file.read(environment)?;
     let client = session.reader(output).await?;
-    let valid = client.validate(&source).await?;
+    let valid = if is_one { client.validate(&source).await? } else { client.validate_all(&source).await? };
     if output.json {
         output.json(&valid)?;
     } else {
         output.diagnostics(&valid.warnings);
-        output.line(&format!("{} is valid: {}", file.shown, summary(&valid)))?;
+        let others = valid.others.iter().map(|other| summary(&other.environment, &other.resources));
+        let all: Vec<String> = [summary(&valid.environment, &valid.resources)].into_iter().chain(others).collect();
+        output.line(&format!("{} is valid: {}", file.shown, all.join("; ")))?;
     }
     Ok(Exit::Success)
 }
 
-fn summary(valid: &ValidateResponse) -> String {
-    let counts: Vec<String> = valid
-        .resources
+fn summary(environment: &EnvironmentId, resources: &[ResourceCount]) -> String {
+    let counts: Vec<String> = resources
         .iter()
         .filter(|count| !count.names.is_empty())
         .map(|count| {
@@ -35,7 +38,7 @@ fn summary(valid: &ValidateResponse) -> String {
         })
         .collect();
     let counts = if counts.is_empty() { "nothing".to_owned() } else { counts.join(", ") };
-    format!("{} with {counts}", valid.environment)
+    format!("{environment} with {counts}")
 }
 
 pub(crate) async fn plan(args: &PlanArgs, session: &Session, output: &mut Output) -> Result<Exit> {

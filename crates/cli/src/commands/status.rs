@@ -23,6 +23,8 @@ use crate::{
 
 /// How often `--watch` looks again though no event came: ages and in-flight counts go on.
 const LOOK: Duration = Duration::from_secs(1);
+/// Pause after the events were lost.
+const PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) async fn status(args: &StatusArgs, session: &Session, output: &mut Output) -> Result<Exit> {
     let Some(client) = session.server_if_state(output).await? else {
@@ -42,7 +44,7 @@ pub(crate) async fn status(args: &StatusArgs, session: &Session, output: &mut Ou
     }
     let environment = session.environment(&client).await?;
     if args.watch {
-        return watch(&client, &environment, session, output).await;
+        return watch(client, &environment, session, output).await;
     }
     let status = client.environment(&environment).await?;
     if output.json {
@@ -63,13 +65,24 @@ fn nothing(output: &mut Output) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-async fn watch(client: &Client, environment: &EnvironmentId, session: &Session, output: &mut Output) -> Result<Exit> {
+async fn watch(mut client: Client, environment: &EnvironmentId, session: &Session, output: &mut Output) -> Result<Exit> {
     let query = EventsQuery { tail: Some(0), follow: true, ..EventsQuery::default() };
     let mut events = client.follow_events(environment, &query);
     let mut in_place = InPlace::default();
     let mut last: Option<EnvironmentStatus> = None;
     loop {
-        let status = client.environment(environment).await?;
+        let status = match client.environment(environment).await {
+            Ok(status) => status,
+            Err(error) if error.is_lost() => {
+                // Nothing is drawn while others may write.
+                let clear = in_place.clear();
+                output.text(&clear)?;
+                client = session.server_again(output).await?;
+                events.use_client(client.clone());
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         let comparable = |status: &EnvironmentStatus| EnvironmentStatus { at: 0, ..status.clone() };
         let is_new = last.as_ref().is_none_or(|last| comparable(last) != comparable(&status));
         if output.json {
@@ -90,7 +103,12 @@ async fn watch(client: &Client, environment: &EnvironmentId, session: &Session, 
         last = Some(status);
         // Both arms only say that it is time to look again; the stream keeps what it has read.
         tokio::select! {
-            event = events.next() => { event?; }
+            event = events.next() => match event {
+                Ok(_) => {}
+                // The next look says whether the server is gone; until then nothing more can be heard.
+                Err(error) if error.is_lost() => tokio::time::sleep(PAUSE).await,
+                Err(error) => return Err(error.into()),
+            },
             () = tokio::time::sleep(LOOK) => {}
         }
     }

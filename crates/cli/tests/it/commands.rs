@@ -29,13 +29,29 @@ fn log_line(instance: &str, stream: &str, line: &Value) -> Value {
 #[tokio::test]
 async fn validate_and_plan_need_no_server_and_start_none() {
     let mut test = TestEnvironment::new();
-    test.in_process(vec![valid().expect_body(&test.source())]);
+    // Every environment, unless one is named.
+    let mut all = Exchange::json(
+        "POST /v1/validate?all=true",
+        &json!({"environment": "shop/dev", "resources": [{"kind": "service", "names": ["api"]}], "environments": ["prod"],
+            "others": [{"environment": "shop/prod", "resources": [{"kind": "service", "names": ["api", "web"]}]}], "warnings": []}),
+    );
+    all = all.expect_body(&test.source());
+    test.in_process(vec![all]);
     let outcome = test.run("validate").await;
+    assert_eq!(
+        outcome.page(),
+        "exit: 0\n--- stdout\norchestra.yaml is valid: shop/dev with 1 service; shop/prod with 2 services\n--- stderr\n"
+    );
+    assert!(!test.home().exists(), "looking creates nothing");
+    test.finish();
+
+    let mut test = TestEnvironment::new();
+    test.in_process(vec![valid()]);
+    let outcome = test.run("validate -e dev").await;
     assert_eq!(
         outcome.page(),
         "exit: 0\n--- stdout\norchestra.yaml is valid: shop/dev with 2 services, 1 job\n--- stderr\n"
     );
-    assert!(!test.home().exists(), "looking creates nothing");
     test.finish();
 
     let mut test = TestEnvironment::new();
@@ -74,7 +90,7 @@ async fn an_invalid_stack_file_is_drawn_or_printed_as_json() {
     let error = Diagnostic::error(Code::UNKNOWN_KEY, "`comand` is not known here").help("did you mean `command`?");
     for line in ["validate", "validate --json"] {
         let mut test = TestEnvironment::new();
-        test.in_process(vec![refusal("POST /v1/validate", 422, &error)]);
+        test.in_process(vec![refusal("POST /v1/validate?all=true", 422, &error)]);
         let outcome = test.run(line).await;
         assert_eq!(outcome.exit, Exit::Invalid);
         if line.contains("json") {
@@ -185,8 +201,8 @@ async fn logs_have_prefixes_and_drive_nothing() {
 
     let mut test = TestEnvironment::new();
     test.terminal(80, 24);
-    test.server(vec![Exchange::lines("GET /v1/environments/shop/dev/logs?follow=true", &lines[1..2])]);
-    let outcome = test.run("logs -f -t -e shop/dev").await;
+    test.server(vec![Exchange::lines("GET /v1/environments/shop/dev/logs", &lines[1..2])]);
+    let outcome = test.run("logs -t -e shop/dev").await;
     assert!(outcome.stdout.contains("\\e]0;title\\x07\x1b[31mred\x1b[0m\x1b[0m\n"), "{:?}", outcome.stdout);
     assert!(outcome.stdout.contains("2026-11-21T03:49:40.123Z"), "{:?}", outcome.stdout);
     test.finish();
@@ -216,6 +232,42 @@ async fn logs_that_are_cut_off_are_an_error() {
 }
 
 #[tokio::test]
+async fn logs_are_followed_over_servers_without_gap_or_repetition_until_ctrl_c() {
+    let mut test = TestEnvironment::new();
+    let path = "GET /v1/environments/shop/dev/logs";
+    let line = |text: &str| log_line("api-r3-1", "stdout", &json!({"text": text}));
+    test.server(vec![
+        Exchange::lines(&format!("{path}?tail=2&follow=true"), &[line("one\n"), line("two\n")]).cut(),
+        Exchange::lines(&format!("{path}?since={}&follow=true", NOW - 5_000), &[line("one\n"), line("two\n"), line("three\n")])
+            .open(),
+    ]);
+    let command = test.start("logs -f -n 2 -e shop/dev");
+    let (stdout, stderr, interrupts) = (test.stdout.clone(), test.stderr.clone(), test.interrupts.clone());
+    let act = async {
+        while !stdout.text().contains("three") {
+            tokio::task::yield_now().await;
+        }
+        test.kill_server();
+        while !stderr.text().contains("waiting for the next one") {
+            tokio::task::yield_now().await;
+        }
+        let again = ["one\n", "two\n", "three\n", "four\n"].map(line);
+        test.server(vec![Exchange::lines(&format!("{path}?since={}&follow=true", NOW - 5_000), &again).open()]);
+        while !stdout.text().contains("four") {
+            tokio::task::yield_now().await;
+        }
+        interrupts.send(()).await.unwrap();
+    };
+    let (exit, ()) = tokio::join!(command, act);
+    let outcome = test.outcome(exit);
+    assert_eq!(outcome.exit, Exit::Interrupted, "{}", outcome.page());
+    let lines = ["one", "two", "three", "four"].map(|text| format!("api-r3-1 | {text}\n"));
+    assert_eq!(outcome.stdout, lines.concat());
+    assert_eq!(test.spawned(), []);
+    test.finish();
+}
+
+#[tokio::test]
 async fn events_are_read_page_after_page() {
     let mut test = TestEnvironment::new();
     let path = "GET /v1/environments/shop/dev/events";
@@ -239,16 +291,20 @@ async fn events_are_followed_over_servers_until_ctrl_c() {
     let path = "GET /v1/environments/shop/dev/events";
     let frame = |n| Frame::event(&event(n, "instance_ready", &json!({"instance": "api-r3-1"})));
     test.server(vec![Exchange::events(&format!("{path}?tail=1&follow=true"), &[frame(4)]).open()]);
-    test.spawns(vec![
-        Exchange::events(&format!("{path}?after=4&follow=true"), &[frame(5)]).expect_last_event_id("4").open(),
-    ]);
     let command = test.start("events -f -n 1 --json -e shop/dev");
-    let (stdout, interrupts) = (test.stdout.clone(), test.interrupts.clone());
+    let (stdout, stderr, interrupts) = (test.stdout.clone(), test.stderr.clone(), test.interrupts.clone());
     let act = async {
         while !stdout.text().contains("\"sequence\":4") {
             tokio::task::yield_now().await;
         }
         test.kill_server();
+        // It may have been stopped on purpose: who only looks does not start it.
+        while !stderr.text().contains("waiting for the next one") {
+            tokio::task::yield_now().await;
+        }
+        test.server(vec![
+            Exchange::events(&format!("{path}?after=4&follow=true"), &[frame(5)]).expect_last_event_id("4").open(),
+        ]);
         while !stdout.text().contains("\"sequence\":5") {
             tokio::task::yield_now().await;
         }
@@ -258,6 +314,7 @@ async fn events_are_followed_over_servers_until_ctrl_c() {
     let outcome = test.outcome(exit);
     assert_eq!(outcome.exit, Exit::Interrupted);
     assert_eq!(outcome.ndjson().len(), 2);
+    assert_eq!(test.spawned(), []);
     test.finish();
 }
 
@@ -307,15 +364,31 @@ async fn status_is_watched_as_json() {
         Exchange::json(STATUS, &changed),
     ]);
     let command = test.start("status --watch --json -e shop/dev");
-    let (stdout, interrupts) = (test.stdout.clone(), test.interrupts.clone());
-    let act = async move {
+    let (stdout, stderr, interrupts) = (test.stdout.clone(), test.stderr.clone(), test.interrupts.clone());
+    let act = async {
         while !stdout.text().contains("degraded") {
+            tokio::task::yield_now().await;
+        }
+        test.kill_server();
+        while !stderr.text().contains("waiting for the next one") {
+            tokio::task::yield_now().await;
+        }
+        let mut later = status();
+        later["release"] = json!(4);
+        test.server(vec![
+            Exchange::json(STATUS, &later),
+            Exchange::events("GET /v1/environments/shop/dev/events?after=9&follow=true", &[])
+                .expect_last_event_id("9")
+                .open(),
+        ]);
+        while !stdout.text().contains("\"release\":4") || !test.is_exhausted() {
             tokio::task::yield_now().await;
         }
         interrupts.send(()).await.unwrap();
     };
     let (exit, ()) = tokio::join!(command, act);
     assert_eq!(exit, Exit::Interrupted);
-    assert_eq!(test.outcome(exit).ndjson().len(), 2);
+    assert_eq!(test.outcome(exit).ndjson().len(), 3);
+    assert_eq!(test.spawned(), []);
     test.finish();
 }

@@ -172,10 +172,11 @@ impl TestEnvironment {
         self.folder.path().join("home")
     }
 
-    /// A server runs already.
+    /// A server runs already, or again: somebody else has started it.
     pub(crate) fn server(&self, script: Vec<Exchange>) {
         std::fs::create_dir_all(self.home()).unwrap();
         let socket = orchestra_api::socket_path(&self.home());
+        let _ = std::fs::remove_file(&socket);
         self.control.running.lock().unwrap().push(ScriptedServer::start(&socket, script).unwrap());
     }
 

@@ -5,4 +5,5 @@ mod fake_data_plane;
 mod recovery;
 mod routes;
 mod runs;
+mod scaling;
 mod support;

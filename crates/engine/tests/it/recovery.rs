@@ -1,6 +1,6 @@
 //! A control plane that dies and comes back.
 
-use orchestra_engine::RunRequest;
+use orchestra_engine::{Clock, RunRequest};
 use orchestra_model::record::RunState;
 
 use crate::support::{Place, environment, until};
@@ -47,6 +47,36 @@ async fn running_again(
     let running = place.open().await;
     assert_eq!(&running.pids(id).await, pids);
     running.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_keep_the_time_at_which_they_entered_their_phase() {
+    let place = Place::new();
+    let id = environment("demo/dev");
+    let stack = STACK.replace(", health: {ready: {notify: true}}", "");
+    let running = place.open().await;
+    assert_eq!(running.run(&id, running.stack(&stack)).await.state, RunState::Succeeded);
+    let before = Clock::wall();
+    running.kill().await;
+    for _ in 0..2 {
+        let running = place.open().await;
+        let view = running.control.view(&id).await.unwrap();
+        let instances: Vec<_> = view.status.resources.iter().flat_map(|resource| &resource.instances).collect();
+        assert_eq!(instances.len(), 3);
+        for instance in instances {
+            let since = view.since(instance);
+            assert!(since <= before, "{} is {} since {since}, not before {before}", instance.id, instance.phase);
+        }
+        running.kill().await;
+    }
+    // What begins anew counts from then.
+    let running = place.open().await;
+    let ended = running.run(&id, RunRequest::restart(Vec::new())).await;
+    assert_eq!(ended.state, RunState::Succeeded);
+    let view = running.control.view(&id).await.unwrap();
+    for instance in view.status.resources.iter().flat_map(|resource| &resource.instances) {
+        assert!(view.since(instance) >= ended.started_at, "{}", instance.id);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,7 +44,7 @@ async fn a_chosen_port_stays() {
     let id = environment("auto/dev");
     let running = place.open().await;
     assert_eq!(running.run(&id, running.stack(&stack("auto", "auto"))).await.state, RunState::Succeeded);
-    let chosen = running.control.view(&id).await.unwrap().record.chosen_ports;
+    let chosen = running.control.view(&id).await.unwrap().record.chosen_ports.clone();
     assert_eq!(chosen.len(), 1);
     running.kill().await;
     let running = place.open().await;

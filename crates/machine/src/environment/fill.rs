@@ -22,6 +22,9 @@ impl Environment {
         if want.resource.as_service().is_some_and(|s| !s.ports.is_empty()) && !self.routes.bound(&id.name) {
             return Some("the proxy to listen on its addresses".to_owned());
         }
+        if let Some(obstacle) = self.flags_obstacle() {
+            return Some(obstacle);
+        }
         let program = want.resource.program()?;
         let texts = program.command.iter().chain(program.env.values());
         let missing = texts.flat_map(Text::references).find(|reference| self.stack_value(reference).is_none())?;
@@ -108,6 +111,10 @@ impl Environment {
         env.insert("ORCHESTRA_SERVICE".to_owned(), id.workload.to_string());
         env.insert("ORCHESTRA_INSTANCE".to_owned(), id.to_string());
         env.insert("ORCHESTRA_RELEASE".to_owned(), id.release.to_string());
+        if let Some(endpoint) = self.flags_endpoint() {
+            // Not part of what an instance is made from: flags that come later restart nothing.
+            env.insert("OFREP_ENDPOINT".to_owned(), endpoint);
+        }
         for (name, port) in ports {
             let name = name.as_str().to_ascii_uppercase().replace('-', "_");
             env.insert(format!("PORT_{name}"), port.to_string());

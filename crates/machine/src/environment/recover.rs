@@ -48,6 +48,7 @@ impl Environment {
                     );
                 }
                 (ResourceKind::Service, resource) => {
+                    let resource = this.as_scaled(&id.name, resource);
                     let wanted = resource.as_service().is_some_and(|service| service.replicas > 0);
                     let want = Want::new(resource, release);
                     let workload = Workload {
@@ -58,12 +59,15 @@ impl Environment {
                         served: wanted,
                         ..Workload::default()
                     };
-                    this.workloads.insert(id, workload);
+                    this.workloads.insert(id.clone(), workload);
+                    this.fit_scaling(now, &id);
                 }
                 _ => {}
             }
         }
 
+        // Before any instance is launched again: it must find them.
+        this.recover_flags(running.as_ref());
         for (id, record) in state.instances {
             let resource = ResourceId::new(record.kind, id.workload.clone());
             let want = this.spec_of(&resource, &record.launch_digest, running.as_ref());

@@ -144,6 +144,8 @@ impl Environment {
         let deadline = if rollout.is_over() && self.run.is_none() { Some(rollout.cold_at()) } else { rollout.deadline() };
         if split_changed {
             self.routes.touch();
+            // Without a port there is no route whose answer would have it looked at again.
+            self.changed.insert(id.clone());
         }
         if let Some(deadline) = deadline {
             let moment = self.moment(deadline);
@@ -288,7 +290,7 @@ impl Environment {
     /// helps nobody.
     fn turn_off(&mut self, at: UnixMillis, id: &ResourceId, flag: &str, reason: &str) -> bool {
         let Ok(name) = flag.parse::<FlagName>() else { return false };
-        if self.record.flag_overrides.contains_key(&name) {
+        if self.record.flag_overrides.contains_key(&name) || !self.flag_is_on(&name) {
             return false;
         }
         let Some(workload) = self.workloads.get_mut(id) else { return false };
@@ -305,6 +307,7 @@ impl Environment {
         self.record_changed = true;
         let cause = format!("flag {flag} is off: {reason}");
         self.note(EventKind::FlagSwitched, Some(id.clone()), None, Some(release), cause);
+        self.refresh_flags(at);
         true
     }
 

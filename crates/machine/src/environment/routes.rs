@@ -97,6 +97,16 @@ impl Routes {
         self.admitted.contains(&(instance.clone(), attempt))
     }
 
+    /// The route of the flags as it is in force.
+    pub(super) fn flags_in_force(&self) -> Option<&Route> {
+        self.in_force.values().flatten().find(|route| route.id.is_flags())
+    }
+
+    /// Whether a revision was offered that may come into force without a word.
+    pub(super) fn is_unanswered(&self) -> bool {
+        self.unanswered
+    }
+
     /// Whether the data plane listens for a service.
     pub(super) fn bound(&self, service: &Name) -> bool {
         self.in_force.contains_key(service)
@@ -156,8 +166,10 @@ impl Environment {
         let mut routes = sent.routes;
         for route in &mut routes {
             if let Some(address) = addresses.get(&route.id) {
-                if route.listen.port() == 0 {
-                    self.keep_port(&route.id, address.port());
+                match (route.listen.port(), route.id.is_flags()) {
+                    (0, false) => self.keep_port(&route.id, address.port()),
+                    (0, true) => self.keep_flags_port(&route.id, address.port()),
+                    _ => {}
                 }
                 route.listen.set_port(address.port());
             }
@@ -191,6 +203,7 @@ impl Environment {
         self.changed.extend(newly_admitted.iter().map(|instance| super::service_id(&instance.workload)));
         self.wake_for_addresses();
         self.wake_run();
+        self.look_at_flags(now);
     }
 
     /// Remembers the port that the machine chose for a route. A number from the spec is no choice: going back from it
@@ -233,6 +246,11 @@ impl Environment {
         self.routes.avoid = true;
         self.routes.whole_at = Some(now + RETRY);
         self.routes.send_again();
+        if self.flags_problem().is_some() {
+            // Nobody waits for them any more.
+            self.wake_for_addresses();
+            self.look_at_flags(now);
+        }
     }
 
     /// Nothing is in flight to an endpoint. That counts once a table is acknowledged in which no request reaches it.
@@ -263,6 +281,7 @@ impl Environment {
 
     fn current_routes(&self) -> Vec<Route> {
         let routes = self.workloads.iter().flat_map(|(id, workload)| self.routes_of(id, workload));
+        let routes = routes.chain(self.flags_route());
         let kept = |route: Route| {
             if !self.routes.avoid || !self.routes.problems.contains_key(&route.id) {
                 return Some(route);
@@ -279,23 +298,25 @@ impl Environment {
         let leaving = spec.is_none();
         let Some(spec) = spec.or_else(|| workload.last.clone()) else { return Vec::new() };
         let Some(service) = spec.as_service() else { return Vec::new() };
-        let hold = match service.rollout.strategy {
+        let (hold, hold_limit) = match service.rollout.strategy {
             Strategy::Hold { queue, timeout } => (timeout, queue),
             _ => (self.settings.hold, self.settings.hold_limit),
         };
+        let hold = self.cold_start(workload, service).unwrap_or(hold);
         let route = |(port, published): (&Name, &Port)| {
             let chosen = self.record.chosen_ports.get(&id.name).and_then(|ports| ports.get(port)).copied();
             Route {
                 id: RouteId { environment: self.record.id.clone(), service: id.name.clone(), port: port.clone() },
                 listen: SocketAddr::new(published.host, published.port.or(chosen).unwrap_or(0)),
                 protocol: published.protocol,
-                hold: if leaving { Timespan::default() } else { hold.0 },
-                hold_limit: hold.1,
+                hold: if leaving { Timespan::default() } else { hold },
+                hold_limit,
                 drain: service.rollout.drain,
                 policy: published.policy.clone(),
                 split: split(workload, published.protocol),
-                metered: false,
+                metered: service.scale.is_some(),
                 backends: self.backends(workload, port),
+                flags: None,
             }
         };
         service.ports.iter().map(route).collect()

@@ -21,6 +21,7 @@ use orchestra_model::{
     Code, Diagnostic, EventKind, InstanceId, Name, Now, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
     desired::{Condition, Service, Strategy},
     plan::{Action, Step, Wait},
+    quantity::Timespan,
     record::{
         Change, JournalKind, ReleaseRecord, ReleaseState, ResourceRecord, RunKind, RunRecord, RunState, StepState,
     },
@@ -30,6 +31,7 @@ use super::{Environment, workload::Want};
 use crate::{
     instance::{CUT_PATIENCE, Event, Instance},
     replacement::Set,
+    rollout::Rollout,
 };
 
 /// Time for a volume to be made or deleted.
@@ -48,6 +50,8 @@ pub(super) struct ActiveRun {
     waiters: BTreeMap<ResourceId, BTreeSet<usize>>,
     position: BTreeMap<ResourceId, usize>,
     deadlines: BTreeMap<ResourceId, Now>,
+    /// When the data plane must have taken the flags; counts once every step has succeeded.
+    pub(super) flags_deadline: Option<Now>,
     /// Steps whose revert was begun.
     reverting: BTreeSet<ResourceId>,
     /// Steps in these states.
@@ -72,6 +76,7 @@ impl ActiveRun {
             waiters,
             position,
             deadlines: BTreeMap::new(),
+            flags_deadline: None,
             reverting: BTreeSet::new(),
             succeeded: 0,
             reverted: 0,
@@ -92,7 +97,7 @@ impl ActiveRun {
     }
 
     pub(super) fn deadline(&self) -> Option<Now> {
-        self.deadlines.values().min().copied()
+        self.deadlines.values().copied().chain(self.flags_deadline).min()
     }
 
     fn step(&self, id: &ResourceId) -> Option<&Step> {
@@ -130,6 +135,7 @@ impl Environment {
         let cause = describe(&run.kind, run.release);
         self.run = Some(ActiveRun::new(run));
         self.note(EventKind::RunStarted, None, None, None, cause);
+        self.refresh_flags(self.wall(now));
         self.continue_run(now);
     }
 
@@ -232,7 +238,7 @@ impl Environment {
                 _ => {}
             }
         }
-        self.conclude(now);
+        self.look_at_flags(now);
     }
 
     // === forward ===
@@ -271,22 +277,35 @@ impl Environment {
             None => self.step_obstacle(step),
             Some(StepState::Succeeded | StepState::Reverted) => None,
             Some(StepState::Running | StepState::Failed) => {
-                self.rollout_waits_for(id).or_else(|| self.workload_waits_for(id))
+                let waits = self.rollout_waits_for(id).or_else(|| self.workload_waits_for(id));
+                waits.or_else(|| self.proof_waits_for(id))
             }
         }
     }
 
     /// What a workload or volume waits for, in words.
     pub(super) fn workload_waits_for(&self, id: &ResourceId) -> Option<String> {
+        let routes = || (!self.routes_in_force(id)).then(|| "the proxy to take the new routes".to_owned());
         let Some(workload) = self.workloads.get(id) else {
-            return self.volumes.get(id).filter(|v| v.busy.is_some()).map(|_| "its directory".to_owned());
+            let volume = self.volumes.get(id).filter(|v| v.busy.is_some()).map(|_| "its directory".to_owned());
+            return volume.or_else(routes);
         };
         let instances = || workload.members.iter().filter_map(|m| self.instances.get(m));
         let own = |i: &&Instance| workload.want.as_ref().is_none_or(|w| i.record().launch_digest == w.launch_digest);
         let current = instances().filter(own).find_map(|i| i.waits_for().map(|w| format!("{}: {w}", i.record().id)));
         current
             .or_else(|| instances().find_map(|i| i.waits_for().map(|w| format!("{}: {w}", i.record().id))))
-            .or_else(|| (!self.routes_in_force(id)).then(|| "the proxy to take the new routes".to_owned()))
+            .or_else(routes)
+    }
+
+    /// The time that new instances must have been ready, while others are still to be replaced or their step goes on.
+    fn proof_waits_for(&self, id: &ResourceId) -> Option<String> {
+        let workload = self.workloads.get(id)?;
+        let want = workload.want.as_ref()?;
+        let min_ready = want.resource.as_service()?.rollout.min_ready;
+        let new = |id: &InstanceId| self.instances.get(id).is_some_and(|i| i.record().launch_digest == want.launch_digest);
+        let waits = min_ready > Timespan::default() && workload.members.iter().any(new);
+        waits.then(|| format!("its new instances to have been ready for {min_ready}"))
     }
 
     fn try_begin(&mut self, now: Now, id: &ResourceId) {
@@ -331,6 +350,7 @@ impl Environment {
         let desired = run.record.plan.desired.as_ref().and_then(|d| d.resources.get(&id)).cloned();
         let release = run.record.release;
         let target = if step.action == Action::Delete { None } else { desired.zip(release) };
+        let target = target.map(|(resource, release)| (self.with_number_in_force(now, &id, resource), release));
         let deadline = now + self.step_deadline(&id, target.as_ref().map(|(resource, _)| resource));
         self.run.as_mut().expect("checked above").deadlines.insert(id.clone(), deadline);
         if is_note_only(step) {
@@ -340,7 +360,7 @@ impl Environment {
         }
     }
 
-    /// Makes `target` what is wanted of a resource.
+    /// Makes `target` what is wanted of a resource; of a service with the number of instances that is in force.
     fn set_target(&mut self, now: Now, id: &ResourceId, target: Option<(Resource, ReleaseNumber)>) {
         // What was given up gets another chance.
         let failed: Vec<InstanceId> = self
@@ -477,10 +497,14 @@ impl Environment {
         // One that was given up, or that was not ready in time, decides; one that only exited may still recover.
         let hopeless = instances()
             .filter(current)
-            .find(|i| i.is_failed() || i.problem().is_some_and(|p| p.code == Code::NOT_READY));
+            .find(|i| {
+                // While a rollout looks at it in steps, one exit is enough: there is an old set that serves.
+                let crashed = i.restarts() > 0 && workload.rollout.as_ref().is_some_and(Rollout::is_trying);
+                crashed || i.is_failed() || i.problem().is_some_and(|p| p.code == Code::NOT_READY)
+            });
         if let Some(failed) = hopeless {
-            let problem =
-                failed.problem().cloned().unwrap_or_else(|| Diagnostic::error(Code::EXITED, format!("{id} failed")));
+            let exited = || Diagnostic::error(Code::EXITED, format!("{} exited during its rollout", failed.record().id));
+            let problem = failed.problem().cloned().unwrap_or_else(exited);
             return TargetState::Failed(problem, Some(failed.record().id.clone()));
         }
         let ready = instances().filter(current).filter(|i| {
@@ -500,6 +524,10 @@ impl Environment {
     fn finish_step(&mut self, now: Now, id: &ResourceId, delete: bool) {
         self.set_step(id, StepState::Succeeded);
         self.journal_step(id, JournalKind::Done);
+        if self.rollout(id).is_some_and(|rollout| !rollout.keeps_both()) {
+            // Without an old set it is over: its clocks must not go on while other services are under way.
+            self.forget_rollout(id);
+        }
         let run = self.run.as_mut().expect("a step of the active run is finished");
         run.deadlines.remove(id);
         let release = run.record.release;
@@ -536,10 +564,14 @@ impl Environment {
         }
         if id.kind == ResourceKind::Service {
             self.record_changed |= self.record.chosen_ports.remove(&id.name).is_some();
+            self.forget_scaled(&id.name);
         }
     }
 
     fn write_resource(&mut self, id: &ResourceId, applied: Resource, release: ReleaseNumber, completed: bool) {
+        if applied.as_service().is_some_and(|service| service.scale.is_none()) {
+            self.forget_scaled(&id.name);
+        }
         let record = ResourceRecord {
             environment: self.record.id.clone(),
             id: id.clone(),
@@ -580,12 +612,14 @@ impl Environment {
 
     // === back ===
 
-    fn begin_revert(&mut self, now: Now, cause: String) {
+    pub(super) fn begin_revert(&mut self, now: Now, cause: String) {
         let Some(run) = &mut self.run else { return };
         run.record.state = RunState::Reverting;
         run.deadlines.clear();
+        run.flags_deadline = None;
         self.out.changes.push(Change::Run(Box::new(run.record.clone())));
         self.note(EventKind::RunReverting, None, None, None, cause);
+        self.refresh_flags(self.wall(now));
         self.revert_ready_steps(now);
         self.conclude(now);
     }
@@ -617,6 +651,7 @@ impl Environment {
     fn revert_step(&mut self, now: Now, id: &ResourceId) {
         let stable = self.record.stable.and_then(|n| self.releases.get(&n));
         let previous = stable.and_then(|r| r.desired.resources.get(id).cloned().map(|resource| (resource, r.number)));
+        let previous = previous.map(|(resource, release)| (self.with_number_in_force(now, id, resource), release));
         let run = self.run.as_mut().expect("a step of the active run is reverted");
         run.reverting.insert(id.clone());
         // Long enough for the old ones to return and for the new ones to leave.
@@ -683,7 +718,11 @@ impl Environment {
         let Some(run) = &self.run else { return };
         let total = run.record.plan.steps.len();
         match run.record.state {
-            RunState::Running if run.succeeded == total => self.succeed(now),
+            RunState::Running if run.succeeded == total => {
+                if self.flags_taken(now) {
+                    self.succeed(now);
+                }
+            }
             RunState::Reverting if run.reverted == run.record.steps.len() => self.end_reverted(now),
             _ => {}
         }
@@ -730,6 +769,7 @@ impl Environment {
 
     fn end_run(&mut self, now: Now, run: ActiveRun, kind: EventKind, cause: String) {
         self.end_rollouts(now, kind == EventKind::RunSucceeded);
+        self.forget_numbers_before();
         self.record.run = None;
         self.record_changed = true;
         let stable = self.record.stable;
@@ -748,6 +788,8 @@ impl Environment {
         self.run = Some(run);
         self.note(kind, None, None, None, cause);
         self.run = None;
+        self.refresh_flags(self.wall(now));
+        self.forget_flags_port();
     }
 
     fn set_step(&mut self, id: &ResourceId, state: StepState) {

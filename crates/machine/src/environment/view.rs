@@ -29,6 +29,12 @@ impl Environment {
             step,
             instances: Vec::new(),
             rollout: self.rollout_status(&id),
+            scaling: self
+                .workloads
+                .get(&id)
+                .and_then(|workload| workload.scaling.as_ref())
+                .map(|scaling| scaling.explain(now))
+                .unwrap_or_default(),
             id,
         };
         match status.id.kind {

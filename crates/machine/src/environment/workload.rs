@@ -8,7 +8,7 @@ use orchestra_model::{
     record::{Change, InstanceIntent, InstanceRecord},
 };
 
-use super::{Environment, VolumeState, is_leaving};
+use super::{Environment, VolumeState, is_leaving, scaling::Scaling};
 use crate::{
     health::Health,
     instance::{Event, Instance, Phase, Policy},
@@ -27,6 +27,8 @@ pub(super) struct Workload {
     pub(super) judge: Option<Judge>,
     /// When what the judge knows was written down last.
     pub(super) judge_kept: Option<Now>,
+    /// What scales it by itself.
+    pub(super) scaling: Option<Scaling>,
     /// What was wanted last, for as long as its instances leave.
     pub(super) last: Option<Arc<Resource>>,
     /// Its instances, those that leave included.
@@ -103,6 +105,7 @@ impl Environment {
         }
         let want = workload.want.clone();
         let members: Vec<InstanceId> = workload.members.iter().cloned().collect();
+        self.fit_scaling(now, id);
         for member in members {
             let Some(instance) = self.instances.get_mut(&member) else { continue };
             if is_leaving(instance) {
@@ -126,6 +129,7 @@ impl Environment {
     pub(super) fn reconcile(&mut self, now: Now, id: &ResourceId) {
         self.bury(id);
         self.refresh_losses(now, id);
+        self.look_at_scaling(now, id);
         let Some(workload) = self.workloads.get(id) else { return };
         match id.kind {
             ResourceKind::Service => {

@@ -250,7 +250,7 @@ fn a_replaced_binary_is_the_one_that_goes_on() {
     let replacement = env.root().join("bin/new");
     fs::copy(binary(), &replacement).unwrap();
     fs::rename(&replacement, &copy).unwrap();
-    // New shims and a new proxy come from the new file.
+    // A new proxy and new shims in the place of killed ones come from the new file.
     env.one(Role::Proxy).kill();
     for shim in env.all(Role::Shim) {
         shim.kill();

@@ -116,6 +116,7 @@ fn lane(seed: u64, points: u64) -> Counts {
             0..=3 => Role::Server,
             4 => Role::Proxy,
             5..=6 => Role::Shim,
+            7 => Role::Zygote,
             _ => Role::Instance,
         };
         let mut victims = env.all(role);
@@ -135,6 +136,7 @@ fn lane(seed: u64, points: u64) -> Counts {
                     Role::Server => "server",
                     Role::Proxy => "proxy",
                     Role::Shim => "shim",
+                    Role::Zygote => "zygote",
                     _ => "instance",
                 };
                 *counts.victims.entry(name).or_default() += 1;

@@ -10,6 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 pub(crate) enum Role {
     /// `orchestra server run`
     Server,
+    /// `orchestra shim --zygote`, which forks shims and ends with its server.
+    Zygote,
     /// `orchestra proxy`
     Proxy,
     /// `orchestra shim`
@@ -107,8 +109,7 @@ pub(crate) fn of(folders: &[&Path]) -> Vec<Process> {
         let is_ours = words.next().is_some_and(|program| program.ends_with(b"/orchestra"));
         let rest: Vec<&[u8]> = words.collect();
         let role = match rest.first() {
-            // Not yet a shim: it forks them, and ends with the server.
-            Some(&b"shim") if is_ours && rest.contains(&b"--zygote".as_slice()) => Role::Other,
+            Some(&b"shim") if is_ours && rest.get(1) == Some(&b"--zygote".as_slice()) => Role::Zygote,
             Some(&b"shim") if is_ours => Role::Shim,
             Some(&b"proxy") if is_ours => Role::Proxy,
             Some(_) if is_ours && rest.windows(2).any(|pair| pair == [b"server".as_slice(), b"run".as_slice()]) => {
@@ -126,7 +127,7 @@ pub(crate) fn of(folders: &[&Path]) -> Vec<Process> {
         found.push(Process { pid, parent, role, launch, command: command_text, zombie });
     }
     // What a user's program does not collect is its own matter; what we do not collect is ours.
-    let ours = |process: &&Process| matches!(process.role, Role::Server | Role::Proxy | Role::Shim);
+    let ours = |process: &&Process| matches!(process.role, Role::Server | Role::Zygote | Role::Proxy | Role::Shim);
     let known: Vec<u32> = found.iter().filter(ours).map(|process| process.pid).collect();
     found.extend(zombies.into_iter().filter(|zombie| known.contains(&zombie.parent)));
     found

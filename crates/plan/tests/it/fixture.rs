@@ -178,6 +178,7 @@ pub(crate) fn applied(desired: &Desired) -> Current {
         base: Some(ReleaseNumber(1)),
         resources: desired.resources.iter().map(|(id, r)| (id.clone(), record(id, r, 1))).collect(),
         observed: BTreeMap::new(),
+        flags: desired.flags.clone(),
     }
 }
 
@@ -186,6 +187,7 @@ pub(crate) fn apply(plan: &Plan, current: &Current) -> Current {
     let release = ReleaseNumber(current.base.map_or(1, |base| base.0 + 1));
     let mut next =
         Current { base: plan.desired.is_some().then_some(release), observed: BTreeMap::new(), ..current.clone() };
+    next.flags = plan.desired.as_ref().map(|desired| desired.flags.clone()).unwrap_or_default();
     for step in &plan.steps {
         if step.action == Action::Delete {
             next.resources.remove(&step.resource);

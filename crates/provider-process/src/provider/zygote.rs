@@ -1,6 +1,6 @@
 //! The provider's end of the zygote: keeps one alive, and asks it for shims.
 //!
-//! See [`crate::shim`] for what it is. Without one, as just after the start or just after it was killed, shims are
+//! `shim/zygote.rs` says what it is. Without one, as just after the start or just after it was killed, shims are
 //! executed.
 
 use std::{

@@ -29,6 +29,7 @@ fn with(backends: &[(Arm, u32, u32)], split: Split, policy: PortPolicy) -> Route
         split,
         metered: false,
         backends: vec![],
+        flags: None,
     };
     plan.steering = Steering::of(&route);
     plan
@@ -257,13 +258,7 @@ fn a_pin_holds_while_the_release_is_there() {
 
 #[test]
 fn clients_are_told_apart() {
-    let watch = Watch {
-        id: 1,
-        every: Timespan::seconds(1),
-        slow: None,
-        first_byte: None,
-        first_token: None,
-    };
+    let watch = Watch { id: 1, every: Timespan::seconds(1), slow: None, first_byte: None, first_token: None };
     let plan = plan(Split { watch: Some(watch), ..Split::default() }, PortPolicy::default());
     let client = |peer: &str, headers: &[(&str, &str)]| {
         Asker::new(Some(&head(peer, "/", headers)), peer.parse().unwrap()).way(&plan).client

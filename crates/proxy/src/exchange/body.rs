@@ -19,6 +19,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{inspect::Inspection, sse};
 use crate::{
+    flags::Events,
     flight::InFlight,
     metrics::{ErrorKind, Gauge, Series},
     stream::Socket,
@@ -72,6 +73,8 @@ pub(crate) enum ResponseBody {
     Full(Option<Bytes>, Option<Active>),
     /// Of an instance.
     Instance(Box<InstanceBody>),
+    /// Changes of flags, told by the proxy itself.
+    Events(Box<Events>, Option<Active>),
 }
 
 impl ResponseBody {
@@ -82,7 +85,7 @@ impl ResponseBody {
     /// Keeps the connection busy until this body ends.
     pub(crate) fn hold(&mut self, active: Active) {
         match self {
-            Self::Full(_, held) => *held = Some(active),
+            Self::Full(_, held) | Self::Events(_, held) => *held = Some(active),
             Self::Instance(body) => body.active = Some(active),
         }
     }
@@ -203,6 +206,7 @@ impl Body for ResponseBody {
         match self.get_mut() {
             Self::Full(bytes, _) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Instance(body) => body.poll_frame(cx),
+            Self::Events(events, _) => events.poll(cx).map(|piece| piece.map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 
@@ -214,6 +218,7 @@ impl Body for ResponseBody {
                 State::Ending => false,
                 State::Done => true,
             },
+            Self::Events(..) => false,
         }
     }
 
@@ -221,6 +226,7 @@ impl Body for ResponseBody {
         match self {
             Self::Full(bytes, _) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Self::Instance(body) => body.incoming.size_hint(),
+            Self::Events(..) => SizeHint::default(),
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, header, response::Parts};
+use http::{header, response::Parts};
 use http_body::Frame;
 
 use super::{
@@ -17,7 +17,7 @@ use crate::{load::Meter, mirror::Original, watch::Evidence};
 /// What looks into a response body.
 #[derive(Debug)]
 pub(crate) struct Inspection {
-    evidence: Option<Evidence>,
+    evidence: Evidence,
     meter: Option<Arc<Meter>>,
     original: Option<Original>,
     tokens: Tokens,
@@ -26,7 +26,7 @@ pub(crate) struct Inspection {
 impl Inspection {
     /// `None` if nobody wants to know.
     pub(crate) fn new(
-        mut evidence: Option<Evidence>,
+        mut evidence: Evidence,
         meter: Option<&Arc<Meter>>,
         original: Option<Original>,
         response: &Parts,
@@ -36,9 +36,8 @@ impl Inspection {
             return None;
         }
         let (events, grpc) = (headers::is_event_stream(&response.headers), headers::is_grpc(&response.headers));
-        if let Some(evidence) = &mut evidence {
-            evidence.answered(response.status, &response.headers, grpc, events || grpc);
-        }
+        let stream = events || grpc;
+        evidence.answered(response.status, &response.headers, grpc, stream);
         let coded = response.headers.contains_key(header::CONTENT_ENCODING);
         let tokens = match () {
             () if grpc => Tokens::Messages(Messages::default()),
@@ -46,10 +45,9 @@ impl Inspection {
             () if events => Tokens::Events(Events::default()),
             () => Tokens::None,
         };
-        let stream = events || grpc;
         // Two streams of a model are never the same.
         let original = if stream { original.and_then(Original::only_status) } else { original };
-        let needed = stream || evidence.is_some() || original.is_some();
+        let needed = stream || !evidence.is_none() || original.is_some();
         needed.then(|| Box::new(Self { evidence, meter: meter.cloned(), original, tokens }))
     }
 
@@ -58,9 +56,7 @@ impl Inspection {
         if let Some(data) = frame.data_ref() {
             let count = self.tokens.advance(data);
             if count > 0 {
-                if let Some(evidence) = &mut self.evidence {
-                    evidence.first_token();
-                }
+                self.evidence.token();
                 if let Some(meter) = &self.meter {
                     meter.tokens(u64::from(count));
                 }
@@ -69,21 +65,13 @@ impl Inspection {
                 original.advance(data);
             }
         } else if let Some(trailers) = frame.trailers_ref() {
-            self.trailers(trailers);
-        }
-    }
-
-    fn trailers(&mut self, trailers: &HeaderMap) {
-        if let Some(evidence) = &mut self.evidence {
-            evidence.trailers(trailers);
+            self.evidence.trailers(trailers);
         }
     }
 
     /// The body is whole.
     pub(crate) fn complete(self) {
-        if let Some(evidence) = self.evidence {
-            evidence.complete();
-        }
+        self.evidence.complete();
         if let Some(original) = self.original {
             original.complete();
         }
@@ -91,15 +79,11 @@ impl Inspection {
 
     /// The instance broke it off.
     pub(crate) fn broken(self) {
-        if let Some(evidence) = self.evidence {
-            evidence.broken();
-        }
+        self.evidence.broken();
     }
 
     /// The instance was stopped.
     pub(crate) fn cut(self) {
-        if let Some(evidence) = self.evidence {
-            evidence.cut();
-        }
+        self.evidence.cut();
     }
 }

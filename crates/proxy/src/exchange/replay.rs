@@ -263,7 +263,9 @@ impl Body for RequestBody {
         self.shared.as_ref().is_none_or(|shared| {
             let state = shared.lock();
             let unread = state.attempt == self.attempt && self.position < state.kept.len();
-            !unread && state.trailers.is_none() && (state.ended || state.source.as_ref().is_none_or(Body::is_end_stream))
+            !unread
+                && state.trailers.is_none()
+                && (state.ended || state.source.as_ref().is_none_or(Body::is_end_stream))
         })
     }
 

@@ -9,7 +9,9 @@ pub(super) enum Tokens {
     /// The response is no stream.
     None,
     /// It is, but its content cannot be read: bytes are all that is seen.
-    Opaque { begun: bool },
+    Opaque {
+        begun: bool,
+    },
     Events(Events),
     Messages(Messages),
 }

@@ -109,7 +109,7 @@ impl Connection {
                         Ok(Some(frame)) => {
                             let asked = lock(&waiting).as_mut().and_then(|w| w.remove(&frame.id));
                             // Nobody waits any more for an answer that came too late.
-                            let _ = asked.map(|asked| asked.send(frame.body));
+                            let _ = asked.map(|asked| asked.send(frame.body).is_ok());
                         }
                         Ok(None) => break "the proxy process ended".to_owned(),
                         Err(error) => break format!("the control connection broke: {error}"),

@@ -346,6 +346,7 @@ impl Control {
             }
         }
         self.sockets.clear();
+        self.proxy.flags.leave();
         // A successor makes its own; removing ours later could remove that one.
         let _ = std::fs::remove_file(self.files.socket());
         self.listener = None;

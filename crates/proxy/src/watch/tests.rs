@@ -3,11 +3,7 @@ use http::HeaderValue;
 use super::*;
 
 fn route() -> RouteId {
-    RouteId {
-        environment: "demo/dev".parse().unwrap(),
-        service: "api".parse().unwrap(),
-        port: "http".parse().unwrap(),
-    }
+    RouteId { environment: "demo/dev".parse().unwrap(), service: "api".parse().unwrap(), port: "http".parse().unwrap() }
 }
 
 fn watch(id: u64) -> Watch {
@@ -79,7 +75,7 @@ async fn run(case: Case) -> Option<[u32; 8]> {
     }
     if let Some(after) = case.token {
         tokio::time::advance(Duration::from_millis(after)).await;
-        evidence.first_token();
+        evidence.token();
     }
     tokio::time::advance(Duration::from_millis(case.rest)).await;
     if let Some(status) = case.trailer {
@@ -184,7 +180,7 @@ async fn a_late_stream_is_known_before_it_ends() {
     evidence.answered(StatusCode::OK, &HeaderMap::new(), false, true);
     assert!(watching.tally.is_empty());
     tokio::time::advance(Duration::from_secs(6)).await;
-    evidence.first_token();
+    evidence.token();
     assert_eq!(marked(&watching), Some([1, 1, 0, 0, 0, 0, 1, 0]));
     evidence.complete();
     assert_eq!(marked(&watching), None);

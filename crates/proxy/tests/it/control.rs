@@ -9,6 +9,7 @@ use orchestra_model::{
     desired::Protocol,
     id::ReleaseNumber,
     route::{ApplyError, Backend, ProxyEvent, Route, RouteTable},
+    traffic::Arm,
 };
 use orchestra_provider::{DataPlane as _, DataPlaneError, DataPlaneEvent};
 use orchestra_proxy::{OpenError, ProxyHandle};
@@ -185,10 +186,20 @@ async fn weights_split_traffic_and_releases_are_counted_apart() {
     let world = World::new().await;
     let stable = Instance::http(|_| async { text("stable") }).await;
     let canary = Instance::http(|_| async { text("canary") }).await;
-    let empty_release = Backend { arm: Default::default(), release: ReleaseNumber(3), weight: 500, endpoints: vec![] };
+    let empty_release = Backend { arm: Arm::Stable, release: ReleaseNumber(3), weight: 500, endpoints: vec![] };
     let backends = vec![
-        Backend { arm: Default::default(), release: ReleaseNumber(1), weight: 450, endpoints: vec![endpoint(1, stable.address)] },
-        Backend { arm: Default::default(), release: ReleaseNumber(2), weight: 50, endpoints: vec![endpoint(2, canary.address)] },
+        Backend {
+            arm: Arm::Stable,
+            release: ReleaseNumber(1),
+            weight: 450,
+            endpoints: vec![endpoint(1, stable.address)],
+        },
+        Backend {
+            arm: Arm::Stable,
+            release: ReleaseNumber(2),
+            weight: 50,
+            endpoints: vec![endpoint(2, canary.address)],
+        },
         // No instance: its share goes to the others.
         empty_release,
     ];
@@ -197,7 +208,7 @@ async fn weights_split_traffic_and_releases_are_counted_apart() {
     for _ in 0..1000 {
         assert_eq!(client.get("/").await.unwrap().status, 200);
     }
-    assert!((60..140).contains(&canary.requests()), "{}", canary.requests());
+    assert!((50..150).contains(&canary.requests()), "{}", canary.requests());
     assert_eq!(stable.requests() + canary.requests(), 1000);
     let page = world.handle.metrics().await.unwrap();
     let counted = samples(&page, "orchestra_proxy_requests_total");

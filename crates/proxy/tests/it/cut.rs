@@ -232,3 +232,60 @@ async fn a_tcp_connection_is_closed() {
     assert_eq!(soon("the end", tcp.read(&mut buffer)).await.unwrap(), 0);
     drained_and_counted(&mut world, &only).await;
 }
+
+/// Types of the frames in what an HTTP/2 client sent (RFC 9113 4.1), behind its preface.
+fn frame_types(bytes: &[u8]) -> Vec<u8> {
+    let mut rest = bytes.get(24..).unwrap_or_default();
+    let mut types = Vec::new();
+    while let [a, b, c, kind, ..] = rest {
+        types.push(*kind);
+        let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
+        rest = rest.get(9 + length..).unwrap_or_default();
+    }
+    types
+}
+
+#[tokio::test]
+async fn an_http2_instance_that_leaves_is_told_goaway() {
+    const GOAWAY: u8 = 7;
+    let mut world = World::new().await;
+    let instance = Instance::h2(|_| async { text("x") }).await;
+    let (ended, mut heard) = mpsc::channel(1);
+    // Stands in between and keeps what the proxy sends.
+    let behind = instance.address;
+    let spy = Instance::raw(move |tcp| {
+        let ended = ended.clone();
+        async move {
+            let (mut from, mut to) = tcp.into_split();
+            let (mut back_from, mut back_to) = TcpStream::connect(behind).await.unwrap().into_split();
+            let up = async {
+                let mut all = Vec::new();
+                let mut part = vec![0; 4096];
+                while let Ok(count @ 1..) = from.read(&mut part).await {
+                    all.extend_from_slice(&part[..count]);
+                    if back_to.write_all(&part[..count]).await.is_err() {
+                        break;
+                    }
+                }
+                let _ = ended.send(all).await;
+            };
+            let down = async {
+                let _ = tokio::io::copy(&mut back_from, &mut to).await;
+            };
+            tokio::join!(up, down);
+        }
+    })
+    .await;
+    let only = endpoint(1, spy.address);
+    let address = world.serve(route("rpc", Protocol::H2c, vec![only.clone()])).await;
+    let mut client = Client::h2(address).await.unwrap();
+    assert_eq!(client.get("/").await.unwrap().text(), "x");
+    world.apply(vec![route("rpc", Protocol::H2c, vec![draining(&only)])]).await;
+    world.drained(&key(&only)).await;
+    let sent = soon("the end of the connection", heard.recv()).await.unwrap();
+    assert_eq!(frame_types(&sent).last(), Some(&GOAWAY), "{:?}", frame_types(&sent));
+    // The client's connection is not the instance's.
+    let next = Instance::h2(|_| async { text("next") }).await;
+    world.apply(vec![route("rpc", Protocol::H2c, vec![endpoint(2, next.address)])]).await;
+    assert_eq!(client.get("/").await.unwrap().text(), "next");
+}

@@ -147,7 +147,8 @@ async fn balancing_follows_load() {
     let slow = Instance::http(move |_| {
         count.fetch_add(1, Ordering::SeqCst);
         async move {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            // Slow also beside what a busy machine makes of the quick one.
+            tokio::time::sleep(Duration::from_secs(1)).await;
             text("slow")
         }
     })

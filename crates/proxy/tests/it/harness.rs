@@ -26,7 +26,7 @@ use orchestra_model::{
     id::ReleaseNumber,
     quantity::Timespan,
     route::{Backend, Endpoint, EndpointKey, EndpointState, ProxyEvent, Route, RouteId, RouteTable},
-    traffic::Arm,
+    traffic::{Arm, PortPolicy, Split},
 };
 use orchestra_provider::{Applied, DataPlane as _, DataPlaneError, DataPlaneEvent};
 use orchestra_proxy::{Options, ProxyHandle};
@@ -186,10 +186,11 @@ pub(crate) fn route(name: &str, protocol: Protocol, endpoints: Vec<Endpoint>) ->
         hold: Timespan::seconds(5),
         hold_limit: 100,
         drain: Drain { requests: Timespan::seconds(30), streams: Timespan::seconds(30) },
-        policy: Default::default(),
-        split: Default::default(),
+        policy: PortPolicy::default(),
+        split: Split::default(),
         metered: false,
-        backends: vec![Backend { arm: Default::default(), release: ReleaseNumber(1), weight: 1000, endpoints }],
+        backends: vec![backend(1, Arm::Stable, 1000, endpoints)],
+        flags: None,
     }
 }
 
@@ -434,14 +435,6 @@ impl Client {
                 sender.ready().await.map_err(|e| format!("{e:?}"))?;
                 sender.send_request(request).await.map_err(|e| format!("{e:?}"))
             }
-        }
-    }
-
-    /// Whether the proxy has ended the connection, or said that it will.
-    pub(crate) fn is_closed(&self) -> bool {
-        match self {
-            Self::H1(sender) => sender.is_closed(),
-            Self::H2(sender) => sender.is_closed(),
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod control;
 mod cut;
+mod flags;
 mod flip;
 mod harness;
 mod hold;

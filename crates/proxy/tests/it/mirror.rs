@@ -15,12 +15,7 @@ use crate::{harness::*, protocols::echo, traffic::*};
 
 fn mirrored(stable: &Instance, canary: &Instance, mirror: Mirror) -> Route {
     Route {
-        split: Split {
-            canary: Some(Permille::ZERO),
-            mirror: Some(mirror),
-            watch: Some(watch(1)),
-            ..Split::default()
-        },
+        split: Split { canary: Some(Permille::ZERO), mirror: Some(mirror), watch: Some(watch(1)), ..Split::default() },
         backends: vec![
             backend(1, Arm::Stable, 1, vec![endpoint(1, stable.address)]),
             backend(2, Arm::Canary, 1, vec![endpoint(2, canary.address)]),
@@ -83,7 +78,10 @@ async fn copies_are_compared_and_never_seen() {
     assert_eq!(whole(client.send(request).await.unwrap()).await.unwrap().text(), "same");
     for (path, expected) in [("/same", "same"), ("/status", "same"), ("/body", "stable")] {
         let reply = client.get(path).await.unwrap();
-        assert_eq!((reply.status, reply.text(), &reply.headers["orchestra-release"]), (200, expected, &"1".parse().unwrap()));
+        assert_eq!(
+            (reply.status, reply.text(), &reply.headers["orchestra-release"]),
+            (200, expected, &"1".parse().unwrap())
+        );
     }
     // Too long to compare, so only the status counts.
     assert_eq!(client.get("/long").await.unwrap().body.len(), 120_000);

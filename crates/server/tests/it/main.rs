@@ -86,6 +86,40 @@ async fn what_is_wrong_is_said_as_diagnostics() {
     );
 }
 
+#[tokio::test]
+async fn every_environment_is_validated_if_all_are_asked_for() {
+    let text = "\
+version: 1
+name: demo
+services: {api: {command: [run], replicas: 2}}
+environments:
+  dev: {}
+  large: {services: {api: {replicas: 20}, extra: {command: [extra]}}}
+  later: {target: kubernetes, namespace: x}
+";
+    let (status, answer) = ask("POST", "/v1/validate?all=true", &stack(text)).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert_eq!(answer["environment"], "demo/dev");
+    assert_eq!(answer["others"].as_array().unwrap().len(), 1, "{answer}");
+    assert_eq!(answer["others"][0]["environment"], "demo/large");
+    assert_eq!(answer["others"][0]["resources"][0]["names"], json!(["api", "extra"]));
+    let warnings = answer["warnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 1, "{answer}");
+    assert!(warnings[0]["message"].as_str().unwrap().contains("kubernetes"), "{answer}");
+    // The one that is meant is in order; a mistake elsewhere is one all the same, and says where it is.
+    let broken = text.replace("replicas: 20", "replicas: many");
+    let (status, answer) = ask("POST", "/v1/validate?all=true", &stack(&broken)).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    let errors = answer["errors"].as_array().unwrap();
+    assert_eq!((errors.len(), &errors[0]["labels"][0]["location"]["line"]), (1, &json!(6)), "{answer}");
+    assert!(errors[0]["notes"].to_string().contains("in the environment `large`"), "{answer}");
+    assert_eq!(ask("POST", "/v1/validate", &stack(&broken)).await.0, StatusCode::OK, "only the one that is meant");
+    // What is wrong everywhere is said once.
+    let broken = text.replace("replicas: 2}", "replicas: two}");
+    let (_, answer) = ask("POST", "/v1/validate?all=true", &stack(&broken)).await;
+    assert_eq!(answer["errors"].as_array().unwrap().len(), 1, "{answer}");
+}
+
 /// One request, exactly as it is sent.
 async fn send(method: &str, path: &str, media: Option<&str>, body: &str) -> String {
     let request = Request::builder().method(method).uri(path);

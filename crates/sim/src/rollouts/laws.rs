@@ -23,7 +23,7 @@ use orchestra_model::{
     desired::{Desired, Service},
     launch::{Launch, LaunchKey},
     record::{Change, EnvironmentState, InstanceIntent, RunKind, RunRecord, RunState, StepState},
-    rollout::{PauseStep, Rollout, RolloutPhase, RolloutRecord, RolloutStep, Strategy},
+    rollout::{PauseStep, Rollout, RolloutPhase, RolloutRecord, RolloutStep, Strategy, VerdictOutcome},
     route::{EndpointKey, EndpointState, Route},
     traffic::Permille,
 };
@@ -53,6 +53,8 @@ pub(super) struct Laws {
     /// Hooks that were asked.
     hooks: BTreeSet<(Name, u64, u32, u32)>,
     clock_changed: bool,
+    /// A bad verdict is in the batch that is being committed.
+    bad: bool,
     /// A run in which nothing goes wrong.
     pub sound: Option<RunId>,
 }
@@ -169,11 +171,7 @@ fn asks(record: &RolloutRecord, service: Option<&Service>) -> Option<u64> {
 fn needed(record: &RolloutRecord, service: &Service) -> u32 {
     let scales = |step: &RolloutStep| matches!(step, RolloutStep::Scale(_));
     let scaled = service.rollout.strategy.stepped().is_some_and(|stepped| stepped.steps.iter().any(scales));
-    if scaled && record.phase == RolloutPhase::Stepping {
-        u32::from(record.weight > Permille::ZERO)
-    } else {
-        record.weight.of_rounded_up(service.replicas)
-    }
+    if scaled { u32::from(record.weight > Permille::ZERO) } else { record.weight.of_rounded_up(service.replicas) }
 }
 
 fn service_in<'a>(desired: Option<&'a Desired>, name: &Name) -> Option<&'a Service> {
@@ -222,7 +220,9 @@ impl World {
     fn acting(&self, name: &Name) -> Option<&Service> {
         match self.active_run() {
             Some(run) if run.state == RunState::Running => {
-                if run.steps.contains_key(&id_of(name)) || !run.plan.steps.iter().any(|step| step.resource.name == *name) {
+                if run.steps.contains_key(&id_of(name))
+                    || !run.plan.steps.iter().any(|step| step.resource.name == *name)
+                {
                     service_in(self.wanted(), name)
                 } else {
                     service_in(self.stable_desired(), name)
@@ -280,6 +280,13 @@ impl World {
                     self.laws_of_leaving(&id, attempt);
                 }
             }
+            Change::Verdict(_, number, verdict) => {
+                if self.active_run().is_none_or(|run| run.release != Some(*number)) {
+                    self.violate(format!("a verdict about release {number} is given, and nobody rolls it out"));
+                }
+                self.report.verdicts += 1;
+                self.laws.bad |= verdict.outcome == VerdictOutcome::Fail;
+            }
             Change::Step(run, id, _) if self.active_run().is_none_or(|active| active.id != *run) => {
                 let law = format!("{run} has ended, and its step {id} moved");
                 self.violate(law);
@@ -296,6 +303,8 @@ impl World {
             return;
         }
         let floor = self.floor(&id.workload);
+        // Where a release has no ports any more, being ready is being in service.
+        let unrouted = self.acting(&id.workload).is_none_or(|service| service.ports.is_empty());
         let others = self
             .processes
             .iter()
@@ -303,9 +312,13 @@ impl World {
             .filter(|(other, process)| {
                 *other != index
                     && process.key.instance.workload == id.workload
-                    && process.active
+                    && (process.active || unrouted)
                     && process.heard_ready
-                    && self.disk.instances.get(&process.key.instance).is_some_and(|record| record.intent == InstanceIntent::Run)
+                    && self
+                        .disk
+                        .instances
+                        .get(&process.key.instance)
+                        .is_some_and(|record| record.intent == InstanceIntent::Run)
             })
             .count();
         if others < floor as usize {
@@ -316,6 +329,9 @@ impl World {
     /// Laws of a whole batch, after it was applied.
     pub(super) fn check_commit(&mut self, before: &Before) {
         let run = self.disk.run.as_ref().map(|run| (run.id, run.state));
+        if std::mem::take(&mut self.laws.bad) && run.is_some_and(|(_, state)| state == RunState::Running) {
+            self.violate("a verdict was bad, and the run goes on");
+        }
         if run != before.run
             && let Some((id, state)) = run
         {
@@ -344,7 +360,12 @@ impl World {
             }
             RunState::Failed | RunState::Cancelled => {
                 if self.laws.sound == Some(id) {
-                    let why = self.disk.run.as_ref().and_then(|run| run.problems.first()).map(|problem| problem.message.clone());
+                    let why = self
+                        .disk
+                        .run
+                        .as_ref()
+                        .and_then(|run| run.problems.first())
+                        .map(|problem| problem.message.clone());
                     self.violate(format!("{id} was put back though nothing went wrong: {}", why.unwrap_or_default()));
                 }
                 let environment = &self.disk.environment;
@@ -404,7 +425,10 @@ impl World {
                 if record.phase != RolloutPhase::Warm {
                     let base = service_in(self.stable_desired(), name);
                     if base.is_none_or(|base| base.program != record.baseline.program) || Some(record.from) > stable {
-                        let law = format!("release {}, from which the rollout of {name} begins, is not in force", record.from);
+                        let law = format!(
+                            "release {}, from which the rollout of {name} begins, is not in force",
+                            record.from
+                        );
                         broken.push(law);
                     }
                     if run.map(|(id, _)| id) != Some(record.run) {
@@ -437,7 +461,8 @@ impl World {
                         watched.step, watched.phase, record.step, record.phase
                     ));
                 }
-                let turned = |run: Option<(RunId, RunState)>| run.is_some_and(|(_, state)| state == RunState::Reverting);
+                let turned =
+                    |run: Option<(RunId, RunState)>| run.is_some_and(|(_, state)| state == RunState::Reverting);
                 if turned(run) && turned(before.run) {
                     broken.push(format!("the rollout of {name} moves on while the run is turned back"));
                 }
@@ -504,7 +529,10 @@ impl World {
                 }
                 let expires = asks(record, service);
                 asked |= expires.is_some();
-                let over = matches!(record.phase, RolloutPhase::Warm | RolloutPhase::Watching)
+                // Without steps the run's step has the deadline, and that begins anew with each server.
+                let stepped = service.is_some_and(|service| service.rollout.strategy.stepped().is_some());
+                let over = !stepped
+                    || matches!(record.phase, RolloutPhase::Warm | RolloutPhase::Watching)
                     || run.steps.get(&id_of(name)) == Some(&StepState::Succeeded);
                 if over {
                     continue;
@@ -536,7 +564,7 @@ impl World {
     fn why_law(&self) -> Option<String> {
         let server = self.server.as_ref()?;
         let status = server.status(self.moment());
-        let run = status.run.as_ref()?;
+        let run = server.run()?;
         let waits = |id| status.resources.iter().find(|resource| resource.id == id).and_then(|r| r.waits_for.as_ref());
         for step in &run.plan.steps {
             let state = run.steps.get(&step.resource);
@@ -565,7 +593,11 @@ impl World {
         let others = |process: &&super::world::Process| process.key.instance.workload == *name && !process.gone;
         let stable = service_in(self.stable_desired(), name);
         let back = self.active_run().is_none_or(|run| run.state == RunState::Reverting);
-        let form = if back && stable.is_some_and(|service| version_of(service) == version) { stable } else { service_in(self.wanted(), name) };
+        let form = if back && stable.is_some_and(|service| version_of(service) == version) {
+            stable
+        } else {
+            service_in(self.wanted(), name)
+        };
         if form.is_some_and(stops_first)
             && let Some(other) = self.processes.iter().filter(others).find(|process| process.version != version)
         {
@@ -628,7 +660,10 @@ impl World {
             self.violate(format!("the hook of step {} of {} is asked, and no run goes forward", key.step, key.service));
         }
         if !self.laws.hooks.insert((key.service.clone(), key.release.0, key.step, key.call)) {
-            self.violate(format!("call {} of the hook of step {} of {} was made twice", key.call, key.step, key.service));
+            self.violate(format!(
+                "call {} of the hook of step {} of {} was made twice",
+                key.call, key.step, key.service
+            ));
         }
     }
 
@@ -667,9 +702,11 @@ impl World {
         }
         let unrepaired =
             self.disk.run.as_ref().and_then(|run| run.reverted.as_ref()).is_some_and(|text| text.contains("except"));
-        let down = self.disk.run.as_ref().is_some_and(|run| {
-            matches!(run.kind, RunKind::Down { .. }) && run.state == RunState::Succeeded
-        });
+        let down = self
+            .disk
+            .run
+            .as_ref()
+            .is_some_and(|run| matches!(run.kind, RunKind::Down { .. }) && run.state == RunState::Succeeded);
         let stable = self.stable_desired();
         // What was kept of an earlier release goes on serving where the release in force cannot.
         let whole = |name: &Name, service: &Service| {
@@ -713,12 +750,16 @@ impl World {
             if alive.len() > service.replicas as usize || (lasting && alive.len() != service.replicas as usize) {
                 broken.push(format!("{id} runs {} times, but {} are wanted", alive.len(), service.replicas));
             }
-            if let Some(process) = alive.iter().find(|process| process.active != (process.ready && !service.ports.is_empty()))
+            if let Some(process) =
+                alive.iter().find(|process| process.active != (process.ready && !service.ports.is_empty()))
                 && !service.ports.is_empty()
                 && service.health.ready.is_some()
                 && lasting
             {
-                broken.push(format!("{} is ready: {}, and gets requests: {}", process.key, process.ready, process.active));
+                broken.push(format!(
+                    "{} is ready: {}, and gets requests: {}",
+                    process.key, process.ready, process.active
+                ));
             }
         }
         for law in broken {

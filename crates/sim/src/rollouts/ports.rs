@@ -11,7 +11,8 @@ use orchestra_model::{
     Code, Diagnostic, InstanceId,
     launch::{Exit, Launch, LaunchKey, Observed, ProviderEvent, Termination},
     record::EnvironmentState,
-    route::{EndpointKey, EndpointState, Route},
+    route::{EndpointKey, EndpointState, Route, RouteId},
+    traffic::{Arm, LatencyHistogram, TrafficCell, TrafficReport},
 };
 
 use super::schedule::ReadyBy;
@@ -83,7 +84,8 @@ impl World {
     }
 
     pub(super) fn terminate(&mut self, key: &LaunchKey, how: Termination) {
-        let Some(index) = self.find(&key.instance, key.attempt).filter(|index| !self.processes[*index].forgotten) else {
+        let Some(index) = self.find(&key.instance, key.attempt).filter(|index| !self.processes[*index].forgotten)
+        else {
             // It never was: that is said at once.
             let at = self.now + self.latency(5);
             let event = Event::Provider { key: key.clone(), event: ProviderEvent::Gone };
@@ -214,7 +216,10 @@ impl World {
                 let process = &self.processes[index];
                 Observed {
                     key: process.key.clone(),
-                    pid: process.started.filter(|_| process.is_alive()).map(|_| u32::try_from(index).unwrap_or(0) + 1000),
+                    pid: process
+                        .started
+                        .filter(|_| process.is_alive())
+                        .map(|_| u32::try_from(index).unwrap_or(0) + 1000),
                     started_at: None,
                     notified_ready: process.notified,
                     line_matched: false,
@@ -279,8 +284,9 @@ impl World {
     }
 
     pub(super) fn kill_random(&mut self) {
-        let alive: Vec<usize> =
-            (0..self.processes.len()).filter(|i| self.processes[*i].is_alive() && self.processes[*i].started.is_some()).collect();
+        let alive: Vec<usize> = (0..self.processes.len())
+            .filter(|i| self.processes[*i].is_alive() && self.processes[*i].started.is_some())
+            .collect();
         if alive.is_empty() {
             return;
         }
@@ -384,6 +390,16 @@ impl World {
                 draining[index] |= endpoint.state == EndpointState::Draining;
             }
         }
+        for route in &routes {
+            let Some(watch) = &route.split.watch else { continue };
+            let before = self.data_plane.routes.iter().find(|old| old.id == route.id);
+            // There is traffic for a while whenever something changes, and silence afterwards.
+            if before.is_none_or(|old| old.split != route.split) {
+                let times = u32::try_from(self.rng.below(12)).unwrap_or(0);
+                let at = self.now + self.rng.below(SECOND);
+                self.push(at, Item::Traffic(route.id.clone(), watch.id, times));
+            }
+        }
         self.data_plane.routes = routes;
         for index in 0..self.processes.len() {
             let was = std::mem::replace(&mut self.processes[index].active, active[index]);
@@ -403,6 +419,47 @@ impl World {
         if awaited {
             let at = (self.now + self.latency(10)).max(self.data_plane.last_report);
             self.push(at, Item::Deliver(epoch, Event::RoutesApplied { revision, addresses }));
+        }
+    }
+
+    /// What went through a watched route in the last second.
+    pub(super) fn report_traffic(&mut self, id: &RouteId, watch: u64, times: u32) {
+        let Some(route) = self.data_plane.routes.iter().find(|route| route.id == *id) else { return };
+        if route.split.watch.as_ref().is_none_or(|current| current.id != watch) || !self.answers() {
+            return;
+        }
+        let canary = route.split.canary.unwrap_or_default();
+        let mut cells = Vec::new();
+        for backend in &route.backends {
+            let mut active = backend.endpoints.iter().filter(|endpoint| endpoint.state == EndpointState::Active);
+            let Some(index) = active.next_back().and_then(|endpoint| self.find(&endpoint.instance, endpoint.attempt))
+            else {
+                continue;
+            };
+            let share = u64::from(if backend.arm == Arm::Canary { canary.get() } else { 1000 - canary.get() });
+            let (arm, bad) = (backend.arm, self.processes[index].traits.bad);
+            let requests = u32::try_from(share * 30 / 1000).unwrap_or(0);
+            for client in 1..=3 {
+                let bad =
+                    u32::try_from((0..requests).filter(|_| self.rng.below(1000) < u64::from(bad)).count()).unwrap_or(0);
+                let cell =
+                    TrafficCell { arm, client, canary, requests, bad, server_errors: bad, ..TrafficCell::default() };
+                cells.push(cell);
+            }
+        }
+        self.data_plane.reports += 1;
+        let report = TrafficReport {
+            route: id.clone(),
+            watch,
+            sequence: self.data_plane.reports,
+            cells,
+            stable_latency: LatencyHistogram::default(),
+            mirrored: (0, 0),
+        };
+        let at = self.now + self.latency(5);
+        self.push(at, Item::Deliver(self.epoch, Event::Traffic(Box::new(report))));
+        if times > 0 {
+            self.push(self.now + SECOND, Item::Traffic(id.clone(), watch, times - 1));
         }
     }
 

@@ -90,6 +90,8 @@ pub(super) struct Traits {
     pub missing: bool,
     /// How its readiness is known.
     pub ready_by: ReadyBy,
+    /// Bad responses in a thousand.
+    pub bad: u32,
 }
 
 impl Traits {
@@ -101,11 +103,13 @@ impl Traits {
         term: Some(20_000),
         missing: false,
         ready_by: ReadyBy::Nothing,
+        bad: 0,
     };
 
     pub(super) fn random(rng: &mut Rng) -> Self {
         let ready = Some(1000 * one_of(rng, &[10, 300, 2500]));
         let good = Self { ready, ..Self::GOOD };
+        let good = Self { bad: one_of(rng, &[0, 0, 0, 1, 50, 1000]), ..good };
         match rng.below(14) {
             0 => Self { ready: None, ..good },
             1 => Self { ready: Some(1000 * (2000 + rng.below(12_000))), ..good },
@@ -123,7 +127,11 @@ impl Traits {
 
     /// Whether it becomes ready and stays so.
     pub(super) fn is_solid(&self) -> bool {
-        self.ready.is_some_and(|ready| ready < 3_000_000) && self.exit.is_none() && self.unready.is_none() && !self.missing
+        self.ready.is_some_and(|ready| ready < 3_000_000)
+            && self.exit.is_none()
+            && self.bad == 0
+            && self.unready.is_none()
+            && !self.missing
     }
 }
 
@@ -142,6 +150,8 @@ pub(super) enum Wish {
 pub(super) enum Deed {
     Command(Option<Name>, RolloutCommand),
     Cancel,
+    /// Asks for another release, which supersedes this one.
+    Supersede,
 }
 
 const STACK: &str = "
@@ -220,7 +230,8 @@ fn fill(rng: &mut Rng, service: &mut Service, traits: Traits, versions: &mut Vec
     service.replicas = 1 + u32::try_from(rng.below(4)).unwrap_or(0);
     service.health.start_deadline = Timespan::seconds(one_of(rng, &[3, 5, 10]));
     service.program.notify = ready_by == ReadyBy::Notify;
-    let http = TEMPLATE.resources.values().find_map(Resource::as_service).and_then(|service| service.health.ready.clone());
+    let http =
+        TEMPLATE.resources.values().find_map(Resource::as_service).and_then(|service| service.health.ready.clone());
     // An answer is told once, when it changes.
     let http = http.map(|probe| Probe { pass_after: 1, fail_after: 1, ..probe });
     service.health.ready = match ready_by {
@@ -354,7 +365,16 @@ pub(super) fn is_sound(desired: &Desired, versions: &[Traits]) -> bool {
             RolloutStep::Analysis(_) => true,
             _ => false,
         };
+        // Old ones have to leave before new ones start, and the clocks go on meanwhile.
+        let overlaps = match &service.rollout.strategy {
+            Strategy::Rolling { max_surge, .. } => max_surge.rounded_up(service.replicas) > 0,
+            Strategy::Recreate | Strategy::Hold { .. } => false,
+            Strategy::Canary(_) | Strategy::BlueGreen(_) => true,
+        };
+        let patient =
+            service.rollout.progress >= Timespan::seconds(20) && service.rollout.deadline >= Timespan::seconds(120);
         traits.is_solid()
+            && (overlaps || patient)
             && traits.ready.is_some_and(|ready| ready <= 300_000)
             && service.rollout.min_ready <= Timespan::millis(500)
             && !service.rollout.strategy.stepped().is_some_and(|stepped| stepped.steps.iter().any(asks_much))
@@ -373,7 +393,8 @@ pub(super) fn good_deed(rng: &mut Rng) -> Deed {
 /// What somebody does, as often as not at the wrong time.
 pub(super) fn deed(rng: &mut Rng) -> Deed {
     let service = (rng.below(3) == 0).then(|| NAMES[usize::try_from(rng.below(3)).unwrap_or(0)].clone());
-    match rng.below(12) {
+    match rng.below(14) {
+        12 | 13 => Deed::Supersede,
         0..=3 => Deed::Command(service, RolloutCommand::Promote),
         4 | 5 => Deed::Command(service, RolloutCommand::PromoteFully),
         6..=8 => Deed::Command(service, RolloutCommand::Pause),

@@ -10,23 +10,20 @@ use std::{
 
 use orchestra_machine::{Batch, Effect, Environment, Event, HookKey, ProbeKey, Settings, Which, rng::Rng};
 use orchestra_model::{
-    EnvironmentId, Now, ReleaseNumber, Resource, ResourceId, RunId,
+    EnvironmentId, Now, ReleaseNumber,
     launch::{Exit, Launch, LaunchKey, Termination},
     quantity::Timespan,
-    record::{
-        Change, EnvironmentState, ReleaseRecord, RunKind, RunRecord,
-    },
-    route::{EndpointKey, Route, RouteId},
+    record::{Change, EnvironmentState, ReleaseRecord, RunRecord},
     rollout::RolloutCommand,
+    route::{EndpointKey, Route, RouteId},
 };
-use orchestra_plan::{Current, Observation, Options};
 
-use crate::{disk::Disk, operator};
+use crate::disk::Disk;
 
 use super::{
     Report,
     laws::Laws,
-    schedule::{self, Deed, Faults, Traits, Wish},
+    schedule::{Deed, Faults, Traits},
 };
 
 /// Microseconds of virtual time.
@@ -63,6 +60,8 @@ pub(super) enum Item {
     Owner(RolloutCommand),
     /// Somebody wants the next release.
     Wish,
+    /// What went through a route is reported, so many times more.
+    Traffic(RouteId, u64, u32),
 }
 
 /// A call of a port.
@@ -134,6 +133,8 @@ pub(super) struct DataPlane {
     /// Offer that waits for it to answer: epoch, revision, version, routes, and whether somebody waits for the answer.
     pub waiting: Option<(u32, u64, u64, Vec<Route>, bool)>,
     pub last_report: Micros,
+    /// Reports of traffic so far.
+    pub reports: u64,
 }
 
 /// The world.
@@ -159,11 +160,14 @@ pub(super) struct World {
     items: Vec<Option<Item>>,
     free: Vec<usize>,
     sequence: u64,
-    /// Items in the queue that are not about people: when there are none, nothing happens by itself.
     tick_for: Option<Now>,
     next_version: u64,
-    next_run: u64,
-    wishes: u64,
+    /// Runs so far.
+    pub next_run: u64,
+    /// Releases that somebody will still ask for.
+    pub wishes: u64,
+    /// Another release waits for the run to end.
+    pub superseding: bool,
     busy: (Micros, u32),
 }
 
@@ -202,6 +206,7 @@ impl World {
             next_version: 0,
             next_run: 0,
             wishes: 2 + rng.below(3),
+            superseding: false,
             busy: (0, 0),
         };
         world.server = Some(Environment::new(world.disk.environment.clone(), world.settings()));
@@ -339,6 +344,7 @@ impl World {
             Item::Deed(deed) => self.deed(deed),
             Item::Owner(command) => self.owner(command),
             Item::Wish => self.wish(),
+            Item::Traffic(route, watch, times) => self.report_traffic(&route, watch, times),
         }
     }
 
@@ -471,6 +477,11 @@ impl World {
             }
         }
         self.check_commit(&before);
+        if self.superseding && self.active_run().is_none() {
+            // While the old ones still drain.
+            self.superseding = false;
+            self.push(self.now, Item::Wish);
+        }
     }
 
     /// The run that has not ended.
@@ -523,6 +534,7 @@ impl World {
                 let at = self.now + self.latency(500);
                 self.push(at, Item::Call(self.epoch, Call::Hook(key)));
             }
+            Effect::MeasureUsage { .. } => self.violate("nothing scales by itself"),
             Effect::CreateVolume { .. } | Effect::DeleteVolume { .. } => self.violate("nobody wants a volume"),
         }
     }
@@ -588,7 +600,7 @@ impl World {
                 _ => self.clock + self.rng.below(2 * hour),
             };
             let after = self.clock;
-            self.log(|| format!("the clock was set by {} s", (after as i64 - before as i64) / 1000));
+            self.log(|| format!("the clock was set by {} s", (after.cast_signed() - before.cast_signed()) / 1000));
             self.laws.clock_changed();
         }
         self.log(|| "server recovers".to_owned());
@@ -597,7 +609,8 @@ impl World {
         self.laws.forget_calls();
         let run = self.active_run().cloned();
         let matters = |number: &ReleaseNumber| {
-            Some(*number) == self.disk.environment.stable || run.as_ref().is_some_and(|run| run.release == Some(*number))
+            Some(*number) == self.disk.environment.stable
+                || run.as_ref().is_some_and(|run| run.release == Some(*number))
         };
         let releases = self.disk.releases.iter().filter(|(number, _)| matters(number));
         let state = EnvironmentState {
@@ -616,173 +629,15 @@ impl World {
         self.recovered();
         self.carry_out(batch);
     }
-
-    // === people ===
-
-    fn wish(&mut self) {
-        let ready = self.server.as_ref().is_some_and(|server| server.run().is_none());
-        if !ready || self.wishes == 0 {
-            // When everything is at rest there is another chance.
-            return;
-        }
-        self.wishes -= 1;
-        let mut rng = Rng::new(self.rng.next_u64());
-        let mut versions = std::mem::take(&mut self.versions);
-        let wish = schedule::wish(&mut rng, self.stable().map(|release| &release.desired), &mut versions);
-        self.versions = versions;
-        let calm = self.calm;
-        let sound = match &wish {
-            Wish::Up(desired) => calm && schedule::is_sound(desired, &self.versions),
-            _ => false,
-        };
-        self.laws.sound = sound.then_some(RunId(self.next_run + 1));
-        if !self.submit(wish, &mut rng) {
-            return;
-        }
-        for _ in 0..rng.below(4) {
-            if rng.below(3) == 0 {
-                let latest = schedule::one_of(&mut rng, &[SECOND, 10 * SECOND, 60 * SECOND]);
-                let at = self.now + rng.below(latest);
-                let deed = if calm { schedule::good_deed(&mut rng) } else { schedule::deed(&mut rng) };
-                self.push(at, Item::Deed(deed));
-            }
-        }
-        if calm || rng.below(10) > 0 {
-            let command = match rng.below(4) {
-                0 => RolloutCommand::PromoteFully,
-                1 if !calm => RolloutCommand::Abort,
-                _ => RolloutCommand::Promote,
-            };
-            let after = if calm { 20 } else { 200 };
-            let at = self.now + 20 * SECOND + rng.below(after * SECOND);
-            self.push(at, Item::Owner(command));
-        }
-    }
-
-    /// Asks for a release. Returns whether there was anything to do.
-    fn submit(&mut self, wish: Wish, rng: &mut Rng) -> bool {
-        let Some(server) = &self.server else { return false };
-        let record = server.record();
-        let stable = self.stable();
-        let (kind, desired) = match wish {
-            Wish::Up(desired) => (RunKind::Up, Some(desired)),
-            Wish::Down => (RunKind::Down { volumes: false }, None),
-            Wish::Restart | Wish::Scale(_) | Wish::Rollback => {
-                let Some(stable) = stable else { return false };
-                let mut desired = stable.desired.clone();
-                let kind = match wish {
-                    Wish::Rollback => {
-                        let index = usize::try_from(rng.below(self.disk.releases.len() as u64)).unwrap_or(0);
-                        let to = *self.disk.releases.keys().nth(index).expect("there is a stable one");
-                        desired = self.disk.releases[&to].desired.clone();
-                        RunKind::Rollback { to }
-                    }
-                    Wish::Scale(replicas) => {
-                        for resource in desired.resources.values_mut() {
-                            if let Resource::Service(service) = resource {
-                                service.replicas = replicas;
-                            }
-                        }
-                        RunKind::Scale { replicas: BTreeMap::new() }
-                    }
-                    _ => {
-                        for resource in desired.resources.values_mut() {
-                            if let Resource::Service(service) = resource {
-                                service.restarts += 1;
-                            }
-                        }
-                        RunKind::Restart { services: Vec::new() }
-                    }
-                };
-                (kind, Some(desired))
-            }
-        };
-        let given_up: std::collections::BTreeSet<&str> = server
-            .instances()
-            .filter(|instance| instance.is_failed())
-            .map(|instance| instance.record().id.workload.as_str())
-            .collect();
-        let observation = |id: &ResourceId| {
-            if given_up.contains(id.name.as_str()) {
-                Observation::Degraded("an instance was given up".to_owned())
-            } else {
-                Observation::Present
-            }
-        };
-        let current = Current {
-            base: record.stable,
-            resources: server.resources().clone(),
-            observed: server.resources().keys().map(|id| (id.clone(), observation(id))).collect(),
-        };
-        let plan = match orchestra_plan::plan(&record.id, &current, desired.as_ref(), Options::default()) {
-            Ok(plan) => plan,
-            Err(error) => {
-                self.violate(format!("the planner refused: {error}"));
-                return false;
-            }
-        };
-        if plan.is_empty() {
-            return false;
-        }
-        self.next_run += 1;
-        let id = RunId(self.next_run);
-        let source = record.source.clone();
-        let (run, release) = operator::request(record, id, kind, plan, desired);
-        if self.trace.is_some() {
-            let steps: Vec<String> =
-                run.plan.steps.iter().map(|step| format!("{} {:?}", step.resource, step.action)).collect();
-            let services: Vec<String> = release
-                .iter()
-                .flat_map(|release| &release.desired.resources)
-                .filter_map(|(id, resource)| {
-                    let service = resource.as_service()?;
-                    let version = version_of(service);
-                    let (strategy, traits) = (&service.rollout, &self.versions[version]);
-                    Some(format!("{id} x{} v{version} {traits:?} {strategy:?}", service.replicas))
-                })
-                .collect();
-            self.log(|| format!("{id} {:?} release {:?}: {}", run.kind, run.release, steps.join(", ")));
-            for line in services {
-                self.log(|| line);
-            }
-        }
-        self.deliver(Event::RunRequested { run, release, source });
-        true
-    }
-
-    fn deed(&mut self, deed: Deed) {
-        let Some(server) = &self.server else { return };
-        let event = match deed {
-            Deed::Cancel => {
-                let Some(run) = server.run() else { return };
-                Event::CancelRequested { run: run.id }
-            }
-            Deed::Command(service, command) => {
-                if server.can_command(service.as_ref(), &command).is_err() && self.rng.below(4) > 0 {
-                    // The engine refuses these; the machine must survive them all the same.
-                    return;
-                }
-                Event::Rollout { service, command, by: "anna".to_owned() }
-            }
-        };
-        self.deliver(event);
-    }
-
-    fn owner(&mut self, command: RolloutCommand) {
-        if let Some(server) = &self.server
-            && server.run().is_none()
-        {
-            return;
-        }
-        if self.server.is_some() {
-            self.deliver(Event::Rollout { service: None, command: command.clone(), by: "olga".to_owned() });
-        }
-        let at = self.now + 30 * SECOND;
-        self.push(at, Item::Owner(command));
-    }
 }
 
 /// The version of a program that a service runs.
 pub(super) fn version_of(service: &orchestra_model::desired::Service) -> usize {
-    service.program.command.get(1).and_then(orchestra_model::Text::known).and_then(|text| text.parse().ok()).unwrap_or(0)
+    service
+        .program
+        .command
+        .get(1)
+        .and_then(orchestra_model::Text::known)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0)
 }

@@ -1,5 +1,6 @@
 //! Integration tests of the simulator.
 
+mod clocks;
 mod crashes;
 mod rollouts;
 mod scenarios;

@@ -13,7 +13,7 @@ use orchestra_model::{
     traffic::{Permille, RequestMatch},
 };
 
-use super::{Decoder, Fields, conflict, expected, invalid, quantity, text, timespan, without_nul};
+use super::{Decoder, Fields, conflict, expected, invalid, quantity, text, timespan, unknown, without_nul};
 use crate::{
     report::{Report, help},
     tables,
@@ -287,9 +287,20 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                 }
                 Some(path)
             }),
-            flag: fields.get("flag").and_then(|entry| self.words(entry, "the name of a flag")),
+            flag: fields.get("flag").and_then(|entry| self.flag(entry)),
             prometheus: fields.get("prometheus").map(|entry| self.prometheus(&entry.value)).unwrap_or_default(),
         }
+    }
+
+    /// The name of a flag that the stack defines.
+    fn flag(&mut self, entry: &Entry<'_>) -> Option<String> {
+        let name = self.words(entry, "the name of a flag")?;
+        if !self.scope.flags.contains(&name) {
+            let message = || format!("there is no flag `{}`", cut(&name));
+            let known = self.scope.flags.iter().map(String::as_str);
+            unknown(self.report, entry.value.span, message, known, &name);
+        }
+        Some(name)
     }
 
     fn latency(&mut self, entry: &'n Entry<'a>) -> Option<LatencyBound> {

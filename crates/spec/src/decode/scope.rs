@@ -1,11 +1,15 @@
 //! The first pass: everything that has a name, its ports and its paths, so that the second pass can refer to it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use orchestra_model::{
     Name,
     desired::{Port, Protocol, Volume},
     diagnostic::Code,
+    route::RouteId,
     traffic::PortPolicy,
 };
 
@@ -26,6 +30,8 @@ pub(crate) struct Scope<'n, 'a> {
     pub(crate) services: BTreeMap<Name, ServiceOutline<'n, 'a>>,
     pub(crate) jobs: BTreeMap<Name, &'n Entry<'a>>,
     pub(crate) volumes: BTreeMap<Name, VolumeOutline>,
+    /// Names of flags, also of those with errors.
+    pub(crate) flags: BTreeSet<String>,
 }
 
 /// What others may know of a service.
@@ -62,7 +68,7 @@ impl<'n, 'a> Scope<'n, 'a> {
         context: &'n Context,
         stack: Name,
         environment: Name,
-        [services, jobs, volumes]: [Option<&'n Node<'a>>; 3],
+        [services, jobs, volumes, flags]: [Option<&'n Node<'a>>; 4],
     ) -> Self {
         let mut scope = Self {
             context,
@@ -71,6 +77,7 @@ impl<'n, 'a> Scope<'n, 'a> {
             services: BTreeMap::new(),
             jobs: BTreeMap::new(),
             volumes: BTreeMap::new(),
+            flags: flags.and_then(Node::entries).into_iter().flatten().map(|entry| entry.key.to_string()).collect(),
         };
         for entry in volumes.map_or(&[][..], |node| named(report, node, true, NAMED)) {
             scope.volume(report, entry);
@@ -78,6 +85,11 @@ impl<'n, 'a> Scope<'n, 'a> {
         let mut published = Vec::new();
         for entry in services.map_or(&[][..], |node| named(report, node, true, NAMED)) {
             if let Some(name) = name(report, &entry.key, entry.key_span, "a service") {
+                if name.as_str() == RouteId::FLAGS {
+                    let message = || format!("`{name}` cannot be the name of a service");
+                    let remedy = help("rename it: the proxy serves the flags under this name");
+                    report.error(Code::INVALID_NAME, entry.key_span, message, remedy);
+                }
                 let outline = service(report, entry, &name, &mut published);
                 scope.services.insert(name, outline);
             }

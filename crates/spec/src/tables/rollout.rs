@@ -35,7 +35,7 @@ pub(crate) static ROLLOUT: Table = Table {
         Key::new(
             "progress_deadline",
             Shape::Duration,
-            "Longest time in which no further instance becomes available though one is wanted.",
+            "Longest time in which no further instance becomes available though one is wanted, of a canary or blue-green rollout.",
         )
         .default("10m")
         .from(KUBERNETES),
@@ -146,7 +146,7 @@ pub(crate) static STEP: Table = Table {
         Key::new("hook", Shape::Table(&HOOK), "Asks a webhook or a command whether to go on."),
         Key::new(
             "match",
-            Shape::List(&Shape::Table(&MATCH)),
+            Shape::Items(&Shape::Table(&MATCH)),
             "Requests that go to the new set whatever its share is; an empty list ends that.",
         ),
         Key::new(

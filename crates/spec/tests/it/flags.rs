@@ -125,3 +125,39 @@ fn mistakes_are_found_behind_other_mistakes() {
         errors.iter().map(|error| (error.labels[0].location.line, error.code.as_str())).collect();
     assert_eq!(places, [(7, "ORC0202"), (8, "ORC0204"), (10, "ORC0207")], "{errors:?}");
 }
+
+#[test]
+fn a_guard_names_a_flag_of_the_stack() {
+    let stack = |flags: &str| {
+        format!(
+            "version: 1\nname: demo\n{flags}services:\n  api:\n    command: [./api]\n    ports: {{http: auto}}\n    rollout:\n      canary: true\n      guard: {{flag: new-editr}}\n"
+        )
+    };
+    let found = |flags: &str| {
+        let text = stack(flags);
+        load(Source { path: "orchestra.yaml", bytes: text.as_bytes() }, &context(None))
+    };
+    found("flags: {new-editr: true}\n").unwrap();
+    for (flags, help) in [
+        ("flags: {new-editor: true}\n", Some("did you mean `new-editor`?")),
+        ("flags: {something-else: true}\n", Some("known are: something-else")),
+        ("", None),
+    ] {
+        let errors = found(flags).unwrap_err();
+        assert_eq!(errors.len(), 1, "{errors:#?}");
+        assert_eq!((errors[0].code.as_str(), errors[0].message.as_str()), ("ORC0207", "there is no flag `new-editr`"));
+        assert_eq!(errors[0].help.as_deref(), help);
+        let line = stack(flags).lines().position(|line| line.contains("guard")).unwrap() + 1;
+        assert_eq!((errors[0].labels[0].location.line as usize, errors[0].labels[0].location.column), (line, 21));
+    }
+    // A flag with a mistake of its own is there all the same.
+    let errors = found("flags: {new-editr: [1]}\n").unwrap_err();
+    assert!(errors.iter().all(|error| !error.message.contains("there is no flag")), "{errors:#?}");
+}
+
+#[test]
+fn no_service_has_the_name_of_the_flags() {
+    let text = "version: 1\nname: demo\nservices: {orchestra-flags: {command: [./a]}}\n";
+    let errors = load(Source { path: "orchestra.yaml", bytes: text.as_bytes() }, &context(None)).unwrap_err();
+    assert_eq!((errors.len(), errors[0].code.as_str()), (1, "ORC0205"), "{errors:#?}");
+}

@@ -1,7 +1,7 @@
 //! Evidence that does not rest on one client.
 //!
 //! Clients fall into 64 groups by their hash. Beside the wealth over all bad responses there is one for each group that
-//! has had any, over all responses *but* that group's: a leave-one-out that stays a fair bet, and exact, because each of
+//! has had any, over all *but* that group's bad responses: a leave-one-out that stays a fair bet, and exact, because each of
 //! them is a wealth like any other. Whatever one client does, the wealth without its group knows nothing of it.
 
 use std::collections::BTreeMap;
@@ -12,19 +12,20 @@ use crate::wealth::Wealth;
 
 const GROUPS: u64 = 64;
 
-/// Bad responses at one weight, of one group of clients: the canary's part and the stable release's.
+/// Trials of one group of clients that hit with the same probability under the null hypothesis.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part {
-    pub(super) group: u8,
-    pub(super) weight: f64,
-    pub(super) canary: f64,
-    pub(super) stable: f64,
+    /// Whose; `None` for what is never left out.
+    pub(super) group: Option<u8>,
+    pub(super) p: f64,
+    pub(super) hits: f64,
+    pub(super) misses: f64,
 }
 
 /// The group of a client.
-pub(super) fn group(client: u64) -> u8 {
+pub(super) fn group(client: u64) -> Option<u8> {
     // Multiplied first: the caller's hash may be a counter.
-    u8::try_from((client.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % GROUPS).unwrap_or(0)
+    u8::try_from((client.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % GROUPS).ok()
 }
 
 /// A wealth, and the same without each group.
@@ -39,18 +40,24 @@ impl Crowd {
         Self { all, without: BTreeMap::new() }
     }
 
-    /// Takes in the bad responses of one look.
+    /// Takes in what happened at one moment.
     pub(super) fn observe(&mut self, parts: &[Part]) {
         if parts.is_empty() {
             return;
         }
-        for part in parts {
+        for group in parts.iter().filter_map(|part| part.group) {
             // Until now it had nothing to leave out.
-            self.without.entry(part.group).or_insert_with(|| self.all.clone());
+            self.without.entry(group).or_insert_with(|| self.all.clone());
         }
-        self.all.observe_all(&merged(parts, None));
+        let all = self.all.look(&merged(parts.iter()));
+        self.all.take(&all);
         for (group, wealth) in &mut self.without {
-            wealth.observe_all(&merged(parts, Some(*group)));
+            if parts.iter().any(|part| part.group == Some(*group)) {
+                let own = wealth.look(&merged(parts.iter().filter(|part| part.group == Some(*group))));
+                wealth.take(&all.without(&own));
+            } else {
+                wealth.take(&all);
+            }
         }
     }
 
@@ -59,22 +66,24 @@ impl Crowd {
         &self.all
     }
 
-    /// Logarithm of what is left of the wealth without the client that contributes most.
-    pub(super) fn ln_without_one(&self) -> f64 {
-        self.without.values().map(Wealth::ln).fold(self.all.ln(), f64::min)
+    /// Logarithm of what counts if a fail must not rest on one client: at most so many times (as a logarithm) what is left
+    /// without the client that contributes most.
+    pub(super) fn guarded_ln(&self, times: f64) -> f64 {
+        let ln = self.all.ln();
+        self.without.values().map(|without| without.ln() + times).fold(ln, f64::min)
     }
 }
 
-/// Sums by weight.
-fn merged(parts: &[Part], without: Option<u8>) -> Vec<(f64, f64, f64)> {
+/// Sums by probability.
+fn merged<'a>(parts: impl Iterator<Item = &'a Part>) -> Vec<(f64, f64, f64)> {
     let mut sums: Vec<(f64, f64, f64)> = Vec::new();
-    for part in parts.iter().filter(|part| Some(part.group) != without) {
-        match sums.iter_mut().find(|(weight, ..)| weight.to_bits() == part.weight.to_bits()) {
+    for part in parts {
+        match sums.iter_mut().find(|(p, ..)| p.to_bits() == part.p.to_bits()) {
             Some(sum) => {
-                sum.1 += part.canary;
-                sum.2 += part.stable;
+                sum.1 += part.hits;
+                sum.2 += part.misses;
             }
-            None => sums.push((part.weight, part.canary, part.stable)),
+            None => sums.push((part.p, part.hits, part.misses)),
         }
     }
     sums

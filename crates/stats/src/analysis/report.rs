@@ -31,8 +31,8 @@ impl Analysis {
                 most = (name, wealth.ln());
             }
         };
-        if let Some(wealth) = &self.absolute {
-            heavier("absolute", wealth);
+        if let Some(crowd) = &self.absolute {
+            heavier("absolute", crowd.all());
         }
         if let Some(wealth) = &self.probes {
             heavier("probes", wealth);
@@ -87,10 +87,12 @@ impl Analysis {
 
     pub(super) fn explain_inconclusive(&self) -> String {
         let seen = self.this_step();
-        let clients = self.bad_clients.count();
-        if self.ln_worse(true) >= self.ln_threshold() && clients < self.settings.min_clients {
-            let had = counted(clients.into(), "client has", "clients have");
-            return format!("in this step {seen}; but {had} seen it, and a fail needs {}", self.settings.min_clients);
+        if self.ln_worse(false) >= self.ln_threshold() {
+            let clients = counted(self.bad_clients.count().into(), "client has", "clients have");
+            let asked = self.settings.min_clients;
+            return format!(
+                "in this step {seen}; but {clients} seen it: a fail needs {asked}, and must not rest on one"
+            );
         }
         if self.step.outage() {
             return format!("in this step {seen}: an outage of both, in which nothing is promoted");

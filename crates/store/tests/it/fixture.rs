@@ -7,7 +7,7 @@ use orchestra_model::{
     ResourceKind, RunId,
     desired::{Target, Volume},
     flag::FlagSet,
-    plan::PLAN_FORMAT,
+    plan::{Action, FlagStep, PLAN_FORMAT},
     record::{
         Change, EnvironmentRecord, InstanceIntent, InstanceRecord, JournalEntry, JournalKind, ReleaseRecord,
         ReleaseState, ResourceRecord, RunKind, RunRecord, RunState,
@@ -123,6 +123,13 @@ pub(crate) fn run(number: u64, generation: u64, release: Option<u64>) -> RunReco
             steps: Vec::new(),
             unchanged: 3,
             kept: Vec::new(),
+            flags: vec![FlagStep {
+                flag: "editor".parse().unwrap(),
+                action: Action::Delete,
+                changes: Vec::new(),
+                base: Some(Digest::of(&1)),
+                target: None,
+            }],
         },
         state: RunState::Running,
         steps: BTreeMap::new(),

@@ -1,0 +1,646 @@
+//! A service that scales by itself, in a world that does at once what is asked, on virtual time.
+
+use std::collections::VecDeque;
+
+use orchestra_model::{
+    Desired, EnvironmentId, Generation, Plan, ReleaseNumber, RunId, Text,
+    autoscale::{Behavior, Change as Amount, Level, Metric, ScalePolicy, Select, ToZero},
+    desired::{
+        Drain, Health, Port, Program, Protocol, Resources, Restart, RestartPolicy, Signal, Stop, Strategy, Target,
+    },
+    flag::FlagSet,
+    launch::{Exit, Observed, ProviderEvent},
+    plan::{Action, PLAN_FORMAT, Step},
+    quantity::{Amount as Share, ByteSize, Cpu, Percent},
+    record::{Change, EnvironmentRecord, EnvironmentState, ReleaseRecord, ReleaseState, RunRecord},
+    rollout::{OnExpiry, PauseStep, Rollout as Spec, RolloutStep, Stepped},
+    route::{EndpointKey, EndpointState, Route, RouteId},
+    traffic::{Permille, PortPolicy},
+};
+
+use super::*;
+use crate::{Batch, Settings, environment::Event};
+
+const HOLD: Timespan = Timespan::seconds(10);
+
+fn behavior(window: u64) -> Behavior {
+    let per = Timespan::seconds(15);
+    Behavior {
+        window: Timespan::seconds(window),
+        tolerance: Percent::whole(10),
+        policies: vec![
+            ScalePolicy { change: Amount::Percent(100), per },
+            ScalePolicy { change: Amount::Instances(4), per },
+        ],
+        select: Select::Max,
+    }
+}
+
+/// The defaults of the stack file.
+fn policy(min: u32, max: u32, source: MetricSource, target: Level) -> Autoscale {
+    Autoscale {
+        min,
+        max,
+        on: vec![Metric { source, target }],
+        every: Timespan::seconds(15),
+        up: behavior(0),
+        down: behavior(300),
+        cpu_initialization: Timespan::seconds(300),
+        initial_readiness: Timespan::seconds(30),
+        to_zero: (min == 0).then_some(ToZero { idle_for: Timespan::seconds(300), cold_start: Timespan::seconds(60) }),
+    }
+}
+
+/// Two requests in flight per instance.
+fn in_flight(min: u32, max: u32) -> Autoscale {
+    policy(min, max, MetricSource::RequestsInFlight, Level::Average(Measure::whole(2)))
+}
+
+fn service(version: u32, scale: Option<Autoscale>) -> Service {
+    let second = Timespan::seconds(1);
+    let port = Port {
+        host: std::net::Ipv4Addr::LOCALHOST.into(),
+        port: None,
+        protocol: Protocol::Http,
+        policy: PortPolicy::default(),
+    };
+    Service {
+        program: Program {
+            command: vec![Text::literal("/bin/api"), Text::literal(version.to_string())],
+            directory: "/".to_owned(),
+            env: BTreeMap::new(),
+            user: None,
+            umask: None,
+            limits: BTreeMap::new(),
+            ports: ["http".parse().unwrap()].into(),
+            resources: Resources { cpu: Some(Cpu::millis(1000)), ..Resources::default() },
+            ready_line: None,
+            notify: false,
+            watchdog: None,
+        },
+        replicas: 1,
+        scale,
+        restarts: 0,
+        ports: [("http".parse().unwrap(), port)].into(),
+        depends_on: BTreeMap::new(),
+        health: Health { ready: None, live: None, start_deadline: Timespan::seconds(60) },
+        restart: Restart {
+            policy: RestartPolicy::Always,
+            backoff: second,
+            max_backoff: second,
+            reset_after: second,
+            budget: Some(0),
+        },
+        stop: Stop { signal: Signal::Term, grace: second },
+        rollout: Spec {
+            strategy: Strategy::Rolling {
+                max_surge: Share::Share(Percent::whole(25)),
+                max_unavailable: Share::Count(0),
+            },
+            drain: Drain { requests: second, streams: second },
+            deadline: Timespan::seconds(300),
+            min_ready: Timespan::default(),
+            progress: Timespan::seconds(100),
+        },
+    }
+}
+
+fn id() -> ResourceId {
+    service_id(&"api".parse().unwrap())
+}
+
+/// What goes through the one route.
+#[derive(Clone, Copy, Default)]
+struct Traffic {
+    in_flight: u32,
+    held: u32,
+}
+
+struct World {
+    machine: Environment,
+    disk: EnvironmentState,
+    now: Now,
+    running: BTreeMap<LaunchKey, Now>,
+    routes: Vec<Route>,
+    notes: Vec<String>,
+    traffic: Traffic,
+    /// CPU that every instance uses, in thousandths of a core.
+    cpu: u64,
+    /// Instances are started and do not live.
+    broken: bool,
+    /// Instances take for ever to start.
+    slow: bool,
+    launches: usize,
+    ended: usize,
+}
+
+impl World {
+    fn new() -> Self {
+        let environment: EnvironmentId = "demo/dev".parse().unwrap();
+        let record = EnvironmentRecord {
+            id: environment,
+            source: String::new(),
+            generation: Generation(0),
+            stable: None,
+            last_release: ReleaseNumber(0),
+            run: None,
+            chosen_ports: BTreeMap::new(),
+            ordinals: BTreeMap::new(),
+            rollouts: BTreeMap::new(),
+            flag_overrides: BTreeMap::new(),
+            scaled: BTreeMap::new(),
+        };
+        let disk = EnvironmentState {
+            environment: record.clone(),
+            resources: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            run: None,
+            releases: BTreeMap::new(),
+        };
+        Self {
+            machine: Environment::new(record, Self::settings()),
+            disk,
+            now: Now::at(Duration::from_secs(1)),
+            running: BTreeMap::new(),
+            routes: Vec::new(),
+            notes: Vec::new(),
+            traffic: Traffic::default(),
+            cpu: 0,
+            broken: false,
+            slow: false,
+            launches: 0,
+            ended: 0,
+        }
+    }
+
+    fn settings() -> Arc<Settings> {
+        Arc::new(Settings {
+            seed: 1,
+            ports: (20_000, 20_999),
+            base_env: BTreeMap::new(),
+            hold: HOLD,
+            hold_limit: 100,
+            log_max_bytes: 1,
+            log_keep: 1,
+            epoch: 1_000_000,
+        })
+    }
+
+    /// A service that is there, and has been measured.
+    fn with(scale: Autoscale) -> Self {
+        let mut world = Self::new();
+        world.up(service(1, Some(scale)));
+        assert!(world.machine.run().is_none(), "{:?}", world.notes);
+        world
+    }
+
+    fn run(&mut self, kind: RunKind, service: Service) {
+        let record = self.machine.record().clone();
+        let number = ReleaseNumber(record.last_release.0 + 1);
+        let desired = Desired {
+            environment: record.id.clone(),
+            target: Target::Process,
+            resources: [(id(), Resource::Service(service))].into(),
+            flags: FlagSet::default(),
+        };
+        let step = Step {
+            resource: id(),
+            action: Action::Update,
+            reasons: Vec::new(),
+            changes: Vec::new(),
+            after: BTreeMap::new(),
+            base: None,
+            target: None,
+        };
+        let run = RunRecord {
+            id: RunId(number.0),
+            environment: record.id.clone(),
+            kind,
+            generation: Generation(record.generation.0 + 1),
+            release: Some(number),
+            plan: Plan {
+                format: PLAN_FORMAT,
+                environment: record.id.clone(),
+                base: record.stable,
+                desired: Some(desired.clone()),
+                steps: vec![step],
+                unchanged: 0,
+                kept: Vec::new(),
+                flags: Vec::new(),
+            },
+            state: RunState::Running,
+            steps: BTreeMap::new(),
+            started_at: 0,
+            ended_at: None,
+            problems: Vec::new(),
+            reverted: None,
+            culprits: Vec::new(),
+            request_key: None,
+        };
+        let release = ReleaseRecord {
+            environment: record.id,
+            number,
+            created_at: 0,
+            run: run.id,
+            reason: String::new(),
+            state: ReleaseState::Deploying,
+            desired,
+            verdicts: Vec::new(),
+        };
+        let (run, release) = (Box::new(run), Some(Box::new(release)));
+        self.send(Event::RunRequested { run, release, source: String::new() });
+    }
+
+    fn up(&mut self, service: Service) {
+        self.run(RunKind::Up, service);
+    }
+
+    /// As the engine does it: the release says what a person said.
+    fn by_hand(&mut self, number: u32) {
+        let Some(Resource::Service(service)) = self.machine.resources().get(&id()).map(|r| r.applied.clone()) else {
+            panic!("nothing was applied");
+        };
+        let kind = RunKind::Scale { replicas: [("api".parse().unwrap(), number)].into() };
+        self.run(kind, Service { replicas: number, ..service });
+    }
+
+    fn send(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let batch = self.machine.handle(self.now, event);
+            self.carry_out(batch, &mut events);
+        }
+    }
+
+    fn carry_out(&mut self, batch: Batch, events: &mut VecDeque<Event>) {
+        for change in batch.changes {
+            self.commit(change);
+        }
+        for effect in batch.effects {
+            match effect {
+                Effect::Launch(launch) => {
+                    let key = launch.key.clone();
+                    self.launches += 1;
+                    let event = |event| Event::Provider { key: key.clone(), event };
+                    events.push_back(Event::Launched(key.clone()));
+                    if self.slow {
+                        continue;
+                    }
+                    events.push_back(event(ProviderEvent::Started { pid: 7 }));
+                    if self.broken {
+                        let exit = Exit::Code(1);
+                        events
+                            .extend([event(ProviderEvent::Exited { exit, message: None }), event(ProviderEvent::Gone)]);
+                    } else {
+                        self.running.insert(key, self.now);
+                    }
+                }
+                Effect::Terminate { key, .. } => {
+                    self.ended += usize::from(self.running.remove(&key).is_some());
+                    let exit = Exit::Code(0);
+                    let ended = [ProviderEvent::Exited { exit, message: None }, ProviderEvent::Gone];
+                    events.extend(ended.map(|event| Event::Provider { key: key.clone(), event }));
+                }
+                Effect::SetRoutes { revision, routes } => {
+                    let address = |route: &Route| (route.id.clone(), "127.0.0.1:40000".parse().unwrap());
+                    events
+                        .push_back(Event::RoutesApplied { revision, addresses: routes.iter().map(address).collect() });
+                    let ends = routes.iter().flat_map(|r| &r.backends).flat_map(|b| &b.endpoints);
+                    let drained = ends.filter(|e| e.state == EndpointState::Draining).map(|e| {
+                        let environment = self.disk.environment.id.clone();
+                        Event::Drained(EndpointKey { environment, instance: e.instance.clone(), attempt: e.attempt })
+                    });
+                    events.extend(drained);
+                    self.routes = routes;
+                }
+                Effect::MeasureUsage { service, keys } => {
+                    let usage = |key: LaunchKey| {
+                        let lived = u64::try_from(self.now.since(self.running[&key]).as_millis()).unwrap();
+                        let cpu = Duration::from_micros(lived * self.cpu);
+                        (key, Usage { cpu, memory: ByteSize::bytes(1 << 20), processes: 1 })
+                    };
+                    events.push_back(Event::Usage { service, usage: keys.into_iter().map(usage).collect() });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn commit(&mut self, change: Change) {
+        let disk = &mut self.disk;
+        match change {
+            Change::Environment(record) => disk.environment = record,
+            Change::Release(release) => {
+                disk.releases.insert(release.number, *release);
+            }
+            Change::Run(run) => disk.run = Some(*run),
+            Change::Step(_, resource, state) => {
+                disk.run.as_mut().unwrap().steps.insert(resource, state);
+            }
+            Change::Instance(instance) => {
+                disk.instances.insert(instance.id.clone(), *instance);
+            }
+            Change::ForgetInstance(_, instance) => {
+                disk.instances.remove(&instance);
+            }
+            Change::Resource(resource) => {
+                disk.resources.insert(resource.id.clone(), *resource);
+            }
+            Change::ForgetResource(_, resource) => {
+                disk.resources.remove(&resource);
+            }
+            Change::Event(note) if note.kind == EventKind::Scaled => self.notes.push(note.cause),
+            _ => {}
+        }
+    }
+
+    /// The control plane dies, and the next one finds what runs and what is written down.
+    fn recover(&mut self) {
+        // As an adopted state does: the clock begins anew.
+        let passed = self.now.since_origin();
+        self.running.values_mut().for_each(|started| {
+            *started = Now::at(started.since_origin().saturating_sub(passed));
+        });
+        self.now = Now::ZERO;
+        let observed = |instance: &orchestra_model::record::InstanceRecord| {
+            let environment = self.disk.environment.id.clone();
+            let key = LaunchKey { environment, instance: instance.id.clone(), attempt: instance.attempt };
+            self.running.contains_key(&key).then_some(Observed {
+                key,
+                pid: Some(7),
+                started_at: None,
+                notified_ready: false,
+                line_matched: false,
+                status_text: None,
+                exit: None,
+                gone: false,
+                message: None,
+            })
+        };
+        let observed = self.disk.instances.values().map(|i| (i.id.clone(), observed(i))).collect();
+        let (machine, batch) = Environment::recover(self.disk.clone(), &observed, Self::settings(), self.now);
+        self.machine = machine;
+        let mut events = VecDeque::new();
+        self.carry_out(batch, &mut events);
+        for event in events {
+            self.send(event);
+        }
+    }
+
+    fn report(&mut self) {
+        let environment = self.disk.environment.id.clone();
+        let Traffic { in_flight, held } = self.traffic;
+        self.send(Event::Load(LoadReport {
+            route: RouteId { environment, service: "api".parse().unwrap(), port: "http".parse().unwrap() },
+            over: Timespan::seconds(1),
+            requests: u64::from(in_flight),
+            in_flight,
+            streams: 0,
+            tokens: 0,
+            held,
+        }));
+    }
+
+    /// Lets time pass, with a report of the data plane every second.
+    fn pass(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            let end = self.now + Duration::from_secs(1);
+            while let Some(deadline) = self.machine.deadline().filter(|at| *at <= end) {
+                self.now = self.now.max(deadline);
+                self.send(Event::Tick);
+            }
+            self.now = end;
+            self.report();
+        }
+    }
+
+    fn busy(&mut self, in_flight: u32, seconds: u64) {
+        self.traffic = Traffic { in_flight, held: 0 };
+        self.pass(seconds);
+    }
+
+    /// Instances that are wanted, and that run: the record, the status and the world must agree.
+    #[track_caller]
+    fn expect(&self, number: u32) {
+        assert_eq!(self.disk.environment.scaled[&id().name].replicas, number, "{:#?}", self.notes);
+        assert_eq!(self.disk.environment, *self.machine.record(), "what is in force is written down");
+        assert_eq!(self.status().replicas, number);
+        assert_eq!(self.running.len(), number as usize, "{:?}", self.running);
+    }
+
+    fn status(&self) -> crate::status::ResourceStatus {
+        self.machine.status(self.now).resources.into_iter().find(|resource| resource.id == id()).unwrap()
+    }
+}
+
+#[test]
+fn it_grows_with_load_and_shrinks_after_the_window() {
+    let mut world = World::with(in_flight(1, 5));
+    world.expect(1);
+    assert!(world.routes[0].metered);
+    world.busy(8, 20);
+    world.expect(4);
+    assert_eq!(
+        world.notes,
+        ["scaled up from 1 to 4: requests_in_flight is 8 of 2 per instance, which asks for 4"],
+        "one note for each decision that changes something"
+    );
+    world.busy(2, 280);
+    world.expect(4);
+    world.busy(2, 40);
+    world.expect(1);
+    assert!(world.status().scaling[0].contains("requests_in_flight is 2 of 2"), "{:?}", world.status().scaling);
+    // More than `max` is never wanted.
+    world.busy(100, 60);
+    world.expect(5);
+    assert_eq!(world.machine.resources()[&id()].applied.as_service().unwrap().replicas, 1, "the release says the same");
+}
+
+#[test]
+fn a_request_that_waits_wakes_a_sleeping_service_at_once() {
+    let mut world = World::with(in_flight(0, 3));
+    world.busy(1, 60);
+    world.busy(0, 290);
+    world.expect(1);
+    world.busy(0, 40);
+    world.expect(0);
+    assert_eq!(world.status().state, "ready");
+    assert!(world.status().scaling[0].contains("it sleeps until the next request"), "{:?}", world.status().scaling);
+    assert_eq!(world.routes[0].hold, Timespan::seconds(60), "whoever asks waits for a cold start");
+    assert!(world.routes[0].backends.is_empty());
+
+    world.traffic = Traffic { in_flight: 0, held: 1 };
+    world.report();
+    world.expect(1);
+    assert_eq!(world.notes.last().unwrap(), "scaled up from 0 to 1: it slept, and a request waits for an instance");
+    assert_eq!(world.routes[0].hold, HOLD, "it is ready");
+    world.busy(4, 20);
+    world.expect(2);
+}
+
+#[test]
+fn a_cold_start_is_explained_until_an_instance_is_ready() {
+    let mut world = World::with(in_flight(0, 3));
+    world.busy(0, 330);
+    world.expect(0);
+    world.slow = true;
+    world.traffic = Traffic { in_flight: 0, held: 1 };
+    world.pass(30);
+    let lines = world.status().scaling;
+    assert!(lines.iter().any(|line| line.starts_with("starting for ")), "{lines:?}");
+    assert_eq!(world.routes[0].hold, Timespan::seconds(60));
+}
+
+#[test]
+fn a_crash_keeps_the_number_and_the_windows() {
+    let mut world = World::with(in_flight(1, 5));
+    world.busy(8, 20);
+    let (launches, ended) = (world.launches, world.ended);
+    world.recover();
+    world.expect(4);
+    // Nobody has reported yet, and then there is little to do: neither takes an instance away within the window.
+    world.pass(0);
+    world.busy(2, 280);
+    world.expect(4);
+    assert_eq!((world.launches, world.ended), (launches, ended), "no instance was touched");
+    world.busy(2, 60);
+    world.expect(1);
+
+    let mut asleep = World::with(in_flight(0, 3));
+    asleep.busy(0, 330);
+    asleep.recover();
+    asleep.expect(0);
+    asleep.traffic.held = 1;
+    asleep.report();
+    asleep.expect(1);
+}
+
+#[test]
+fn a_release_keeps_the_number_within_its_bounds() {
+    let mut world = World::with(in_flight(1, 5));
+    world.busy(8, 20);
+    let launches = world.launches;
+    world.up(service(2, Some(in_flight(1, 5))));
+    assert!(world.machine.run().is_none());
+    world.expect(4);
+    assert_eq!(world.launches, launches + 4, "all were replaced");
+    world.up(service(2, Some(in_flight(1, 3))));
+    world.expect(3);
+    // Without `scale` the release says it; and again with it, the number stays.
+    world.up(Service { replicas: 2, ..service(2, None) });
+    assert!(world.disk.environment.scaled.is_empty() && world.running.len() == 2);
+    assert!(!world.routes[0].metered && world.status().scaling.is_empty());
+    world.up(service(2, Some(in_flight(1, 3))));
+    world.expect(2);
+}
+
+#[test]
+fn a_release_wakes_a_sleeping_service_to_show_that_it_works() {
+    let mut world = World::with(in_flight(0, 3));
+    world.busy(0, 330);
+    world.expect(0);
+    // What replaces no instance wakes nobody.
+    world.up(service(1, Some(in_flight(0, 4))));
+    world.expect(0);
+    world.broken = true;
+    world.up(service(2, Some(in_flight(0, 4))));
+    assert_eq!(world.disk.run.as_ref().unwrap().state, RunState::Failed, "it does not work");
+    world.broken = false;
+    world.up(service(3, Some(in_flight(0, 4))));
+    world.expect(1);
+    world.busy(0, 330);
+    world.expect(0);
+}
+
+#[test]
+fn a_number_set_by_hand_holds_for_the_window() {
+    let mut world = World::with(in_flight(1, 5));
+    world.busy(2, 600);
+    world.expect(1);
+    world.by_hand(4);
+    world.expect(4);
+    world.busy(2, 290);
+    world.expect(4);
+    world.busy(2, 40);
+    world.expect(1);
+
+    // Switched off, it rests, whatever there is to do, and through a release.
+    world.by_hand(0);
+    world.expect(0);
+    world.busy(50, 60);
+    world.up(service(2, Some(in_flight(1, 5))));
+    world.expect(0);
+    assert!(world.status().scaling[0].contains("autoscaling rests"), "{:?}", world.status().scaling);
+    world.by_hand(2);
+    world.busy(4, 20);
+    world.expect(2);
+}
+
+#[test]
+fn a_number_that_does_not_come_about_is_taken_back() {
+    let mut world = World::with(in_flight(1, 5));
+    world.busy(4, 20);
+    world.expect(2);
+    world.slow = true;
+    world.by_hand(5);
+    world.recover();
+    assert_eq!(world.machine.record().scaled[&id().name].replicas, 5, "it is begun again after the crash");
+    world.busy(4, 400);
+    assert_eq!(world.disk.run.as_ref().unwrap().state, RunState::Failed);
+    // Not what the release before it says, but what was in force.
+    world.expect(2);
+    assert_eq!(world.disk.environment.scaled[&id().name].before, None);
+}
+
+#[test]
+fn it_grows_with_the_cpu_of_its_instances() {
+    let mut world = World::with(policy(1, 10, MetricSource::Cpu, Level::Utilization(70)));
+    world.cpu = 350;
+    world.busy(0, 60);
+    world.expect(1);
+    // A core each: 100 % of what they ask for.
+    let mut world = World::with(policy(1, 10, MetricSource::Cpu, Level::Utilization(70)));
+    world.cpu = 1000;
+    world.busy(0, 35);
+    world.expect(2);
+    assert_eq!(world.notes, ["scaled up from 1 to 2: cpu is 100% of 70% per instance, which asks for 2"]);
+    world.recover();
+    world.busy(0, 40);
+    assert!(world.status().replicas >= 3, "what was measured before a crash is measured anew: {:?}", world.notes);
+}
+
+#[test]
+fn during_a_rollout_it_grows_in_all_and_does_not_sleep() {
+    let paused = RolloutStep::Pause(PauseStep {
+        duration: None,
+        owner: None,
+        expires: Timespan::seconds(100_000),
+        on_expiry: OnExpiry::RollBack,
+    });
+    let steps = vec![RolloutStep::Weight(Permille::new(500)), paused];
+    let canary = |version| {
+        let mut service = service(version, Some(in_flight(0, 8)));
+        service.rollout.strategy =
+            Strategy::Canary(Stepped { steps: steps.clone(), keep_warm: Timespan::default(), guard: None });
+        service.rollout.deadline = Timespan::seconds(200_000);
+        service
+    };
+    let mut world = World::new();
+    world.up(canary(1));
+    world.busy(4, 20);
+    world.expect(2);
+    world.up(canary(2));
+    assert!(world.machine.is_rolling_out());
+    world.busy(8, 20);
+    assert_eq!(world.status().replicas, 4);
+    assert_eq!(world.running.len(), 6, "the old set is whole, and half as many are new");
+    world.busy(0, 1000);
+    assert!(world.status().replicas >= 1, "{:?}", world.notes);
+    assert!(world.status().scaling.iter().any(|line| line.contains("only after its rollout")));
+    let command = orchestra_model::rollout::RolloutCommand::Promote;
+    world.send(Event::Rollout { service: None, command, by: "a test".to_owned() });
+    world.pass(30);
+    assert!(world.machine.run().is_none());
+    world.pass(330);
+    world.expect(0);
+}
