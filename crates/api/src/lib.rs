@@ -13,11 +13,11 @@ mod openapi;
 mod payload;
 mod query;
 mod request;
+mod rollout;
 mod routes;
 mod run;
 #[cfg(feature = "scripted")]
 pub mod scripted;
-mod rollout;
 mod server;
 mod sse;
 mod stream;

@@ -60,9 +60,11 @@ pub fn document() -> Value {
 fn operation(route: &RouteSpec, generator: &mut SchemaGenerator) -> Value {
     let mut parameters = path_parameters(route.path);
     parameters.extend(route.query.map(|query| query_parameters(query, generator)).unwrap_or_default());
-    parameters.extend(route.header.map(
-        |(name, what)| json!({"name": name, "in": "header", "description": what, "schema": {"type": "string"}}),
-    ));
+    parameters.extend(
+        route.header.map(
+            |(name, what)| json!({"name": name, "in": "header", "description": what, "schema": {"type": "string"}}),
+        ),
+    );
     let mut responses = Map::new();
     let content = |media: &str, schema: Schema| json!({"schema": schema, "media": media});
     let bodies = match route.response {

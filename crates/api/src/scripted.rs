@@ -157,7 +157,13 @@ impl ScriptedServer {
             listen: None,
             started_at: 1_795_232_980_123,
         };
-        let script = Script { version, exchanges: exchanges.into(), surprises: Vec::new(), keys: Vec::new(), happened: Arc::default() };
+        let script = Script {
+            version,
+            exchanges: exchanges.into(),
+            surprises: Vec::new(),
+            keys: Vec::new(),
+            happened: Arc::default(),
+        };
         let script = Arc::new(Mutex::new(script));
         let tree = TaskTree::new();
         let (connections, shared) = (tree.clone(), script.clone());

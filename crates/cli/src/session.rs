@@ -345,7 +345,12 @@ fn last_lines(log: &Path) -> Vec<String> {
 
 /// Why a server that was started in the background ended, if it could say so: the last line of JSON with errors in it.
 fn errors_of(ended: &Ended) -> Vec<Diagnostic> {
-    ended.last_words.lines().rev().find_map(|line| Some(serde_json::from_str::<ErrorBody>(line).ok()?.errors)).unwrap_or_default()
+    ended
+        .last_words
+        .lines()
+        .rev()
+        .find_map(|line| Some(serde_json::from_str::<ErrorBody>(line).ok()?.errors))
+        .unwrap_or_default()
 }
 
 /// A server ended before it answered: its own errors, or if it had none to say the end of its log.

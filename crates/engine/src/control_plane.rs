@@ -11,8 +11,8 @@ use std::{
 
 use orchestra_machine::{Environment, Event, FlagSwitch, FlagsStatus, Settings};
 use orchestra_model::{
-    Code, Diagnostic, EnvironmentId, Event as HistoryEvent, Generation, InstanceId, Name, Plan, ReleaseNumber, ResourceId, ResourceKind,
-    RunId,
+    Code, Diagnostic, EnvironmentId, Event as HistoryEvent, Generation, InstanceId, Name, Plan, ReleaseNumber,
+    ResourceId, ResourceKind, RunId,
     launch::{LaunchKey, Observed, ProviderEvent, Termination},
     quantity::Timespan,
     record::{EnvironmentRecord, ReleaseRecord, ReleaseState, RunRecord},
@@ -496,7 +496,10 @@ impl ControlPlane {
 
     /// The events by which instances entered the phases in which this control plane found them. Asked once: what happens
     /// later the machines know by themselves.
-    async fn entered(&self, environment: &EnvironmentId) -> Result<Arc<BTreeMap<InstanceId, HistoryEvent>>, EngineError> {
+    async fn entered(
+        &self,
+        environment: &EnvironmentId,
+    ) -> Result<Arc<BTreeMap<InstanceId, HistoryEvent>>, EngineError> {
         let known = || self.inner.entered.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = known().get(environment) {
             return Ok(Arc::clone(found));

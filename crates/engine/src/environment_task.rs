@@ -64,6 +64,9 @@ pub(crate) enum Request {
     View(oneshot::Sender<Look>),
 }
 
+/// Whoever waits for a run to be started.
+type Started = oneshot::Sender<Result<StartedRun, EngineError>>;
+
 /// Handle of a driver.
 #[derive(Clone)]
 pub(crate) struct EnvironmentHandle {
@@ -91,7 +94,7 @@ pub(crate) struct EnvironmentTask {
     /// Requests that came while nothing could be written.
     pub(crate) postponed: VecDeque<Request>,
     /// A newer release that waits for the run that it supersedes to be turned back.
-    pub(crate) next: Option<(Box<RunRequest>, oneshot::Sender<Result<StartedRun, EngineError>>)>,
+    pub(crate) next: Option<(Box<RunRequest>, Started)>,
     /// Who switched a flag and waits until it is served.
     pub(crate) switching: Vec<oneshot::Sender<Result<FlagsStatus, EngineError>>>,
     /// Told once the recovery's batch is committed and its effects have begun.

@@ -100,6 +100,7 @@ fn keep_replicas(service: &mut Service, now: &Service) {
 }
 
 /// What it takes to get to `desired`, given what is recorded.
+#[expect(clippy::needless_pass_by_value, reason = "whoever asks has no use for it any more")]
 fn plan_up(current: Current, desired: Desired) -> Result<Plan, EngineError> {
     let environment = desired.environment.clone();
     orchestra_plan::plan_owned(&environment, &current, Some(desired), Options::default())

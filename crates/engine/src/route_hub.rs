@@ -194,7 +194,10 @@ impl RouteHub {
                 };
                 let problem = Diagnostic::error(
                     Code::ADDRESS_IN_USE,
-                    format!("cannot listen on {address} for {}", if route.id.is_flags() { "the flags" } else { route.id.service.as_str() }),
+                    format!(
+                        "cannot listen on {address} for {}",
+                        if route.id.is_flags() { "the flags" } else { route.id.service.as_str() }
+                    ),
                 )
                 .note(reason.clone())
                 .help("stop the program that listens there, or publish another port");

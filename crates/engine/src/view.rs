@@ -3,20 +3,14 @@
 //! A look must stay cheap however large the environment is, because screens look often. So a [`View`] carries neither
 //! plans nor whole specifications: its record is shared, and of a specification it has what a status shows.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use orchestra_machine::{
     Environment,
     status::{InstanceStatus, Status},
 };
 use orchestra_model::{
-    Event, InstanceId, Name, Now, Resource, ResourceId,
-    desired::Protocol,
-    record::EnvironmentRecord,
-    time::UnixMillis,
+    Event, InstanceId, Name, Now, Resource, ResourceId, desired::Protocol, record::EnvironmentRecord, time::UnixMillis,
 };
 
 use crate::clock::Clock;
@@ -59,7 +53,8 @@ impl View {
     /// Since when an instance is in its phase, by the wall clock. A machine counts from its recovery; what happened before
     /// that is in the history.
     pub fn since(&self, instance: &InstanceStatus) -> UnixMillis {
-        let counted = self.at.saturating_sub(UnixMillis::try_from(instance.since.as_millis()).unwrap_or(UnixMillis::MAX));
+        let counted =
+            self.at.saturating_sub(UnixMillis::try_from(instance.since.as_millis()).unwrap_or(UnixMillis::MAX));
         if counted > self.opened_at {
             return counted;
         }

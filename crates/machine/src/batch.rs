@@ -35,7 +35,6 @@ impl Batch {
 }
 
 /// Something that a driver does in the world.
-#[expect(clippy::large_enum_variant, reason = "probes are the frequent ones; a box for each would cost more")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Start an instance; answered by `Launched` or `LaunchFailed`, or `PortsTaken` if one of its ports is.

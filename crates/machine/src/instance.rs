@@ -494,9 +494,7 @@ impl Instance {
             }
             Phase::Ready if self.held => Some("a dependency that was lost".to_owned()),
             Phase::Ready if !self.is_confirmed() => Some("its ready check to pass as it is now".to_owned()),
-            Phase::Draining { .. } => {
-                Some(format!("{} in flight", in_words(self.in_flight)))
-            }
+            Phase::Draining { .. } => Some(format!("{} in flight", in_words(self.in_flight))),
             Phase::Stopping { .. } => Some("its processes to exit".to_owned()),
             Phase::Exited { .. } => Some("the rest of its processes to exit".to_owned()),
             Phase::Ready | Phase::Ended { .. } | Phase::Gone => None,

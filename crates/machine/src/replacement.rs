@@ -65,8 +65,7 @@ impl Mode {
     pub fn direct(rollout: &Rollout, replicas: u32) -> Self {
         match &rollout.strategy {
             Strategy::Rolling { max_surge, max_unavailable } => {
-                let (surge, unavailable) =
-                    (max_surge.rounded_up(replicas), max_unavailable.rounded_down(replicas));
+                let (surge, unavailable) = (max_surge.rounded_up(replicas), max_unavailable.rounded_down(replicas));
                 // Neither up nor down would never move (Kubernetes' rule is the same).
                 let surge = if surge == 0 && unavailable == 0 { 1 } else { surge };
                 Self::Rolling { surge, unavailable }

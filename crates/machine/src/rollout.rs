@@ -21,6 +21,7 @@ use std::time::Duration;
 use orchestra_model::{
     Code, Diagnostic, EventKind, ReleaseNumber, RunId,
     desired::Service,
+    quantity::Timespan,
     rollout::{
         AnalysisStep, Guard, Hook, OnExpiry, OnInconclusive, PauseStep, Paused, Rollout as Spec, RolloutCommand,
         RolloutPhase, RolloutRecord, RolloutStep, Stepped, VerdictOutcome,
@@ -247,11 +248,8 @@ impl Rollout {
     /// How the traffic is split now; `None` leaves it to the numbers of instances.
     pub fn split(&self) -> Option<Split> {
         self.stepped()?;
-        let mirror = self.record.mirror.map(|(share, unsafe_methods)| Mirror {
-            share,
-            unsafe_methods,
-            limit: MIRROR_LIMIT,
-        });
+        let mirror =
+            self.record.mirror.map(|(share, unsafe_methods)| Mirror { share, unsafe_methods, limit: MIRROR_LIMIT });
         Some(Split {
             canary: Some(self.record.weight),
             salt: self.record.to.0,
@@ -269,7 +267,8 @@ impl Rollout {
         if let Some(paused) = &self.record.paused {
             return Some(paused.expires);
         }
-        let progress = (self.keeps_both() && self.best < self.wanted).then(|| self.after(self.progress_at, self.spec.progress.duration()));
+        let progress = (self.keeps_both() && self.best < self.wanted)
+            .then(|| self.after(self.progress_at, self.spec.progress.duration()));
         let step = match self.step() {
             Some(RolloutStep::Pause(pause)) => {
                 let length = pause.duration.unwrap_or(pause.expires);
@@ -332,11 +331,15 @@ impl Rollout {
         if self.whole_deadline().is_some_and(|deadline| at >= deadline) {
             let length = Duration::from_millis(self.record.deadline.saturating_sub(self.record.started_at));
             let message = format!("the rollout to release {} did not end within {}", self.record.to, words(length));
-            let problem = Diagnostic::error(Code::RUN_TIMED_OUT, message).note(format!("it waited for {}", self.waits_for(seen)));
+            let problem =
+                Diagnostic::error(Code::RUN_TIMED_OUT, message).note(format!("it waited for {}", self.waits_for(seen)));
             out.push(Command::Fail(problem));
             return;
         }
-        if self.keeps_both() && self.best < self.wanted && at >= self.after(self.progress_at, self.spec.progress.duration()) {
+        if self.keeps_both()
+            && self.best < self.wanted
+            && at >= self.after(self.progress_at, self.spec.progress.duration())
+        {
             let message = format!(
                 "no further instance of release {} became available within {}",
                 self.record.to,
@@ -684,7 +687,8 @@ impl Rollout {
         if let Some(paused) = self.record.paused.take() {
             self.extend(at, paused.since);
             // The step's own time stood still as well.
-            self.record.since = self.record.since.saturating_add(at.saturating_sub(paused.since.max(self.record.since)));
+            self.record.since =
+                self.record.since.saturating_add(at.saturating_sub(paused.since.max(self.record.since)));
             self.progress_at = at;
         }
     }
@@ -741,7 +745,9 @@ impl Rollout {
             return format!("instances of release {}: {} of {wanted} are available", self.record.to, seen.available);
         }
         match self.step() {
-            Some(RolloutStep::Pause(PauseStep { duration: Some(length), .. })) => format!("the pause of {length} to pass"),
+            Some(RolloutStep::Pause(PauseStep { duration: Some(length), .. })) => {
+                format!("the pause of {length} to pass")
+            }
             Some(RolloutStep::Pause(pause)) => {
                 let owner = pause.owner.as_deref().unwrap_or("a person");
                 format!("{owner} to promote or abort")
@@ -782,7 +788,7 @@ fn hook_time(hook: &Hook) -> Duration {
 /// Time that a whole rollout may take: what the spec says, and what its steps wait for by themselves.
 pub fn budget(spec: &Spec) -> Duration {
     let timed = |step: &RolloutStep| match step {
-        RolloutStep::Pause(pause) => pause.duration.map(|length| length.duration()).unwrap_or_default(),
+        RolloutStep::Pause(pause) => pause.duration.map(Timespan::duration).unwrap_or_default(),
         RolloutStep::Analysis(analysis) => analysis.duration.duration(),
         RolloutStep::Hook(hook) => hook_time(hook),
         _ => Duration::ZERO,

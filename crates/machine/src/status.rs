@@ -146,9 +146,11 @@ impl Status {
     /// Whether a rollout in steps goes on.
     pub fn is_rolling_out(&self) -> bool {
         self.run.as_ref().is_some_and(|run| run.state == RunState::Running)
-            && self.resources.iter().filter_map(|resource| resource.rollout.as_ref()).any(|rollout| {
-                rollout.steps > 0 && rollout.record.phase != RolloutPhase::Warm
-            })
+            && self
+                .resources
+                .iter()
+                .filter_map(|resource| resource.rollout.as_ref())
+                .any(|rollout| rollout.steps > 0 && rollout.record.phase != RolloutPhase::Warm)
     }
 }
 

@@ -261,7 +261,7 @@ pub struct PrometheusMetric {
     pub name: String,
     /// `http://prometheus:9090`
     pub address: String,
-    /// PromQL with one number as its result.
+    /// A query (`PromQL`) with one number as its result.
     pub query: String,
     /// Condition on `result` that makes a measurement good.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -254,7 +254,8 @@ impl Canvas {
                     let telling = |path: &str| {
                         path == "default" || ["variants.", "rules."].iter().any(|prefix| path.starts_with(prefix))
                     };
-                    let properties = diff::flag_properties(flag).into_iter().filter(|(path, _)| verbose || telling(path));
+                    let properties =
+                        diff::flag_properties(flag).into_iter().filter(|(path, _)| verbose || telling(path));
                     let changes: Vec<PropertyChange> = properties
                         .map(|(path, value)| PropertyChange {
                             path,
@@ -270,7 +271,8 @@ impl Canvas {
             }
         }
         // Before there were none, nobody was told where they are.
-        let first = plan.base.is_some() && defined.is_some_and(|flags| !flags.is_empty() && flags.len() == plan.flags.len());
+        let first =
+            plan.base.is_some() && defined.is_some_and(|flags| !flags.is_empty() && flags.len() == plan.flags.len());
         if first && plan.unchanged > 0 && plan.flags.iter().all(|step| step.action == Action::Create) {
             self.text.push('\n');
             self.line("Instances that stay learn OFREP_ENDPOINT at their next start: `orchestra restart`.");

@@ -98,9 +98,10 @@ pub fn check_saved_flags(plan: &Plan, current: &Current) -> Vec<(FlagName, Diagn
             (Some(_), Some(_)) => "its definition was changed since",
             (Some(_), None) => "it was deleted since",
         };
-        let diagnostic = Diagnostic::error(Code::PLAN_STALE, format!("the saved plan no longer fits flag {}", step.flag))
-            .note(how)
-            .help("plan again: `orchestra plan`");
+        let diagnostic =
+            Diagnostic::error(Code::PLAN_STALE, format!("the saved plan no longer fits flag {}", step.flag))
+                .note(how)
+                .help("plan again: `orchestra plan`");
         Some((step.flag.clone(), diagnostic))
     };
     plan.flags.iter().filter_map(refused).collect()

@@ -189,10 +189,12 @@ fn last(answered: ofrep::Response) -> Response<ResponseBody> {
 }
 
 type Changes = watch::Receiver<Arc<Current>>;
+/// The next event, with what it takes to wait for the one after it.
+type NextEvent = Pin<Box<dyn Future<Output = (Changes, Option<Bytes>)> + Send>>;
 
 /// A stream on which changes are told, until the flags go or the proxy leaves.
 pub(crate) struct Events {
-    next: Option<Pin<Box<dyn Future<Output = (Changes, Option<Bytes>)> + Send>>>,
+    next: Option<NextEvent>,
     leaving: CancellationToken,
     first: Option<Bytes>,
 }

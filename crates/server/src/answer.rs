@@ -72,8 +72,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
                     format!("the body must be JSON, and its content type is `{}`", media.escape_ascii())
                 }
             };
-            let error = Diagnostic::error(Code::BAD_REQUEST, message)
-                .help("send the header `Content-Type: application/json`");
+            let error =
+                Diagnostic::error(Code::BAD_REQUEST, message).help("send the header `Content-Type: application/json`");
             return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, error));
         }
         let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
@@ -151,8 +151,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
             let path = error.path().to_string();
             let what = error.into_inner();
             let known = path != "." && !path.is_empty();
-            let message =
-                if known { format!("the query at `{path}`: {what}") } else { format!("the query: {what}") };
+            let message = if known { format!("the query at `{path}`: {what}") } else { format!("the query: {what}") };
             // The key as it stands there: at the beginning, or behind an ampersand.
             let mut at = 0;
             for pair in query.split('&') {

@@ -2,8 +2,8 @@
 
 use orchestra_api::{
     Address, CheckState, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus, InFlight,
-    InstancePhase, InstanceStatus, JobState, JobStatus, Progress, ProgressState, RolloutStatus, RunSummary, ServiceState,
-    ServiceStatus, VolumeState, VolumeStatus, Waiting,
+    InstancePhase, InstanceStatus, JobState, JobStatus, Progress, ProgressState, RolloutStatus, RunSummary,
+    ServiceState, ServiceStatus, VolumeState, VolumeStatus, Waiting,
 };
 use orchestra_engine::{Shown, View};
 use orchestra_machine::{
@@ -226,13 +226,7 @@ fn volume(resource: &ResourceStatus, shown: Option<&Shown>) -> VolumeStatus {
 }
 
 /// Where one step of a run stands.
-pub(crate) fn progress(
-    run: RunState,
-    state: Option<StepState>,
-    step: &Step,
-    view: &View,
-    elapsed_ms: u64,
-) -> Progress {
+pub(crate) fn progress(run: RunState, state: Option<StepState>, step: &Step, view: &View, elapsed_ms: u64) -> Progress {
     let resources = &view.status.resources;
     // They are in the order of their ids: a run of ten thousand steps is looked at often.
     let seen = resources.binary_search_by(|r| r.id.cmp(&step.resource)).ok().map(|at| &resources[at]);

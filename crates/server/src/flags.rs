@@ -18,10 +18,7 @@ const MAX_REASON: usize = 500;
 
 type Answer<T> = Result<Json<T>, Failure>;
 
-pub(crate) async fn flags(
-    State(app): State<App>,
-    Path((stack, environment)): Path<(Name, Name)>,
-) -> Answer<Flags> {
+pub(crate) async fn flags(State(app): State<App>, Path((stack, environment)): Path<(Name, Name)>) -> Answer<Flags> {
     let status = app.live()?.flags(&EnvironmentId { stack, environment }).await?;
     let names = status.set.flags.keys().chain(status.set.overrides.keys());
     let names: std::collections::BTreeSet<&FlagName> = names.collect();
@@ -51,7 +48,8 @@ pub(crate) async fn switch_flag(
     let reason = reason.unwrap_or_default().trim().to_owned();
     if reason.chars().count() > MAX_REASON {
         let message = format!("the reason is longer than {MAX_REASON} characters");
-        let error = Diagnostic::error(Code::BAD_REQUEST, message).help("every answer about the flag carries it: shorten it");
+        let error =
+            Diagnostic::error(Code::BAD_REQUEST, message).help("every answer about the flag carries it: shorten it");
         return Err(Failure::new(StatusCode::BAD_REQUEST, error));
     }
     let serve = match to {

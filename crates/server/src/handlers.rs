@@ -10,9 +10,9 @@ use axum::{
     routing::{get, post},
 };
 use orchestra_api::{
-    DoctorReport, Empty, EnvironmentStatus, EnvironmentSummary, EventsQuery, LogsQuery, MoveRollout, Page, PageQuery, PlanRequest,
-    PlanResponse, ReleaseSummary, ReleasesQuery, ResourceCount, Source, StartRun, StartedRun, ValidateQuery, ValidateResponse,
-    Version,
+    DoctorReport, Empty, EnvironmentStatus, EnvironmentSummary, EventsQuery, LogsQuery, MoveRollout, Page, PageQuery,
+    PlanRequest, PlanResponse, ReleaseSummary, ReleasesQuery, ResourceCount, Source, StartRun, StartedRun,
+    ValidateQuery, ValidateResponse, Version,
 };
 use orchestra_engine::{EngineError, LoadedStack, RunRequest, StackSource};
 use orchestra_model::{
@@ -158,6 +158,9 @@ impl Planned {
     }
 }
 
+/// What is recorded of an environment: release, resources and flags.
+type Recorded = (Option<ReleaseNumber>, BTreeMap<ResourceId, ResourceRecord>, orchestra_model::flag::FlagSet);
+
 /// A plan from what is recorded, while no server runs. Nothing is observed, so nothing is repaired.
 async fn recorded_plan(app: &App, environment: EnvironmentId, request: Planned) -> Result<Plan, EngineError> {
     let id = environment.clone();
@@ -172,7 +175,6 @@ async fn recorded_plan(app: &App, environment: EnvironmentId, request: Planned) 
             Ok((base, reader.resources(&id)?, flags))
         })
         .await?;
-    type Recorded = (Option<ReleaseNumber>, BTreeMap<ResourceId, ResourceRecord>, orchestra_model::flag::FlagSet);
     let (base, resources, flags): Recorded = recorded.unwrap_or_default();
     match request {
         Planned::Up(stack) => orchestra_engine::plan_stack(base, resources, BTreeMap::new(), flags, &stack.desired),

@@ -10,9 +10,7 @@ pub(crate) use flags::{FLAG, RULE, TEST};
 pub(crate) use rollout::{
     ANALYSIS, BLUE_GREEN, CANARY, GUARD, HOLD, HOOK, LATENCY, MATCH, MIRROR, PAUSE, PROMETHEUS, ROLLING, ROLLOUT, STEP,
 };
-pub(crate) use scale::{
-    SCALE, SCALE_DOWN, SCALE_EXPORTED, SCALE_LEVEL, SCALE_METRIC, SCALE_POLICY, SCALE_UP, TO_ZERO,
-};
+pub(crate) use scale::{SCALE, SCALE_DOWN, SCALE_EXPORTED, SCALE_LEVEL, SCALE_METRIC, SCALE_POLICY, SCALE_UP, TO_ZERO};
 
 /// Requirement document 004, probes.
 const PROBES: &str = "004 probes";

@@ -192,7 +192,8 @@ async fn pace(plan: &Plan) -> io::Result<Report> {
         while requests.try_join_next().is_some() {}
     }
     // What is in flight or waits is charged for all of its time, up to a bound.
-    let _ = tokio::time::timeout(Duration::from_secs(10), async { while requests.join_next().await.is_some() {} }).await;
+    let _ =
+        tokio::time::timeout(Duration::from_secs(10), async { while requests.join_next().await.is_some() {} }).await;
     let unfinished = requests.len() + shared.waiting.borrow().len();
     let mut latencies = shared.latencies.take();
     Ok(Report {
@@ -385,6 +386,9 @@ mod tests {
         assert_eq!((report.failed, report.reason.as_str()), (0, ""));
         assert!((250..400).contains(&report.answered), "{report}");
         // A closed loop would have seen one slow request; here about 60 of 320 were due during the stall.
-        assert!(report.latency[1] > Duration::from_millis(100) && report.latency[3] > Duration::from_millis(250), "{report}");
+        assert!(
+            report.latency[1] > Duration::from_millis(100) && report.latency[3] > Duration::from_millis(250),
+            "{report}"
+        );
     }
 }

@@ -123,10 +123,7 @@ pub(crate) fn sentences(service: &ServiceStatus, now: UnixMillis) -> Vec<String>
     match (&rollout.paused, &rollout.waits_for) {
         (Some(paused), _) => {
             let left = age(paused.expires.saturating_sub(now));
-            lines.push(format!(
-                "paused ({}): {} must promote or abort within {left}",
-                paused.reason, paused.owner
-            ));
+            lines.push(format!("paused ({}): {} must promote or abort within {left}", paused.reason, paused.owner));
         }
         (None, Some(waits)) => lines.push(format!("waits for {waits}")),
         (None, None) => {}
@@ -141,7 +138,10 @@ fn headline(rollout: &RolloutStatus, now: UnixMillis) -> String {
             || "until the run ends".to_owned(),
             |until| format!("for another {}", age(until.saturating_sub(now))),
         );
-        return format!("release {to} is in force; {} instances of release {from} are kept ready {kept}", rollout.baseline);
+        return format!(
+            "release {to} is in force; {} instances of release {from} are kept ready {kept}",
+            rollout.baseline
+        );
     }
     format!(
         "{} from release {from} to {to}: {}; {} of traffic, {} of {} new instances available, {} old ones ready",

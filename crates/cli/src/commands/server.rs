@@ -67,7 +67,12 @@ async fn start(args: &ListenArgs, session: &Session, output: &mut Output) -> Res
     if output.json {
         output.json(&version)?;
     } else {
-        output.line(&format!("the server {word} (pid {}, state in {}){}", version.pid, version.home, listens(&version)))?;
+        output.line(&format!(
+            "the server {word} (pid {}, state in {}){}",
+            version.pid,
+            version.home,
+            listens(&version)
+        ))?;
     }
     Ok(Exit::Success)
 }

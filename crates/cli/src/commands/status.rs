@@ -65,7 +65,12 @@ fn nothing(output: &mut Output) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-async fn watch(mut client: Client, environment: &EnvironmentId, session: &Session, output: &mut Output) -> Result<Exit> {
+async fn watch(
+    mut client: Client,
+    environment: &EnvironmentId,
+    session: &Session,
+    output: &mut Output,
+) -> Result<Exit> {
     let query = EventsQuery { tail: Some(0), follow: true, ..EventsQuery::default() };
     let mut events = client.follow_events(environment, &query);
     let mut in_place = InPlace::default();

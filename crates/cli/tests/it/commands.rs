@@ -238,8 +238,11 @@ async fn logs_are_followed_over_servers_without_gap_or_repetition_until_ctrl_c()
     let line = |text: &str| log_line("api-r3-1", "stdout", &json!({"text": text}));
     test.server(vec![
         Exchange::lines(&format!("{path}?tail=2&follow=true"), &[line("one\n"), line("two\n")]).cut(),
-        Exchange::lines(&format!("{path}?since={}&follow=true", NOW - 5_000), &[line("one\n"), line("two\n"), line("three\n")])
-            .open(),
+        Exchange::lines(
+            &format!("{path}?since={}&follow=true", NOW - 5_000),
+            &[line("one\n"), line("two\n"), line("three\n")],
+        )
+        .open(),
     ]);
     let command = test.start("logs -f -n 2 -e shop/dev");
     let (stdout, stderr, interrupts) = (test.stdout.clone(), test.stderr.clone(), test.interrupts.clone());

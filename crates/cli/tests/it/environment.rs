@@ -113,11 +113,7 @@ impl ServerControl for Handle {
         Ok(Spawned { pid: 4321, log, exited: Box::pin(std::future::pending()) })
     }
 
-    fn run(
-        &self,
-        options: ServerOptions,
-        _: oneshot::Sender<Serving>,
-    ) -> BoxFuture<'_, Result<(), Vec<Diagnostic>>> {
+    fn run(&self, options: ServerOptions, _: oneshot::Sender<Serving>) -> BoxFuture<'_, Result<(), Vec<Diagnostic>>> {
         let locked = Diagnostic::error(Code::STATE_LOCKED, format!("another server owns {}", options.home.display()));
         Box::pin(async move { Err(vec![locked]) })
     }

@@ -229,7 +229,7 @@ impl Environment {
         };
         match serve {
             Some(OverrideServe::Variant(variant)) if !found.variants.contains_key(variant) => {
-                let known: Vec<&str> = found.variants.keys().map(|name| name.as_str()).collect();
+                let known: Vec<&str> = found.variants.keys().map(orchestra_model::flag::VariantName::as_str).collect();
                 let message = format!("flag {flag} has no variant `{variant}`");
                 Err(Diagnostic::error(Code::NOT_FOUND, message).help(format!("variants are: {}", known.join(", "))))
             }
@@ -269,4 +269,3 @@ impl Environment {
         self.refresh_flags(at);
     }
 }
-

@@ -141,7 +141,8 @@ impl Environment {
         let before = rollout.split();
         let commands = rollout.handle(at, event, &seen);
         let split_changed = rollout.split() != before;
-        let deadline = if rollout.is_over() && self.run.is_none() { Some(rollout.cold_at()) } else { rollout.deadline() };
+        let deadline =
+            if rollout.is_over() && self.run.is_none() { Some(rollout.cold_at()) } else { rollout.deadline() };
         if split_changed {
             self.routes.touch();
             // Without a port there is no route whose answer would have it looked at again.
@@ -197,9 +198,10 @@ impl Environment {
     }
 
     fn fail_rollout(&mut self, now: Now, id: &ResourceId, problem: Diagnostic) {
-        let of_run = self.run.as_ref().is_some_and(|run| {
-            run.record.state == RunState::Running && run.record.steps.contains_key(id)
-        });
+        let of_run = self
+            .run
+            .as_ref()
+            .is_some_and(|run| run.record.state == RunState::Running && run.record.steps.contains_key(id));
         if of_run {
             self.fail_step(now, id, problem);
         }
@@ -208,9 +210,11 @@ impl Environment {
     /// An answer of a hook.
     pub(super) fn hook_done(&mut self, now: Now, key: &HookKey, answer: Result<(), String>) {
         let id = service_id(&key.service);
-        let current = self.workloads.get(&id).and_then(|w| w.rollout.as_ref()).is_some_and(|rollout| {
-            rollout.record().to == key.release && rollout.record().step == key.step
-        });
+        let current = self
+            .workloads
+            .get(&id)
+            .and_then(|w| w.rollout.as_ref())
+            .is_some_and(|rollout| rollout.record().to == key.release && rollout.record().step == key.step);
         if current {
             self.look_at_rollout(now, &id, Event::HookDone { call: key.call, answer });
             self.changed.insert(id);
@@ -454,8 +458,8 @@ impl Environment {
         let waits = rollout.waits_for(&seen);
         let of_instance = || {
             let own = workload.members.iter().filter_map(|member| self.instances.get(member));
-            let own = own.filter(|instance| instance.record().launch_digest == *digest);
-            own.filter_map(Instance::waits_for).next()
+            let mut own = own.filter(|instance| instance.record().launch_digest == *digest);
+            own.find_map(Instance::waits_for)
         };
         let detail = if seen.available < rollout.canary_wanted(seen.replicas) { of_instance() } else { None };
         Some(match detail {

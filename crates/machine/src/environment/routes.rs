@@ -324,7 +324,7 @@ impl Environment {
 
     fn backends(&self, workload: &Workload, port: &Name) -> Vec<Backend> {
         let over = workload.rollout.as_ref().is_some_and(Rollout::is_over);
-        let split = workload.rollout.as_ref().is_some_and(|rollout| rollout.keeps_both());
+        let split = workload.rollout.as_ref().is_some_and(Rollout::keeps_both);
         let mut groups: BTreeMap<(ReleaseNumber, Arm), Vec<Endpoint>> = BTreeMap::new();
         for member in &workload.members {
             let Some(instance) = self.instances.get(member) else { continue };

@@ -303,7 +303,8 @@ impl Environment {
         let workload = self.workloads.get(id)?;
         let want = workload.want.as_ref()?;
         let min_ready = want.resource.as_service()?.rollout.min_ready;
-        let new = |id: &InstanceId| self.instances.get(id).is_some_and(|i| i.record().launch_digest == want.launch_digest);
+        let new =
+            |id: &InstanceId| self.instances.get(id).is_some_and(|i| i.record().launch_digest == want.launch_digest);
         let waits = min_ready > Timespan::default() && workload.members.iter().any(new);
         waits.then(|| format!("its new instances to have been ready for {min_ready}"))
     }
@@ -495,15 +496,14 @@ impl Environment {
             || workload.members.iter().filter_map(|m| self.instances.get(m)).filter(|i| !super::is_leaving(i));
         let current = |i: &&Instance| i.record().launch_digest == want.launch_digest;
         // One that was given up, or that was not ready in time, decides; one that only exited may still recover.
-        let hopeless = instances()
-            .filter(current)
-            .find(|i| {
-                // While a rollout looks at it in steps, one exit is enough: there is an old set that serves.
-                let crashed = i.restarts() > 0 && workload.rollout.as_ref().is_some_and(Rollout::is_trying);
-                crashed || i.is_failed() || i.problem().is_some_and(|p| p.code == Code::NOT_READY)
-            });
+        let hopeless = instances().filter(current).find(|i| {
+            // While a rollout looks at it in steps, one exit is enough: there is an old set that serves.
+            let crashed = i.restarts() > 0 && workload.rollout.as_ref().is_some_and(Rollout::is_trying);
+            crashed || i.is_failed() || i.problem().is_some_and(|p| p.code == Code::NOT_READY)
+        });
         if let Some(failed) = hopeless {
-            let exited = || Diagnostic::error(Code::EXITED, format!("{} exited during its rollout", failed.record().id));
+            let exited =
+                || Diagnostic::error(Code::EXITED, format!("{} exited during its rollout", failed.record().id));
             let problem = failed.problem().cloned().unwrap_or_else(exited);
             return TargetState::Failed(problem, Some(failed.record().id.clone()));
         }
@@ -717,14 +717,12 @@ impl Environment {
     pub(super) fn conclude(&mut self, now: Now) {
         let Some(run) = &self.run else { return };
         let total = run.record.plan.steps.len();
-        match run.record.state {
-            RunState::Running if run.succeeded == total => {
-                if self.flags_taken(now) {
-                    self.succeed(now);
-                }
-            }
-            RunState::Reverting if run.reverted == run.record.steps.len() => self.end_reverted(now),
-            _ => {}
+        let done = run.record.state == RunState::Running && run.succeeded == total;
+        let back = run.record.state == RunState::Reverting && run.reverted == run.record.steps.len();
+        if done && self.flags_taken(now) {
+            self.succeed(now);
+        } else if back {
+            self.end_reverted(now);
         }
     }
 

@@ -172,9 +172,12 @@ impl Environment {
         let Some(service) = want.resource.as_service() else { return };
         self.look_at_rollout(now, id, crate::rollout::Event::Look);
         // The rollout may have turned the run back, and with it what is wanted.
-        let Some(want) = self.workloads.get(id).and_then(|workload| workload.want.clone()).filter(|w| {
-            w.launch_digest == want.launch_digest && w.release == want.release
-        }) else {
+        let Some(want) = self
+            .workloads
+            .get(id)
+            .and_then(|workload| workload.want.clone())
+            .filter(|w| w.launch_digest == want.launch_digest && w.release == want.release)
+        else {
             return;
         };
         let members: Vec<Member> = self.members(now, id, service);
@@ -202,9 +205,7 @@ impl Environment {
     fn mode(&self, id: &ResourceId, service: &Service) -> Mode {
         match self.workloads.get(id).and_then(|workload| workload.rollout.as_ref()) {
             Some(rollout) if rollout.keeps_both() && rollout.is_over() => Mode::Keep,
-            Some(rollout) if rollout.keeps_both() => {
-                Mode::Beside { current: rollout.canary_wanted(service.replicas) }
-            }
+            Some(rollout) if rollout.keeps_both() => Mode::Beside { current: rollout.canary_wanted(service.replicas) },
             Some(rollout) if rollout.is_frozen() => Mode::Frozen,
             _ => Mode::direct(&service.rollout, service.replicas),
         }
@@ -216,7 +217,8 @@ impl Environment {
         let mut wake = None;
         let ids = workload.members.iter().filter_map(|id| self.instances.get(id));
         // One of a release that had none of these ports is as ready as it can be without a route.
-        let routable = |instance: &Instance| service.ports.keys().any(|port| instance.record().ports.contains_key(port));
+        let routable =
+            |instance: &Instance| service.ports.keys().any(|port| instance.record().ports.contains_key(port));
         let members = ids
             .map(|instance| {
                 let set = workload.set_of(&instance.record().launch_digest);

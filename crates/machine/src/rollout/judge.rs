@@ -12,9 +12,7 @@ use orchestra_model::{
     route::RouteId,
     traffic::{self, LatencyHistogram, Permille, TrafficReport, Watch},
 };
-use orchestra_stats::{
-    Analysis, Arm, Bad, Bounds, Cell, Outcome, Policy, Settings, Tick, Unit, Verdict, WarmUp,
-};
+use orchestra_stats::{Analysis, Arm, Bad, Bounds, Cell, Outcome, Policy, Settings, Tick, Unit, Verdict, WarmUp};
 use serde::{Deserialize, Serialize};
 
 /// Pause between two reports of the data plane.
@@ -96,7 +94,9 @@ impl Judge {
     pub fn watch(&self, id: u64) -> Watch {
         let frozen = self.memory.bound.map(micros);
         let bounds = bounds(&self.guard, frozen);
-        let span = |bound: Option<Duration>| bound.map(|b| Timespan::millis(u64::try_from(b.as_millis()).unwrap_or(u64::MAX).max(1)));
+        let span = |bound: Option<Duration>| {
+            bound.map(|b| Timespan::millis(u64::try_from(b.as_millis()).unwrap_or(u64::MAX).max(1)))
+        };
         Watch {
             id,
             every: EVERY,

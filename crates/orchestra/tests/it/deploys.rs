@@ -155,15 +155,7 @@ impl Bench {
         };
         let load = runtime.block_on(async { Load::start(plan) });
         let handled = env.path("handled");
-        Self {
-            env,
-            runtime,
-            load: Some(load),
-            handled,
-            sums: Sums::default(),
-            broken: BTreeSet::new(),
-            stable: 0,
-        }
+        Self { env, runtime, load: Some(load), handled, sums: Sums::default(), broken: BTreeSet::new(), stable: 0 }
     }
 
     fn deploy(&mut self, deploy: Deploy) {
@@ -258,7 +250,8 @@ impl Bench {
         }
         let _ = writeln!(text, "{report}");
         let post = excused.get(&Kind::Post).copied().unwrap_or(0) + excused.get(&Kind::H2c).copied().unwrap_or(0);
-        let _ = writeln!(text, "failed because their instance was killed or crashed: {}", excused.values().sum::<u64>());
+        let _ =
+            writeln!(text, "failed because their instance was killed or crashed: {}", excused.values().sum::<u64>());
         let _ = writeln!(text, "  of them not idempotent and executing: {post}");
         let _ = writeln!(text, "failed otherwise: {}", ours.len());
         eprintln!("{text}");

@@ -127,7 +127,10 @@ fn a_change_of_flags_alone_reaches_programs_without_a_restart() {
     let heard = subscribe(address);
     let first = heard.recv_timeout(PATIENCE).unwrap();
 
-    env.write(&stack("1", &FLAGS.replace("editor: false", "editor: true").replace("default: plain", "default: festive")));
+    env.write(&stack(
+        "1",
+        &FLAGS.replace("editor: false", "editor: true").replace("default: plain", "default: festive"),
+    ));
     let plan = env.ok(&["plan", "--json"]).json()["plan"].clone();
     assert_eq!(plan["steps"], json!([]), "{plan:#}");
     let changed: Vec<&str> = plan["flags"].as_array().unwrap().iter().map(|f| f["flag"].as_str().unwrap()).collect();

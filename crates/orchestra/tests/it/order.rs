@@ -204,7 +204,7 @@ fn every_kind_of_check_works() {
 #[test]
 fn without_a_check_a_release_that_does_not_listen_replaces_nothing() {
     let env = TestEnvironment::new();
-    let stack = r#"
+    let stack = r"
 version: 1
 name: quiet
 services:
@@ -215,7 +215,7 @@ services:
     health: {start_deadline: 20s}
     restart: {backoff: 20ms, max_backoff: 50ms, budget: 2}
     stop: {grace: 5s}
-"#;
+";
     env.write(stack);
     env.ok(&["up"]);
     let pids = env.pids();

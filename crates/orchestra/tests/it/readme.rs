@@ -320,6 +320,21 @@ fn filled_in(word: &str) -> String {
     }
 }
 
+/// Words as a shell makes them, as far as double quotes go.
+fn shell_words(command: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quoted = false;
+    for character in command.chars() {
+        match character {
+            '"' => quoted = !quoted,
+            character if character.is_whitespace() && !quoted => words.push(String::new()),
+            character => words.last_mut().expect("there is one").push(character),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
 #[test]
 fn every_command_in_the_book_exists() {
     let env = TestEnvironment::new();
@@ -328,7 +343,7 @@ fn every_command_in_the_book_exists() {
     for path in pages() {
         for command in named_commands(&fs::read_to_string(&path).unwrap()) {
             // Roles of the binary that no user starts.
-            let mut words: Vec<String> = command.split_whitespace().skip(1).map(filled_in).collect();
+            let mut words: Vec<String> = shell_words(&command).iter().skip(1).map(|word| filled_in(word)).collect();
             if ["proxy", "shim"].contains(&words[0].as_str()) || !seen.insert(command.clone()) {
                 continue;
             }

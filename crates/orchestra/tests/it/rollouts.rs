@@ -112,7 +112,8 @@ fn a_rollback_finds_the_old_set_warm() {
     env.ok(&["rollback"]);
     assert!(versions(&env, 5).iter().all(|version| version == "1"));
     // Nothing was started for it: the same processes serve again.
-    let after = env.wait_for("the new set to be gone", |status| find(status, "api")["instances"].as_array().unwrap().len() == 2);
+    let after = env
+        .wait_for("the new set to be gone", |status| find(status, "api")["instances"].as_array().unwrap().len() == 2);
     assert_eq!(crate::environment::pids(&after), before);
     let report = clients.stop();
     assert_eq!(report.failures.len(), 0, "{report}");
@@ -122,7 +123,8 @@ fn a_rollback_finds_the_old_set_warm() {
 #[test]
 fn people_promote_pause_and_abort() {
     let env = TestEnvironment::new();
-    let strategy = "canary: {steps: [{weight: 10}, {pause: {owner: ada}}, {weight: 50}, {pause: manual}], keep_warm: 0s}";
+    let strategy =
+        "canary: {steps: [{weight: 10}, {pause: {owner: ada}}, {weight: 50}, {pause: manual}], keep_warm: 0s}";
     env.write(&stack(1, "", strategy));
     env.ok(&["up"]);
     env.run(&["promote", "api"]).expect(1);
@@ -233,7 +235,8 @@ fn what_cannot_hold_two_versions_is_stopped_first_while_requests_wait() {
     let events = env.ok(&["events", "--json", "--tail", "1000"]).json_lines();
     let at = |kind: &str, release: &str, last: bool| {
         let fits = |event: &&Value| {
-            event["kind"] == kind && event["instance"].as_str().is_some_and(|id| id.starts_with(&format!("api-{release}-")))
+            event["kind"] == kind
+                && event["instance"].as_str().is_some_and(|id| id.starts_with(&format!("api-{release}-")))
         };
         let mut found = events.iter().filter(fits).map(|event| event["sequence"].as_u64().unwrap());
         if last { found.next_back() } else { found.next() }

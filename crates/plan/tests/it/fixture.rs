@@ -15,8 +15,8 @@ use orchestra_model::{
     plan::Action,
     quantity::{Amount, Timespan},
     record::ResourceRecord,
-    traffic::PortPolicy,
     text::{Reference, Segment},
+    traffic::PortPolicy,
 };
 use orchestra_plan::Current;
 
@@ -66,7 +66,11 @@ pub(crate) fn service(command: &str) -> Service {
         replicas: 1,
         scale: None,
         restarts: 0,
-        ports: [("http".parse().expect("a name"), Port { host, port: Some(8080), protocol: Protocol::Http, policy: PortPolicy::default() })].into(),
+        ports: [(
+            "http".parse().expect("a name"),
+            Port { host, port: Some(8080), protocol: Protocol::Http, policy: PortPolicy::default() },
+        )]
+        .into(),
         depends_on: BTreeMap::new(),
         health: Health { ready: None, live: None, start_deadline: Timespan::seconds(60) },
         restart: Restart {

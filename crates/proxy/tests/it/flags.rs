@@ -139,7 +139,11 @@ async fn odd_requests_are_refused_and_disturb_nobody() {
         (question("{"), "400"),
         (question(&long), "413"),
         (chunked.into_bytes(), "413"),
-        (b"POST /ofrep/v1/evaluate/flags HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n{}".to_vec(), "400"),
+        (
+            b"POST /ofrep/v1/evaluate/flags HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n{}"
+                .to_vec(),
+            "400",
+        ),
         (b"nonsense\r\n\r\n".to_vec(), "400"),
     ] {
         let answer = raw(address, &request).await;

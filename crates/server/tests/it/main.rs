@@ -1,6 +1,7 @@
 //! The handlers without a control plane behind them: every operation of the table is served, and what needs no server
 //! works without one.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -160,7 +161,7 @@ async fn requests_that_cannot_be_understood_are_answered_in_the_shape_of_every_e
         ("DELETE", "/v1/runs/run_7", None, ""),
     ] {
         let answer = send(method, path, media, body).await;
-        page.push_str(&format!("{method} {path} {body}\n{}\n\n", answer.trim_end()));
+        let _ = write!(page, "{method} {path} {body}\n{}\n\n", answer.trim_end());
     }
     insta::assert_snapshot!(page);
     // Of a very long line only the part around the place is shown.

@@ -13,7 +13,9 @@ use orchestra_model::{
 };
 
 use super::{
-    Fields, Scope, choice, expected, integer, invalid, number, quantity, size, template::{absolute, main_port}, text, unknown,
+    Fields, Scope, choice, expected, integer, invalid, number, quantity, size,
+    template::{absolute, main_port},
+    text, unknown,
 };
 use crate::{
     graph::Edge,
@@ -95,7 +97,9 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                 }
                 let command: Vec<Option<Text>> = items.iter().map(|item| self.template(item, "a text")).collect();
                 if self.workload.is_service() && !runs_a_shell(items) {
-                    items.iter().for_each(|item| self.warn_of_unexpanded_port(item));
+                    for item in items {
+                        self.warn_of_unexpanded_port(item);
+                    }
                 }
                 if let (Some(Some(first)), Some(node)) = (command.first(), items.first())
                     && first.known().is_some_and(|program| program.is_empty())

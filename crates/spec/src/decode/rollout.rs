@@ -123,7 +123,8 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                 if let Some(RolloutStep::Weight(_) | RolloutStep::Scale(_)) =
                     own.iter().find(|step| matches!(step, RolloutStep::Weight(_) | RolloutStep::Scale(_)))
                 {
-                    let message = || format!("`{key}` of a blue-green rollout cannot set weights or numbers of instances");
+                    let message =
+                        || format!("`{key}` of a blue-green rollout cannot set weights or numbers of instances");
                     let remedy = "write `canary: {steps: […]}` for a rollout with weights";
                     invalid(self.report, entry.key_span, message, remedy);
                 }
@@ -158,7 +159,9 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let node = entry.value.as_ref();
         match entry.key.as_ref() {
             "weight" => weight(self.report, node).map(RolloutStep::Weight),
-            "scale" => quantity(self.report, node, "a number such as `1`, or a share such as `25%`").map(RolloutStep::Scale),
+            "scale" => {
+                quantity(self.report, node, "a number such as `1`, or a share such as `25%`").map(RolloutStep::Scale)
+            }
             "pause" => self.pause(entry).map(RolloutStep::Pause),
             "analysis" => {
                 if node.entries().is_none() {
@@ -176,8 +179,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             "match" => self.matches(node).map(RolloutStep::Match),
             _ => {
                 if node.entries().is_none() {
-                    return weight(self.report, node)
-                        .map(|share| RolloutStep::Mirror { share, unsafe_methods: false });
+                    return weight(self.report, node).map(|share| RolloutStep::Mirror { share, unsafe_methods: false });
                 }
                 let fields = Fields::read(self.report, node, &tables::MIRROR, entry.key_span)?;
                 let share = fields.get("share").and_then(|entry| weight(self.report, &entry.value));
@@ -195,8 +197,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         } else {
             Fields::empty(&tables::PAUSE)
         };
-        let duration =
-            if manual || node.entries().is_some() { None } else { Some(timespan(self.report, node)?) };
+        let duration = if manual || node.entries().is_some() { None } else { Some(timespan(self.report, node)?) };
         Some(PauseStep {
             duration,
             owner: fields.get("owner").and_then(|entry| self.words(entry, "a text")),

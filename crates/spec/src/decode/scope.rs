@@ -167,7 +167,12 @@ const PROTOCOLS: &[(&str, Protocol)] =
 
 fn port(report: &mut Report<'_>, entry: &Entry<'_>) -> Option<Port> {
     let node = entry.value.as_ref();
-    let mut port = Port { host: IpAddr::from([127, 0, 0, 1]), port: None, protocol: protocol_of(&entry.key), policy: PortPolicy::default() };
+    let mut port = Port {
+        host: IpAddr::from([127, 0, 0, 1]),
+        port: None,
+        protocol: protocol_of(&entry.key),
+        policy: PortPolicy::default(),
+    };
     match &node.value {
         Value::Scalar(Scalar::Integer, _) => {
             port.port = Some(port_number(report, node)?);

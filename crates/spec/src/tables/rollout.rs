@@ -115,8 +115,12 @@ pub(crate) static BLUE_GREEN: Table = Table {
             "Steps between the moment at which the new set is complete and the switch.",
         )
         .default("none"),
-        Key::new("after", Shape::List(&Shape::Table(&STEP)), "Steps between the switch and the end, with the old set ready.")
-            .default("none"),
+        Key::new(
+            "after",
+            Shape::List(&Shape::Table(&STEP)),
+            "Steps between the switch and the end, with the old set ready.",
+        )
+        .default("none"),
         Key::new("keep_warm", Shape::Duration, "How long the old set stays ready after the release is in force.")
             .default("5m")
             .from(OURS),
@@ -185,7 +189,9 @@ pub(crate) static ANALYSIS: Table = Table {
     noun: "`analysis`",
     doc: "Waits for a verdict.",
     keys: &[&[
-        Key::new("for", Shape::Duration, "Longest time for evidence; a pass may come earlier.").default("5m").from(OURS),
+        Key::new("for", Shape::Duration, "Longest time for evidence; a pass may come earlier.")
+            .default("5m")
+            .from(OURS),
         Key::new("inconclusive", Shape::Choice(INCONCLUSIVE_WORDS), "What too little evidence means here.")
             .default("what `guard` says"),
     ]],
@@ -244,11 +250,19 @@ pub(crate) static GUARD: Table = Table {
     noun: "`guard`",
     doc: "What turns a rollout back by itself, and on which evidence.",
     keys: &[&[
-        Key::new("alpha", Shape::Weight, "Probability, in percent, that a release that is as good as the old one is turned back.")
-            .default("1%")
-            .from(OURS),
-        Key::new("errors", Shape::Choice(ERROR_WORDS), "Compare server errors and broken responses with the old set's.")
-            .default("auto"),
+        Key::new(
+            "alpha",
+            Shape::Weight,
+            "Probability, in percent, that a release that is as good as the old one is turned back.",
+        )
+        .default("1%")
+        .from(OURS),
+        Key::new(
+            "errors",
+            Shape::Choice(ERROR_WORDS),
+            "Compare server errors and broken responses with the old set's.",
+        )
+        .default("auto"),
         Key::new("max_errors", Shape::Weight, "More bad responses than this share fail, whatever the old set does.")
             .default("none"),
         Key::new(
@@ -268,12 +282,20 @@ pub(crate) static GUARD: Table = Table {
         Key::new("per_client", Shape::Integer(1, 1000), "One client counts for at most so many bad responses.")
             .default("2")
             .from(OURS),
-        Key::new("clients", Shape::Integer(1, 1000), "Distinct clients that must have seen bad responses before it fails.")
-            .default("2")
-            .from(OURS),
-        Key::new("warm_up", Shape::Duration, "What the new set answers in this time after its first admission does not count.")
-            .default("0s")
-            .from(OURS),
+        Key::new(
+            "clients",
+            Shape::Integer(1, 1000),
+            "Distinct clients that must have seen bad responses before it fails.",
+        )
+        .default("2")
+        .from(OURS),
+        Key::new(
+            "warm_up",
+            Shape::Duration,
+            "What the new set answers in this time after its first admission does not count.",
+        )
+        .default("0s")
+        .from(OURS),
         Key::new("inconclusive", Shape::Choice(INCONCLUSIVE_WORDS), "What too little evidence means.")
             .default("hold")
             .from(OURS),
@@ -312,8 +334,12 @@ pub(crate) static PROMETHEUS: Table = Table {
         Key::new("name", Shape::Text, "How it is called in events.").required(),
         Key::new("address", Shape::Text, "`http://prometheus:9090`").required(),
         Key::new("query", Shape::Text, "PromQL with one number as its result.").required(),
-        Key::new("success", Shape::Text, "Condition on `result` that makes a measurement good, such as `result >= 0.95`.")
-            .default("none"),
+        Key::new(
+            "success",
+            Shape::Text,
+            "Condition on `result` that makes a measurement good, such as `result >= 0.95`.",
+        )
+        .default("none"),
         Key::new("failure", Shape::Text, "Condition on `result` that makes it bad.").default("none"),
         Key::new("every", Shape::Duration, "Pause between measurements.").default("30s").from(OURS),
         Key::new("failure_limit", Shape::Integer(0, 1_000_000), "Bad measurements that are put up with.").default("0"),

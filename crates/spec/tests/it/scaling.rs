@@ -71,7 +71,7 @@ fn targets_have_the_notations_of_what_they_measure() {
     );
 }
 
-/// The defaults of Kubernetes: https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/#default-behavior
+/// The defaults of Kubernetes: <https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/#default-behavior>
 #[test]
 fn defaults_are_those_of_kubernetes() {
     let scale = service("resources: {cpu: 1}\n    scale: {max: 5}").scale.unwrap();

@@ -97,7 +97,12 @@ fn a_service_with_ports_is_ready_once_they_accept_connections() {
     let errors = crate::errors(
         b"version: 1\nname: demo\nservices: {a: {command: [a], ports: {http: auto}, health: {ready: non}}}\n",
     );
-    assert_eq!(errors.iter().map(|e| e.code).collect::<Vec<_>>(), [Code::WRONG_TYPE], "{}", render_text(&errors, false));
+    assert_eq!(
+        errors.iter().map(|e| e.code).collect::<Vec<_>>(),
+        [Code::WRONG_TYPE],
+        "{}",
+        render_text(&errors, false)
+    );
 }
 
 #[test]

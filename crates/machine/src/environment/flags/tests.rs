@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use orchestra_model::{
     Desired, Digest, EnvironmentId, Generation, InstanceId, Plan, ReleaseNumber, Resource, ResourceId, ResourceKind,
     RunId, Text,
-    desired::{
-        Health, Port, Program, Resources, Restart, RestartPolicy, Service, Signal, Stop, Strategy, Target,
-    },
+    desired::{Health, Port, Program, Resources, Restart, RestartPolicy, Service, Signal, Stop, Strategy, Target},
     flag::{Flag, FlagKind, VariantName},
     launch::{Exit, Launch, ProviderEvent},
     plan::{Action, FlagStep, PLAN_FORMAT, Step},
@@ -50,12 +48,8 @@ fn api() -> ResourceId {
 }
 
 fn service(version: u32, strategy: Strategy) -> Service {
-    let port = Port {
-        host: Ipv4Addr::LOCALHOST.into(),
-        port: None,
-        protocol: Protocol::Http,
-        policy: PortPolicy::default(),
-    };
+    let port =
+        Port { host: Ipv4Addr::LOCALHOST.into(), port: None, protocol: Protocol::Http, policy: PortPolicy::default() };
     Service {
         program: Program {
             command: vec![Text::literal("/bin/api"), Text::literal(version.to_string())],
@@ -507,11 +501,7 @@ fn two_releases_at_once_find_the_flags_of_both() {
 
     // The control plane dies: the same is served.
     let observed = |instance: &InstanceId, attempt: u32| orchestra_model::launch::Observed {
-        key: orchestra_model::launch::LaunchKey {
-            environment: name("demo/dev"),
-            instance: instance.clone(),
-            attempt,
-        },
+        key: orchestra_model::launch::LaunchKey { environment: name("demo/dev"), instance: instance.clone(), attempt },
         pid: Some(7),
         started_at: None,
         notified_ready: false,
