@@ -95,10 +95,12 @@ impl Effects {
                 probes.start(&self.environment, key, target, every.duration(), timeout.duration());
             }
             Effect::StopProbe(key) => probes.stop(&self.environment, &key),
-            Effect::RunHook { key, .. } => {
-                // Replaced by the consult port.
-                let answer = Err("hooks are not wired".to_owned());
-                let _ = inbox.send(Event::HookDone { key, answer }).await;
+            Effect::RunHook { key, hook, directory, document } => {
+                tree.start(TaskKind::Effect, "hook", async move {
+                    let timeout = hook.timeout.duration();
+                    let answer = orchestra_probe::hook::ask(&hook.call, &directory, &document, timeout).await;
+                    let _ = inbox.send(Event::HookDone { key, answer }).await;
+                });
             }
             Effect::MeasureUsage { service, keys } => {
                 tree.start(TaskKind::Effect, "measure usage", async move {

@@ -10,6 +10,7 @@
 
 mod check;
 mod grpc;
+pub mod hook;
 mod http;
 mod lateness;
 mod prober;

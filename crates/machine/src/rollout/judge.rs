@@ -55,7 +55,7 @@ impl Judge {
             unit: if sticky { Unit::Session } else { Unit::Request },
             client_cap: guard.per_client,
             min_clients: guard.clients,
-            warm_up: WarmUp { time: guard.warm_up.duration(), requests: 0, errors_too: true },
+            warm_up: WarmUp { time: guard.warm_up.duration(), requests: 0, errors_too: false },
             counters: guard.counters.clone(),
             probes: guard.probe.is_some(),
             inconclusive: match guard.inconclusive {

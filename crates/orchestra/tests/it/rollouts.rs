@@ -292,3 +292,24 @@ services:
     assert_eq!(get(env.address("db"), "/version").unwrap(), "3");
     env.finish();
 }
+
+#[test]
+fn a_hook_decides_whether_a_rollout_goes_on() {
+    let env = TestEnvironment::new();
+    let strategy = |exit: u32| {
+        format!(
+            "canary: {{steps: [{{hook: {{name: gate, command: [sh, -c, \"cat > HERE/asked; echo not today >&2; exit {exit}\"]}}}}, {{weight: 50}}], keep_warm: 0s}}"
+        )
+    };
+    env.write(&stack(1, "", &strategy(0)));
+    env.ok(&["up"]);
+    env.write(&stack(2, "", &strategy(0)));
+    env.ok(&["up"]);
+    let asked: Value = serde_json::from_str(&std::fs::read_to_string(env.path("asked")).unwrap()).unwrap();
+    assert_eq!((&asked["service"], &asked["to_release"]), (&"api".into(), &2.into()), "{asked:#}");
+    env.write(&stack(3, "", &strategy(7)));
+    let failed = env.run(&["up"]).expect(1);
+    assert!(failed.stderr.contains("ORC0705") && failed.stderr.contains("exit code 7: not today"), "{failed}");
+    assert!(versions(&env, 3).iter().all(|version| version == "2"));
+    env.finish();
+}

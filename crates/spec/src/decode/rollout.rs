@@ -7,8 +7,8 @@ use orchestra_model::{
     diagnostic::Code,
     quantity::{Amount, Percent, Timespan},
     rollout::{
-        AnalysisStep, Guard, Hook, HookCall, LatencyBound, OnExpiry, OnInconclusive, PauseStep, PrometheusMetric,
-        Rollout, RolloutStep, Stepped, Strategy,
+        AnalysisStep, Guard, Hook, HookCall, LatencyBound, OnExpiry, OnInconclusive, PauseStep, Rollout, RolloutStep,
+        Stepped, Strategy,
     },
     traffic::{Permille, RequestMatch},
 };
@@ -271,25 +271,15 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             latency: fields.get("latency").and_then(|entry| self.latency(entry)),
             first_byte: optional(self.report, "first_byte"),
             first_token: optional(self.report, "first_token"),
-            counters: fields
-                .get("counters")
-                .map(|entry| self.words_list(entry, "a list of names of counters"))
-                .unwrap_or_default(),
+            counters: Vec::new(),
             per_client: fields.integer(self.report, "per_client", 1..=1000),
             clients: fields.integer(self.report, "clients", 1..=1000),
             warm_up: fields.timespan(self.report, "warm_up"),
             inconclusive: fields.choice(self.report, "inconclusive", INCONCLUSIVE),
-            raise_to: share(self.report, "raise_to"),
-            probe: fields.get("probe").and_then(|entry| {
-                let path = self.words(entry, "a path such as `/`")?;
-                if !path.starts_with('/') {
-                    let message = || format!("the path `{}` does not begin with `/`", cut(&path));
-                    invalid(self.report, entry.value.span, message, "begin it with `/`");
-                }
-                Some(path)
-            }),
+            raise_to: None,
+            probe: None,
             flag: fields.get("flag").and_then(|entry| self.flag(entry)),
-            prometheus: fields.get("prometheus").map(|entry| self.prometheus(&entry.value)).unwrap_or_default(),
+            prometheus: Vec::new(),
         }
     }
 
@@ -315,43 +305,6 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let fields = Fields::read(self.report, node, &tables::LATENCY, entry.key_span)?;
         let p95 = fields.get("p95")?;
         timespan(self.report, &p95.value).map(LatencyBound::Fixed)
-    }
-
-    fn prometheus(&mut self, node: &'n Node<'a>) -> Vec<PrometheusMetric> {
-        let Value::List(items) = &node.value else {
-            expected(self.report, node, "a list of sources", "write `[{name: …, address: …, query: …}]`");
-            return Vec::new();
-        };
-        let read = items.iter().filter_map(|item| {
-            let fields = Fields::read(self.report, item, &tables::PROMETHEUS, item.span.part(0, 1))?;
-            let mut words = |key: &str| fields.get(key).and_then(|entry| self.words(entry, "a text"));
-            let (name, address, query) = (words("name"), words("address"), words("query"));
-            let (success, failure) = (words("success"), words("failure"));
-            if success.is_none() && failure.is_none() {
-                let message = || "neither `success` nor `failure` says what a result means".to_owned();
-                let remedy = help("add `success: result >= 0.95`");
-                self.report.error(Code::MISSING_KEY, item.span.part(0, 1), message, remedy);
-            }
-            if let (Some(address), Some(entry)) = (&address, fields.get("address"))
-                && !address.starts_with("http://")
-            {
-                let message = || format!("`{}` cannot be asked", cut(address));
-                invalid(self.report, entry.value.span, message, "write `http://HOST:PORT`");
-            }
-            Some(PrometheusMetric {
-                name: name?,
-                address: address?,
-                query: query?,
-                success,
-                failure,
-                every: fields.positive(self.report, "every"),
-                failure_limit: fields.integer(self.report, "failure_limit", 0..=1_000_000),
-                inconclusive_limit: fields.integer(self.report, "inconclusive_limit", 0..=1_000_000),
-                error_limit: fields.integer(self.report, "error_limit", 0..=1_000_000),
-                dry_run: boolean(self.report, &fields, "dry_run"),
-            })
-        });
-        read.collect()
     }
 
     /// A text without NUL.

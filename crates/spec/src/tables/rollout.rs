@@ -17,8 +17,8 @@ pub(crate) static ROLLOUT: Table = Table {
         Key::new("rolling", Shape::Table(&ROLLING), "A few at a time, each new one ready before an old one leaves."),
         Key::new("recreate", Shape::True, "All old ones are gone before the first new one starts."),
         Key::new("hold", Shape::Table(&HOLD), "As `recreate`, while requests wait for the new ones."),
-        Key::new("canary", Shape::Table(&CANARY), "Beside the old ones, with a growing share of the traffic."),
-        Key::new("blue_green", Shape::Table(&BLUE_GREEN), "A full second set, switched at once."),
+        Key::new("canary", Shape::Any(&[Shape::True, Shape::Table(&CANARY)]), "Beside the old ones, with a growing share of the traffic."),
+        Key::new("blue_green", Shape::Any(&[Shape::True, Shape::Table(&BLUE_GREEN)]), "A full second set, switched at once."),
         Key::new("guard", Shape::Table(&GUARD), "What turns a canary or blue-green rollout back by itself.")
             .default("with `errors: auto`"),
         Key::new("drain", Shape::Table(&DRAIN), "How long an instance that leaves may go on with what it has begun."),
@@ -273,12 +273,6 @@ pub(crate) static GUARD: Table = Table {
         .default("none"),
         Key::new("first_byte", Shape::Duration, "Responses whose head comes later are bad.").default("none"),
         Key::new("first_token", Shape::Duration, "Streams whose first event comes later are bad.").default("none"),
-        Key::new(
-            "counters",
-            Shape::List(&Shape::Text),
-            "Counters that the service exports in Prometheus text on `/metrics`: their increase is bad.",
-        )
-        .default("none"),
         Key::new("per_client", Shape::Integer(1, 1000), "One client counts for at most so many bad responses.")
             .default("2")
             .from(OURS),
@@ -292,27 +286,22 @@ pub(crate) static GUARD: Table = Table {
         Key::new(
             "warm_up",
             Shape::Duration,
-            "What the new set answers in this time after its first admission does not count.",
+            "What the new set answers late in this time after an instance was admitted does not count.",
         )
-        .default("0s")
+        .default("10s")
         .from(OURS),
         Key::new("inconclusive", Shape::Choice(INCONCLUSIVE_WORDS), "What too little evidence means.")
             .default("hold")
             .from(OURS),
-        Key::new("raise_to", Shape::Weight, "The share may grow up to this while the evidence comes too slowly.")
-            .default("none"),
-        Key::new("probe", Shape::Text, "Path that is asked of both sets in pairs while there is too little traffic.")
-            .default("none"),
         Key::new("flag", Shape::Text, "A bad verdict turns this flag off instead of turning the release back.")
             .default("none"),
-        Key::new("prometheus", Shape::List(&Shape::Table(&PROMETHEUS)), "Further sources.").default("none"),
     ]],
     habits: &[
         ("p95", "write `latency: 800ms`"),
         ("error_rate", "write `max_errors`"),
         ("success_rate", "write `max_errors`, the complement"),
     ],
-    later: &[],
+    later: &["counters", "raise_to", "probe", "prometheus"],
     one_of: &[],
 };
 
@@ -322,38 +311,6 @@ pub(crate) static LATENCY: Table = Table {
     doc: "What makes a response slow.",
     keys: &[&[Key::new("p95", Shape::Duration, "Responses that take longer are bad.").required()]],
     habits: &[("p99", "write `p95`: it is the bound above which a response counts as slow")],
-    later: &[],
-    one_of: &[],
-};
-
-pub(crate) static PROMETHEUS: Table = Table {
-    id: "prometheus",
-    noun: "a Prometheus source",
-    doc: "A question to a Prometheus server, with the limits that Argo Rollouts has. No data is inconclusive, never a failure.",
-    keys: &[&[
-        Key::new("name", Shape::Text, "How it is called in events.").required(),
-        Key::new("address", Shape::Text, "`http://prometheus:9090`").required(),
-        Key::new("query", Shape::Text, "PromQL with one number as its result.").required(),
-        Key::new(
-            "success",
-            Shape::Text,
-            "Condition on `result` that makes a measurement good, such as `result >= 0.95`.",
-        )
-        .default("none"),
-        Key::new("failure", Shape::Text, "Condition on `result` that makes it bad.").default("none"),
-        Key::new("every", Shape::Duration, "Pause between measurements.").default("30s").from(OURS),
-        Key::new("failure_limit", Shape::Integer(0, 1_000_000), "Bad measurements that are put up with.").default("0"),
-        Key::new("inconclusive_limit", Shape::Integer(0, 1_000_000), "Inconclusive ones that are put up with.")
-            .default("0"),
-        Key::new("error_limit", Shape::Integer(0, 1_000_000), "Errors in a row that are put up with.").default("4"),
-        Key::new("dry_run", Shape::Boolean, "Only told, never decided by.").default("false"),
-    ]],
-    habits: &[
-        ("successCondition", "write `success`"),
-        ("failureCondition", "write `failure`"),
-        ("interval", "write `every`"),
-        ("failureLimit", "write `failure_limit`"),
-    ],
     later: &[],
     one_of: &[],
 };

@@ -55,7 +55,8 @@ proptest! {
         let mut seen = vec![start];
         for step in 0..80 {
             let readings = if per_instance {
-                let share = load / u64::from(scaled.replicas);
+                // Rounded up: what a division loses would look like less load with every instance.
+                let share = load.div_ceil(u64::from(scaled.replicas));
                 only(MetricSource::QueueDepth, points(at(step * 15), &vec![share; scaled.replicas as usize]))
             } else {
                 load_of(load)

@@ -1,0 +1,190 @@
+//! Hooks of rollouts: a question to somebody else that is asked once. 2xx or exit code 0 says yes.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use orchestra_model::rollout::HookCall;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::lookup_host,
+    process::Command,
+};
+
+use crate::{
+    check::{Fault, clean},
+    http::Request,
+    target::HttpCheck,
+};
+
+/// What is read of a command's standard error.
+const STDERR: u64 = 64 * 1024;
+
+/// Asks a hook; `document` is the JSON that a webhook gets as the body of a POST, and a command on its standard input.
+/// A command runs in `directory`, with nothing of the server's environment but `PATH` and `HOME`, in a process group of
+/// its own that is killed when the time is over.
+///
+/// # Errors
+///
+/// The reason for a no, in one line for people: the status, the exit code with the last line of standard error, or why
+/// there was no answer.
+pub async fn ask(call: &HookCall, directory: &str, document: &str, timeout: Duration) -> Result<(), String> {
+    let asked = async {
+        match call {
+            HookCall::Webhook { url } => webhook(url, document).await,
+            HookCall::Command(command) => run(command, directory, document).await,
+        }
+    };
+    let answer = tokio::time::timeout(timeout, asked).await;
+    answer.unwrap_or_else(|_| Err(format!("no answer within {} ms", timeout.as_millis())))
+}
+
+async fn webhook(url: &str, document: &str) -> Result<(), String> {
+    let rest = url.strip_prefix("http://").ok_or("only http:// can be asked")?;
+    let (authority, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
+    let target = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
+    let mut addresses = lookup_host(&target).await.map_err(|error| format!("{authority}: {error}"))?;
+    let address: SocketAddr = addresses.next().ok_or_else(|| format!("{authority} has no address"))?;
+    let headers = [("Host", authority), ("User-Agent", "orchestra"), ("Content-Type", "application/json")];
+    let check = HttpCheck {
+        address,
+        method: "POST".to_owned(),
+        path: path.to_owned(),
+        headers: headers
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect::<BTreeMap<_, _>>(),
+        body: Some(document.to_owned()),
+        status: (200..300).collect(),
+        contains: None,
+    };
+    let mut stage = "while connecting";
+    match Request::new(&check)?.ask(&mut stage).await {
+        Ok(_) => Ok(()),
+        Err(Fault::Answer(answer)) => Err(answer),
+        Err(Fault::Io(error)) => Err(format!("{error} {stage}")),
+    }
+}
+
+/// Kills a command's process group, unless it has ended.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let group = self.0.and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+        if let Some(group) = group {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+async fn run(command: &[String], directory: &str, document: &str) -> Result<(), String> {
+    let (program, arguments) = command.split_first().ok_or("the command is empty")?;
+    let mut child = Command::new(program);
+    child
+        .args(arguments)
+        .current_dir(directory)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
+    for name in ["PATH", "HOME"] {
+        if let Some(value) = std::env::var_os(name) {
+            child.env(name, value);
+        }
+    }
+    let mut child = child.spawn().map_err(|error| format!("{program}: {error}"))?;
+    let mut group = Group(child.id());
+    let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+    let write = async {
+        if let Some(mut stdin) = stdin {
+            // One that does not read its input may still say yes.
+            let _ = stdin.write_all(document.as_bytes()).await;
+        }
+    };
+    let read = async {
+        let mut said = Vec::new();
+        if let Some(stderr) = stderr {
+            let mut stderr = stderr.take(STDERR);
+            let _ = stderr.read_to_end(&mut said).await;
+        }
+        said
+    };
+    let ((), said, status) = tokio::join!(write, read, child.wait());
+    let status = status.map_err(|error| error.to_string())?;
+    // The leader was reaped: its number may be somebody else's soon. What it left behind is its own affair.
+    group.0 = None;
+    if status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&said);
+    let last = said.lines().map(str::trim).rfind(|line| !line.is_empty()).map(clean);
+    Err(last.map_or_else(|| words(status), |last| format!("{}: {last}", words(status))))
+}
+
+fn words(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt as _;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, signal) => format!("signal {}", signal.unwrap_or(0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    async fn command(script: &str, timeout: u64) -> Result<(), String> {
+        let call = HookCall::Command(["sh", "-c", script].map(str::to_owned).to_vec());
+        ask(&call, "/", r#"{"service":"api"}"#, Duration::from_millis(timeout)).await
+    }
+
+    #[tokio::test]
+    async fn a_command_says_yes_by_exit_code_0() {
+        assert_eq!(command("grep -q api", 5000).await, Ok(()));
+        assert_eq!(command("exec true <&-", 5000).await, Ok(()));
+        let refused = command("echo first >&2; echo 'too many errors' >&2; exit 3", 5000).await;
+        assert_eq!(refused, Err("exit code 3: too many errors".to_owned()));
+        assert_eq!(command("kill -9 $$", 5000).await, Err("signal 9".to_owned()));
+        assert!(command("sleep 60", 50).await.unwrap_err().contains("no answer within 50 ms"));
+        let missing = HookCall::Command(vec!["/no/such/program".to_owned()]);
+        assert!(ask(&missing, "/", "", Duration::from_secs(1)).await.unwrap_err().contains("/no/such/program"));
+    }
+
+    async fn webhook(answer: &'static str) -> (Result<(), String>, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/gate?x=1", listener.local_addr().unwrap());
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut seen = vec![0; 4096];
+            let read = stream.read(&mut seen).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&seen[..read]).into_owned()
+        };
+        let call = HookCall::Webhook { url };
+        tokio::join!(ask(&call, "/", "{}", Duration::from_secs(5)), server)
+    }
+
+    #[tokio::test]
+    async fn a_webhook_says_yes_by_2xx() {
+        let (answer, seen) = webhook("HTTP/1.1 204 No Content\r\n\r\n").await;
+        assert_eq!(answer, Ok(()));
+        assert!(seen.starts_with("POST /gate?x=1 HTTP/1.1\r\n") && seen.contains("application/json"), "{seen}");
+        let (answer, _) = webhook("HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\n\r\n").await;
+        assert_eq!(answer, Err("HTTP 302".to_owned()));
+        let (answer, _) = webhook("garbage\r\n\r\n").await;
+        assert!(answer.is_err());
+        let nobody = HookCall::Webhook { url: "http://127.0.0.1:1/".to_owned() };
+        assert!(ask(&nobody, "/", "{}", Duration::from_secs(5)).await.is_err());
+    }
+}
