@@ -4,7 +4,7 @@
 //!   event --> the instance, volume or run that it is about
 //!                 |
 //!                 v  marks resources as changed
-//!   settle:  for each changed resource: reconcile its instances with what is wanted (rolling.rs),
+//!   settle:  for each changed resource: reconcile its instances with what is wanted (replacement.rs),
 //!            tell its users about readiness, let the run go on (run.rs); repeat until nothing changes
 //!                 |
 //!                 v
