@@ -170,7 +170,7 @@ pub(crate) enum Command {
     Doctor,
     /// Start, stop or look at the server; other commands start it by themselves
     #[command(
-        after_help = "Examples:\n  orchestra server status\n  orchestra server stop          # instances and proxy go on\n  orchestra server run           # in the foreground\n  orchestra server start --listen 127.0.0.1:7070 --token-file token"
+        after_help = "Examples:\n  orchestra server status\n  orchestra server stop          # instances and proxy go on\n  orchestra server run           # in the foreground\n  orchestra server install       # a systemd unit: all is there again after a reboot\n  orchestra server start --listen 127.0.0.1:7070 --token-file token"
     )]
     Server(ServerArgs),
     /// Print completions for a shell
@@ -419,6 +419,29 @@ pub(crate) enum ServerCommand {
     Stop,
     /// Run it in the foreground until it is stopped
     Run(ListenArgs),
+    /// Write a systemd unit, so that it and all environments are there again after a reboot
+    #[command(
+        after_help = "On its start the server recovers every environment and starts what should run.\n\nExamples:\n  orchestra server install           # of the machine for root, of the user for others\n  orchestra server install --print   # only look"
+    )]
+    Install(InstallArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InstallArgs {
+    /// Print the unit instead of writing it
+    #[arg(long)]
+    pub(crate) print: bool,
+    /// For the systemd of the machine [default: for root]
+    #[arg(long, conflicts_with = "user")]
+    pub(crate) system: bool,
+    /// For the systemd of the user [default: for everybody else]
+    #[arg(long)]
+    pub(crate) user: bool,
+    /// Name of the unit; another one for each further state directory
+    #[arg(long, default_value = "orchestra")]
+    pub(crate) unit: Name,
+    #[command(flatten)]
+    pub(crate) listen: ListenArgs,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ pub(crate) mod explain;
 pub(crate) mod flags;
 pub(crate) mod history;
 pub(crate) mod init;
+pub(crate) mod install;
 pub(crate) mod logs;
 pub(crate) mod plan;
 pub(crate) mod rollout;

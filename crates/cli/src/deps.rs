@@ -78,6 +78,9 @@ pub trait ServerControl: Send + Sync + 'static {
         serving: oneshot::Sender<Serving>,
     ) -> BoxFuture<'_, Result<(), Vec<Diagnostic>>>;
 
+    /// The path by which this program can be started again.
+    fn program(&self) -> io::Result<PathBuf>;
+
     /// A server within this process that answers `validate` and `plan` from the state in `home`, if there is any, and
     /// writes nothing.
     fn in_process(&self, home: &Path) -> BoxFuture<'_, Result<Arc<dyn Transport>, Vec<Diagnostic>>>;

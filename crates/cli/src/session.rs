@@ -37,6 +37,12 @@ pub(crate) struct Session {
     pub(crate) random: Random,
     pub(crate) control: Arc<dyn ServerControl>,
     pub(crate) token: Option<String>,
+    /// `--token-file`, absolute.
+    pub(crate) token_file: Option<PathBuf>,
+    /// Home folder of the user.
+    pub(crate) user_home: Option<PathBuf>,
+    /// Where the user keeps configuration.
+    pub(crate) config: Option<PathBuf>,
     /// Who asks, for the events: the name of the user.
     pub(crate) user: Option<String>,
     /// `--server`
@@ -79,7 +85,14 @@ impl Session {
             }
             None => None,
         };
+        let absolute = |name: &str| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let user_home = absolute("HOME");
+        let config = absolute("XDG_CONFIG_HOME").or_else(|| user_home.as_ref().map(|home| home.join(".config")));
+        let token_file = global.token_file.as_ref().map(|path| deps.cwd.join(path));
         Ok(Self {
+            token_file,
+            user_home,
+            config,
             version: deps.version,
             cwd: deps.cwd,
             home,
@@ -102,6 +115,11 @@ impl Session {
     /// Whether another server than that of the state directory was named.
     pub(crate) fn is_remote(&self) -> bool {
         self.remote.is_some()
+    }
+
+    /// Whether there is a socket of a server.
+    pub(crate) fn has_socket(&self) -> bool {
+        orchestra_api::socket_path(&self.home).exists()
     }
 
     /// The server, if one answers. `None` if nobody listens.

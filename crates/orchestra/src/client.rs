@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{self, IsTerminal, Read, Seek},
     os::unix::process::CommandExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     sync::Arc,
 };
@@ -141,6 +141,10 @@ impl ServerControl for Servers {
         serving: oneshot::Sender<Serving>,
     ) -> BoxFuture<'_, Result<(), Vec<Diagnostic>>> {
         Box::pin(daemon::run(options, serving))
+    }
+
+    fn program(&self) -> io::Result<PathBuf> {
+        daemon::this_program()
     }
 
     fn in_process(&self, home: &Path) -> BoxFuture<'_, Result<Arc<dyn Transport>, Vec<Diagnostic>>> {

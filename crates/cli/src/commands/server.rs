@@ -8,6 +8,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
     args::{ListenArgs, ServerCommand, ServerStatusArgs},
+    commands::install::install,
     deps::{ServerOptions, Serving},
     exit::Exit,
     failure::{Failure, Result},
@@ -32,6 +33,7 @@ pub(crate) async fn server(
         ServerCommand::Status(args) => interrupts.guard(status(args, session, output)).await,
         ServerCommand::Stop => interrupts.guard(stop(session, output)).await,
         ServerCommand::Run(args) => run(args, session, output, interrupts).await,
+        ServerCommand::Install(args) => install(args, session, output),
     }
 }
 
@@ -51,8 +53,18 @@ fn options(args: &ListenArgs, session: &Session) -> Result<ServerOptions> {
     Ok(ServerOptions { home: session.home.clone(), listen: args.listen, token })
 }
 
+/// What whoever opens the API to a network should know.
+fn warn_of_network(args: &ListenArgs, output: &mut Output) {
+    if let Some(address) = args.listen.filter(|address| !address.ip().is_loopback()) {
+        output.note(&format!(
+            "warning: {address} can be reached from other machines, and the API is not encrypted: whoever can read the traffic reads the token, and whoever has the token can run programs here"
+        ));
+    }
+}
+
 async fn start(args: &ListenArgs, session: &Session, output: &mut Output) -> Result<Exit> {
     let options = options(args, session)?;
+    warn_of_network(args, output);
     let running = session.running().await?;
     if let (Some((_, version)), Some(_)) = (&running, args.listen) {
         let message = format!("a server runs already (pid {}), and where it listens cannot be changed", version.pid);
@@ -158,6 +170,7 @@ async fn silence(session: &Session, pid: u32) -> Result {
 
 async fn run(args: &ListenArgs, session: &Session, output: &mut Output, interrupts: &mut Interrupts) -> Result<Exit> {
     let options = options(args, session)?;
+    warn_of_network(args, output);
     let home = options.home.display().to_string();
     let (serving, mut served) = oneshot::channel();
     let mut server = session.control.run(options, serving);

@@ -118,6 +118,10 @@ impl ServerControl for Handle {
         Box::pin(async move { Err(vec![locked]) })
     }
 
+    fn program(&self) -> io::Result<PathBuf> {
+        Ok("/usr/local/bin/orchestra".into())
+    }
+
     fn in_process(&self, home: &Path) -> BoxFuture<'_, Result<Arc<dyn Transport>, Vec<Diagnostic>>> {
         let script = self.0.in_process.lock().unwrap().take().expect("nothing is asked within the process");
         let socket = home.parent().unwrap().join("in-process.sock");

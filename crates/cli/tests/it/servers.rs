@@ -107,6 +107,48 @@ async fn listening_on_tcp_needs_a_token_that_is_no_argument() {
 }
 
 #[tokio::test]
+async fn a_network_address_is_pointed_out() {
+    for (address, warned) in
+        [("0.0.0.0:7070", true), ("[::]:7070", true), ("127.0.0.1:7070", false), ("[::1]:7070", false)]
+    {
+        let mut test = TestEnvironment::new();
+        std::fs::write(test.cwd().join("token"), "0123456789abcdef\n").unwrap();
+        test.spawns(Vec::new());
+        let outcome = test.run(&format!("server start --listen {address} --token-file token")).await;
+        assert_eq!(outcome.exit, Exit::Success, "{}", outcome.page());
+        assert_eq!(outcome.stderr.contains("the API is not encrypted"), warned, "{address}: {}", outcome.stderr);
+        test.finish();
+    }
+}
+
+#[tokio::test]
+async fn a_unit_is_printed_or_written_and_only_ours_is_replaced() {
+    let mut test = TestEnvironment::new();
+    test.variable("HOME", "/home/you");
+    test.variable("ORCHESTRA_HOME", "/home/you/my state");
+    insta::assert_snapshot!("unit_system", test.run("server install --print --system").await.page());
+    std::fs::write(test.cwd().join("token"), "0123456789abcdef\n").unwrap();
+    let line = "server install --print --user --listen 127.0.0.1:7070";
+    assert_eq!(test.run(line).await.exit, Exit::Invalid, "a token must be there after a restart");
+    insta::assert_snapshot!("unit_user", test.run(&format!("{line} --token-file token")).await.page());
+
+    let config = test.cwd().join("config");
+    test.variable("XDG_CONFIG_HOME", config.to_str().unwrap());
+    insta::assert_snapshot!("unit_written", test.run("server install --user").await.page());
+    let path = config.join("systemd/user/orchestra.service");
+    let written = std::fs::read_to_string(&path).unwrap();
+    let start = "ExecStart=/usr/local/bin/orchestra --home \"/home/you/my state\" server run\n";
+    assert!(written.contains(start), "{written}");
+    assert_eq!(test.run("server install --user").await.exit, Exit::Success, "ours is replaced");
+    std::fs::write(&path, "[Unit]\n").unwrap();
+    assert_eq!(test.run("server install --user").await.exit, Exit::Invalid);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "[Unit]\n", "somebody else's is kept");
+    assert_eq!(test.run("server install --user --unit other").await.exit, Exit::Success);
+    assert!(test.spawned().is_empty());
+    test.finish();
+}
+
+#[tokio::test]
 async fn a_locked_state_directory_is_refused() {
     let mut test = TestEnvironment::new();
     let outcome = test.run("server run").await;

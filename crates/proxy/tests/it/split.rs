@@ -14,7 +14,7 @@ use orchestra_model::{
     traffic::{Arm, Permille, PortPolicy, RequestKey, RequestMatch, Split},
 };
 use orchestra_provider::DataPlane as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::{harness::*, protocols::websocket_echo, traffic::*};
@@ -213,11 +213,17 @@ async fn a_match_leads_to_the_canary_and_pins_nobody() {
 async fn an_arm_without_an_instance_gives_way_and_is_no_evidence() {
     let mut world = World::new().await;
     let stable = named("stable").await;
-    let dead = named("never").await;
-    dead.stop();
-    soon("the listener is closed", async { while TcpStream::connect(dead.address).await.is_ok() {} }).await;
+    // Bound, so that nobody else gets the address, and without a listener, so that connections are refused.
+    let dead: Vec<TcpSocket> = (0..2)
+        .map(|_| {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+            socket
+        })
+        .collect();
+    let refusing = |index: usize| endpoint([2, 3][index], dead[index].local_addr().unwrap());
     let split = || Split { watch: Some(watch(1)), ..share(500) };
-    let backends = two(&endpoint(1, stable.address), &endpoint(2, dead.address));
+    let backends = two(&endpoint(1, stable.address), &refusing(0));
     let address = world.serve(routed(split(), PortPolicy::default(), backends)).await;
     let mut client = Client::h1(address).await.unwrap();
     for _ in 0..200 {
@@ -231,10 +237,8 @@ async fn an_arm_without_an_instance_gives_way_and_is_no_evidence() {
     assert!((60..140).contains(&counted), "{counted}");
     assert!(cells.iter().all(|cell| cell.arm == Arm::Stable && cell.bad == 0));
     // Both gone: the one that was drawn is to blame.
-    stable.stop();
-    soon("the listener is closed", async { while TcpStream::connect(stable.address).await.is_ok() {} }).await;
-    let dead = two(&endpoint(1, stable.address), &endpoint(2, dead.address));
-    let hasty = Route { hold: Timespan::millis(0), ..routed(split(), PortPolicy::default(), dead) };
+    let gone = two(&refusing(1), &refusing(0));
+    let hasty = Route { hold: Timespan::millis(0), ..routed(split(), PortPolicy::default(), gone) };
     world.serve(hasty).await;
     for _ in 0..40 {
         assert_eq!(client.get("/").await.unwrap().status, 502);

@@ -7,12 +7,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use orchestra_api::{Method, ROUTES, Transport};
-use orchestra_server::{Backend, Facts, InProcess, router};
+use orchestra_api::{Client, Endpoint, Method, ROUTES, SocketTransport, Transport};
+use orchestra_server::{Backend, Facts, InProcess, router, serve_tcp};
 use orchestra_task::TaskTree;
 use serde_json::{Value, json};
 
 fn server() -> InProcess {
+    InProcess::new(routes())
+}
+
+fn routes() -> axum::Router {
     let facts = Facts {
         version: "0.0.0".to_owned(),
         home: "/nowhere".to_owned(),
@@ -20,7 +24,7 @@ fn server() -> InProcess {
         listen: None,
         started_at: 0,
     };
-    InProcess::new(router(Backend::Recorded(None), facts, TaskTree::new(), Arc::default()))
+    router(Backend::Recorded(None), facts, TaskTree::new(), Arc::default())
 }
 
 async fn ask(method: &str, path: &str, body: &Value) -> (StatusCode, Value) {
@@ -168,4 +172,53 @@ async fn requests_that_cannot_be_understood_are_answered_in_the_shape_of_every_e
     let long = format!("{{\"source_text\": \"{}\", \"source_path\": 5}}", "x".repeat(100_000));
     let answer = send("POST", "/v1/validate", JSON, &long).await;
     assert!(answer.len() < 1000 && answer.contains("source_path"), "{answer}");
+}
+
+#[tokio::test]
+async fn over_tcp_only_whoever_knows_the_token_is_answered() {
+    const TOKEN: &str = "0123456789abcdef";
+    let tree = TaskTree::new();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    serve_tcp(&tree, listener, routes(), TOKEN.into());
+    let plain: Endpoint = format!("http://{address}").parse().unwrap();
+    // As a client sends it.
+    for (token, allowed) in [
+        (Some(TOKEN), true),
+        (None, false),
+        (Some("0123456789abcdee"), false),
+        (Some("0123456789abcde"), false),
+        (Some("0123456789abcdef0"), false),
+        (Some(""), false),
+    ] {
+        let endpoint = plain.clone().with_token(token.map(str::to_owned));
+        match Client::connect(endpoint).await {
+            Ok((_, version)) => assert!(allowed && version.api == orchestra_api::API_VERSION, "{token:?} was let in"),
+            Err(error) => {
+                assert!(!allowed, "{error}");
+                assert_eq!(error.status(), Some(401));
+                let shown = format!("{:?}", error.into_diagnostics());
+                assert!(shown.contains("ORC0802") && !shown.contains(TOKEN), "{shown}");
+            }
+        }
+    }
+    // Every operation is guarded, also one that does not exist; and nothing is done before the token was looked at.
+    let transport = SocketTransport::new(plain);
+    let paths =
+        ROUTES.iter().map(|route| (route.method.as_str(), route.path)).chain([("GET", "/nothing"), ("PUT", "/")]);
+    for (method, path) in paths {
+        let path = path.replace(['{', '}'], "");
+        for authorization in
+            [None, Some(format!("Basic {TOKEN}")), Some(TOKEN.to_owned()), Some(format!("Bearer  {TOKEN}"))]
+        {
+            let mut request = Request::builder().method(method).uri(&path);
+            if let Some(authorization) = &authorization {
+                request = request.header("authorization", authorization);
+            }
+            let response = transport.send(request.body(Bytes::new()).unwrap()).await.unwrap();
+            assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{method} {path} {authorization:?}");
+            assert_eq!(response.headers()["www-authenticate"], "Bearer");
+        }
+    }
+    tree.shutdown(std::time::Duration::from_secs(5)).await;
 }
