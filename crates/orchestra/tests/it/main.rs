@@ -14,7 +14,6 @@
 //! | [`hostile`] | two of everything, full disks, garbage, replaced binaries, huge and escaping output |
 //! | [`readme`] | the tour of the README, and every command that the book names |
 //! | [`remote`] | the API over TCP with a token; everything is there again after a reboot |
-//! | [`terminal`] | the live tree on a real terminal, and Ctrl-C on it |
 //! | [`llm_chat`] | a real language model behind a stable address, updated in the middle of a stream |
 //! | [`torture`] | programs that do not want to die, and every byte they write |
 
@@ -32,6 +31,5 @@ mod readme;
 mod remote;
 mod rollouts;
 mod scaling;
-mod terminal;
 mod torture;
 mod tour;
