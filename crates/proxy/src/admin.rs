@@ -1,4 +1,4 @@
-//! The proxy's own address: metrics in Prometheus text format on `/metrics`, and `/healthz`.
+//! The proxy's own address: metrics in Prometheus text format on `/metrics`, `/status`, and `/healthz`.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -46,10 +46,13 @@ pub(crate) async fn run(proxy: Arc<Proxy>, listener: TcpListener, stop: Cancella
 fn answer(proxy: &Proxy, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let (status, kind, text) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
-            (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", proxy.metrics.render())
+            (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", proxy.page())
+        }
+        (&Method::GET | &Method::HEAD, "/status") => {
+            (StatusCode::OK, "application/json", format!("{:#}\n", proxy.table.load().status()))
         }
         (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "text/plain", "serving\n".to_owned()),
-        _ => (StatusCode::NOT_FOUND, "text/plain", "try /metrics or /healthz\n".to_owned()),
+        _ => (StatusCode::NOT_FOUND, "text/plain", "try /metrics, /status or /healthz\n".to_owned()),
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;

@@ -235,6 +235,15 @@ impl<'a> Asker<'a> {
         })
     }
 
+    /// Hash of the client whose requests are counted together: its address, of IPv6 the network (RFC 6177: a site has a
+    /// /64 or more of them), or what a proxy on this machine says.
+    pub(crate) fn client(&self) -> u64 {
+        self.forwarded().unwrap_or_else(|| match self.peer.ip().to_canonical() {
+            std::net::IpAddr::V6(ip) if !ip.is_loopback() => hash(&ip.octets()[..8]),
+            _ => self.address(),
+        })
+    }
+
     fn address(&self) -> u64 {
         match self.peer.ip().to_canonical() {
             std::net::IpAddr::V4(ip) => hash(&ip.octets()),

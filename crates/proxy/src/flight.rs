@@ -24,6 +24,8 @@ use orchestra_model::route::EndpointKey;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::breaker::Place;
+
 const CLOSED: u64 = 1 << 63;
 const REQUEST: u64 = 1;
 const STREAM: u64 = 1 << 31;
@@ -71,11 +73,17 @@ impl Flight {
 
     /// Enters through the gate. `None` if it is closed.
     pub(crate) fn enter(self: &Arc<Self>, kind: Kind) -> Option<InFlight> {
-        let step = |word: u64| if word & CLOSED == 0 { Some(word + kind.unit()) } else { None };
+        self.enter_below(kind, 0)
+    }
+
+    /// Enters through the gate if less than `limit` is in flight; zero is no limit.
+    pub(crate) fn enter_below(self: &Arc<Self>, kind: Kind, limit: u32) -> Option<InFlight> {
+        let full = |word: u64| limit > 0 && (word & MASK) + ((word / STREAM) & MASK) >= u64::from(limit);
+        let step = |word: u64| if word & CLOSED == 0 && !full(word) { Some(word + kind.unit()) } else { None };
         self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, step).ok()?;
         // Read after entering: a cut that comes later cancels this token or an older one, which `cut` replaces only
         // when the gate opens anew, that is when the table says so.
-        Some(InFlight { kind, cut: self.cut.load_full(), flight: Arc::clone(self) })
+        Some(InFlight { kind, cut: self.cut.load_full(), flight: Arc::clone(self), place: None })
     }
 
     /// Opens the gate.
@@ -139,9 +147,16 @@ pub(crate) struct InFlight {
     flight: Arc<Flight>,
     kind: Kind,
     cut: Arc<CancellationToken>,
+    /// On a bounded route. Given back after it was counted out, so that who waits for room finds some.
+    place: Option<Place>,
 }
 
 impl InFlight {
+    /// Keeps a place until it ends.
+    pub(crate) fn hold(&mut self, place: Place) {
+        self.place = Some(place);
+    }
+
     /// From now on it counts as a stream. One step of the word, so that no reader sees it absent or twice.
     pub(crate) fn become_stream(&mut self) {
         if self.kind == Kind::Request {
@@ -199,6 +214,18 @@ mod tests {
         assert!(flight.is_drained());
         flight.open();
         assert!(!flight.is_drained() && flight.enter(Kind::Request).is_some());
+    }
+
+    #[test]
+    fn a_limit_counts_requests_and_streams() {
+        let flight = flight();
+        flight.open();
+        let mut one = flight.enter_below(Kind::Request, 2).unwrap();
+        one.become_stream();
+        let two = flight.enter_below(Kind::Request, 2).unwrap();
+        assert!(flight.enter_below(Kind::Request, 2).is_none() && flight.enter_below(Kind::Request, 3).is_some());
+        drop(two);
+        assert!(flight.enter_below(Kind::Stream, 2).is_some());
     }
 
     #[test]

@@ -7,26 +7,34 @@
 //! A request's way: `listen` (connection) → `exchange` (request) → `seek` (endpoint, hold; the release by `assign`) →
 //! `upstream` (pools) → and back, with `flight` counting what is on its way. `state` puts tables into force and reports
 //! drained endpoints; `flags` answers for flags; `watch` and `load` keep what `reports` tells of traffic, `mirror` sends copies; `process` obeys the
-//! server over `wire`. TLS will stand between `listen::Listener` and `listen::serve`, where a
+//! server over `wire`. `tls` stands between `listen::Listener` and `listen::serve`, where a
 //! connection is nothing but a stream yet.
 
 mod admin;
 mod assign;
+mod breaker;
+mod budget;
+mod clock;
 mod exchange;
 mod files;
 mod flags;
 mod flight;
 mod handle;
+mod idle;
+mod limit;
 mod listen;
 mod load;
 mod metrics;
 mod mirror;
+mod outlier;
 mod process;
 mod reports;
+mod rules;
 mod seek;
 mod state;
 mod stream;
 mod table;
+mod tls;
 mod tunnel;
 mod upstream;
 mod watch;

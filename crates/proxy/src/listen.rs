@@ -10,10 +10,7 @@ use std::{
     future::Future,
     io,
     pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::Poll,
     time::Duration,
 };
@@ -40,6 +37,7 @@ use crate::{
     flags,
     state::{Arrival, Proxy},
     stream::Stream,
+    tls::{self, stream::ClientStream},
     tunnel,
     upstream::Executor,
     wire::SocketId,
@@ -47,6 +45,8 @@ use crate::{
 
 /// The first bytes of an HTTP/2 connection (RFC 9113 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Kind of the frame that follows it.
+const SETTINGS: u8 = 4;
 /// Time for the head of a request, and for the first bytes of a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time between requests of a connection. Longer than that of common clients (90 s in Go and reqwest), so that they close
@@ -59,6 +59,11 @@ const MAX_HEAD: usize = 64 << 10;
 const MAX_HEADERS: usize = 128;
 /// Between two attempts to accept when descriptors or memory are used up.
 const EXHAUSTED: Duration = Duration::from_millis(100);
+
+/// How long a new connection waits for a place before idle ones make room.
+const CROWDED: Duration = Duration::from_millis(50);
+/// Connections that are let go at a time then.
+const EVICTED: usize = 16;
 
 /// How a listener is asked to end.
 #[derive(Clone, Debug, Default)]
@@ -87,8 +92,7 @@ impl Listener {
         loop {
             // A connection that cannot be served stays in the kernel's queue.
             let accept = async {
-                let permit =
-                    Arc::clone(&self.connections).acquire_owned().await.expect("the semaphore is never closed");
+                let permit = self.permit().await;
                 self.tcp.accept().await.map(|(tcp, peer)| (tcp, peer, permit))
             };
             let accepted = tokio::select! {
@@ -111,6 +115,29 @@ impl Listener {
         }
     }
 
+    /// A place for a connection. If there is none and somebody knocks, connections that are idle longest make room.
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        loop {
+            let permit = Arc::clone(&self.connections).acquire_owned();
+            match tokio::time::timeout(CROWDED, permit).await {
+                Ok(permit) => return permit.expect("the semaphore is never closed"),
+                Err(_crowded) if self.is_knocked_at() => {
+                    let evicted = self.proxy.connections.evict(EVICTED);
+                    self.proxy.metrics.evicted.fetch_add(evicted as u64, Ordering::Relaxed);
+                }
+                Err(_quiet) => {}
+            }
+        }
+    }
+
+    /// Whether a connection waits in the kernel's queue.
+    fn is_knocked_at(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let mut queue = [PollFd::new(&self.tcp, PollFlags::IN)];
+        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut queue, Some(&at_once)).is_ok_and(|ready| ready > 0)
+    }
+
     async fn failed(&self, error: &io::Error) {
         use rustix::io::Errno;
         let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
@@ -125,7 +152,7 @@ impl Listener {
         // Fails only for a connection that is gone already.
         let Ok(local) = tcp.local_addr() else { return };
         let _ = tcp.set_nodelay(true);
-        let arrival = Arrival { socket: self.socket, peer, local };
+        let arrival = Arrival { socket: self.socket, peer, local, secure: false };
         let (proxy, drain) = (Arc::clone(&self.proxy), self.ending.drain.clone());
         self.proxy.metrics.accepted.fetch_add(1, Ordering::Relaxed);
         self.proxy.metrics.connections.fetch_add(1, Ordering::Relaxed);
@@ -146,10 +173,23 @@ impl Drop for Open {
     }
 }
 
-async fn serve(proxy: Arc<Proxy>, arrival: Arrival, mut stream: Stream, drain: CancellationToken) {
-    let (protocol, of_flags) = {
+async fn serve(proxy: Arc<Proxy>, mut arrival: Arrival, stream: Stream, drain: CancellationToken) {
+    let (protocol, of_flags, tls) = {
         let table = proxy.table.load();
-        (table.routes.get(&arrival.socket).map(|plan| plan.protocol), table.flags.contains_key(&arrival.socket))
+        let socket = &arrival.socket;
+        let protocol = table.routes.get(socket).map(|plan| plan.protocol);
+        (protocol, table.flags.contains_key(socket), table.tls.get(socket).cloned())
+    };
+    let mut stream = match tls {
+        None => ClientStream::Plain(stream),
+        Some(tls) => {
+            arrival.secure = true;
+            // In a box of its own: a connection lives longer than its handshake.
+            match Box::pin(tls::handshake::accept(&proxy, &tls, stream, &drain)).await {
+                Some(stream) => stream,
+                None => return,
+            }
+        }
     };
     if protocol == Some(Protocol::Tcp) {
         return tunnel::tcp(&proxy, &arrival, stream).await;
@@ -163,9 +203,11 @@ async fn serve(proxy: Arc<Proxy>, arrival: Arrival, mut stream: Stream, drain: C
     if prefix.is_empty() {
         return;
     }
+    let h2 = stream.agreed_on_h2().unwrap_or(h2);
     stream.rewind(prefix);
     let socket = Arc::clone(stream.socket());
-    let client = Arc::new(ClientConnection { active: AtomicU32::new(0), seen: AtomicU64::new(0), socket, h1: !h2 });
+    let client = Arc::new(ClientConnection::new(socket, !h2));
+    let _among = proxy.connections.enter(&client);
     let service = service_fn({
         let (proxy, client) = (Arc::clone(&proxy), Arc::clone(&client));
         move |request: hyper::Request<Incoming>| {
@@ -208,7 +250,7 @@ async fn serve(proxy: Arc<Proxy>, arrival: Arrival, mut stream: Stream, drain: C
 }
 
 /// Reads until it is clear whether the client speaks HTTP/2. Nothing at all means that it left.
-async fn first_bytes(stream: &mut Stream) -> io::Result<(bool, Bytes)> {
+async fn first_bytes(stream: &mut ClientStream) -> io::Result<(bool, Bytes)> {
     let mut bytes = BytesMut::with_capacity(1024);
     loop {
         if stream.read_buf(&mut bytes).await? == 0 {
@@ -219,8 +261,13 @@ async fn first_bytes(stream: &mut Stream) -> io::Result<(bool, Bytes)> {
         if bytes[..length] != PREFACE[..length] {
             return Ok((false, bytes.freeze()));
         }
-        if length == PREFACE.len() {
-            return Ok((true, bytes.freeze()));
+        // The preface ends with SETTINGS (RFC 9113 3.4), which h2 does not insist on: its kind is the fourth byte of the
+        // frame's head, behind its length.
+        if let Some(first) = bytes.get(PREFACE.len()..PREFACE.len() + 4) {
+            return match first[3] {
+                SETTINGS => Ok((true, bytes.freeze())),
+                _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the client's preface is not whole")),
+            };
         }
     }
 }
@@ -297,6 +344,7 @@ async fn drive<C: Future>(
                 // A head that begins where one is awaited keeps the deadline of the first byte.
                 phase = now_in;
                 since = Instant::now();
+                client.rests((phase == Phase::Idle).then_some(since));
             }
             if phase == Phase::Idle {
                 client.socket.rest();

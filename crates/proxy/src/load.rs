@@ -4,7 +4,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -25,6 +25,7 @@ pub(crate) struct Meter {
     in_flight: AtomicU32,
     streams: AtomicU32,
     tokens: AtomicU64,
+    tokens_in_flight: AtomicU64,
     urgent: AtomicBool,
     told: Mutex<Told>,
 }
@@ -44,6 +45,7 @@ impl Default for Meter {
             in_flight: AtomicU32::new(0),
             streams: AtomicU32::new(0),
             tokens: AtomicU64::new(0),
+            tokens_in_flight: AtomicU64::new(0),
             urgent: AtomicBool::new(true),
             told: Mutex::new(Told { at: Instant::now(), begun: 0, tokens: 0 }),
         }
@@ -65,11 +67,6 @@ impl Meter {
         if !self.urgent.swap(true, Ordering::AcqRel) {
             reporter.notify_one();
         }
-    }
-
-    /// Streams sent events.
-    pub(crate) fn tokens(&self, count: u64) {
-        self.tokens.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Something is in flight.
@@ -120,6 +117,7 @@ impl Meter {
             in_flight: self.in_flight.load(Ordering::Relaxed),
             streams: self.streams.load(Ordering::Relaxed),
             tokens: now.tokens - before.tokens,
+            tokens_in_flight: self.tokens_in_flight.load(Ordering::Relaxed),
             held,
         };
         (report, before)
@@ -128,6 +126,36 @@ impl Meter {
     /// The last report was not sent: the next one says what it would have said.
     pub(crate) fn take_back(&self, before: Told) {
         *self.told() = before;
+    }
+}
+
+/// The events of one stream, which are in flight as long as it is.
+#[derive(Debug, Default)]
+pub(crate) struct StreamTokens {
+    meter: Option<Arc<Meter>>,
+    sent: u64,
+}
+
+impl StreamTokens {
+    pub(crate) fn new(meter: Option<&Arc<Meter>>) -> Self {
+        Self { meter: meter.cloned(), sent: 0 }
+    }
+
+    /// It sent events.
+    pub(crate) fn send(&mut self, count: u64) {
+        if let Some(meter) = &self.meter {
+            self.sent += count;
+            meter.tokens.fetch_add(count, Ordering::Relaxed);
+            meter.tokens_in_flight.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for StreamTokens {
+    fn drop(&mut self) {
+        if let Some(meter) = &self.meter {
+            meter.tokens_in_flight.fetch_sub(self.sent, Ordering::Relaxed);
+        }
     }
 }
 
@@ -148,5 +176,6 @@ pub(crate) fn add(to: &mut LoadReport, other: &LoadReport) {
     to.tokens += other.tokens;
     to.in_flight += other.in_flight;
     to.streams += other.streams;
+    to.tokens_in_flight += other.tokens_in_flight;
     to.held += other.held;
 }

@@ -62,10 +62,24 @@ pub(crate) enum ErrorKind {
     NoRoute,
     /// The client went away first.
     Client,
+    /// The body of the request is too long.
+    TooLarge,
+    /// The client asks too often.
+    RateLimited,
+    /// The client sends its body too slowly.
+    ClientTimeout,
+    /// No answer, or no whole one, in the time that the route gives.
+    Timeout,
+    /// As much is under way as the route allows.
+    Breaker,
+    /// A stream on which nothing was sent for too long.
+    Idle,
+    /// The target of the request is too long.
+    TargetTooLong,
 }
 
 impl ErrorKind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 15] = [
         Self::Connect,
         Self::Upstream,
         Self::Hold,
@@ -74,6 +88,13 @@ impl ErrorKind {
         Self::BadRequest,
         Self::NoRoute,
         Self::Client,
+        Self::TooLarge,
+        Self::RateLimited,
+        Self::ClientTimeout,
+        Self::Timeout,
+        Self::Breaker,
+        Self::Idle,
+        Self::TargetTooLong,
     ];
 
     /// The label, also of the `x-orchestra-error` header.
@@ -87,6 +108,13 @@ impl ErrorKind {
             Self::BadRequest => "bad_request",
             Self::NoRoute => "no_route",
             Self::Client => "client",
+            Self::TooLarge => "too_large",
+            Self::RateLimited => "rate_limited",
+            Self::ClientTimeout => "client_timeout",
+            Self::Timeout => "timeout",
+            Self::Breaker => "breaker",
+            Self::Idle => "idle",
+            Self::TargetTooLong => "target_too_long",
         }
     }
 }
@@ -100,11 +128,17 @@ pub(crate) enum RetryKind {
     Stale,
     /// The instance said that it did not process it.
     Refused,
+    /// It was sent and not answered, and may be sent twice.
+    Failed,
 }
 
 impl RetryKind {
-    const ALL: [(Self, &'static str); 3] =
-        [(Self::Connect, "connect"), (Self::Stale, "stale_connection"), (Self::Refused, "refused_stream")];
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Connect, "connect"),
+        (Self::Stale, "stale_connection"),
+        (Self::Refused, "refused_stream"),
+        (Self::Failed, "no_answer"),
+    ];
 }
 
 /// What became of the copy of a request.
@@ -142,6 +176,9 @@ pub(crate) struct Series {
     mirrored: [AtomicU64; MirrorOutcome::ALL.len()],
     holding: AtomicU64,
     held: AtomicU64,
+    ejections: AtomicU64,
+    fallbacks: AtomicU64,
+    unbudgeted: AtomicU64,
 }
 
 fn add(counter: &AtomicU64, by: u64) {
@@ -163,6 +200,21 @@ impl Series {
 
     pub(crate) fn retry(&self, kind: RetryKind) {
         add(&self.retries[kind as usize], 1);
+    }
+
+    /// A request was not sent again because the budget was used up.
+    pub(crate) fn unbudgeted(&self) {
+        add(&self.unbudgeted, 1);
+    }
+
+    /// An instance is left out for a while.
+    pub(crate) fn ejected(&self) {
+        add(&self.ejections, 1);
+    }
+
+    /// Another service answers.
+    pub(crate) fn fell_back(&self) {
+        add(&self.fallbacks, 1);
     }
 
     /// A client connected (TCP routes).
@@ -252,6 +304,9 @@ impl Drop for Gauge {
     }
 }
 
+/// Name, help and value of a counter with the labels of its series.
+type Counter = (&'static str, &'static str, fn(&Series) -> &AtomicU64);
+
 /// Whose numbers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
@@ -262,6 +317,17 @@ struct Key {
     release: Option<(ReleaseNumber, Arm)>,
 }
 
+impl Key {
+    fn new(route: &RouteId, release: Option<(ReleaseNumber, Arm)>) -> Self {
+        Self {
+            stack: route.environment.stack.clone(),
+            environment: route.environment.environment.clone(),
+            service: route.service.clone(),
+            release,
+        }
+    }
+}
+
 /// Numbers of the whole process, and the series of all services.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
@@ -269,6 +335,8 @@ pub(crate) struct Registry {
     pub(crate) connections: AtomicU64,
     /// Client connections that were ever accepted.
     pub(crate) accepted: AtomicU64,
+    /// Client connections that were let go to make room.
+    pub(crate) evicted: AtomicU64,
     /// Requests that wait for a ready instance.
     pub(crate) holding: AtomicU64,
     /// Requests that ever waited.
@@ -285,12 +353,7 @@ impl Registry {
 
     /// The series of a release on an arm, or of what reached none.
     pub(crate) fn series(&self, route: &RouteId, release: Option<(ReleaseNumber, Arm)>) -> Arc<Series> {
-        let key = Key {
-            stack: route.environment.stack.clone(),
-            environment: route.environment.environment.clone(),
-            service: route.service.clone(),
-            release,
-        };
+        let key = Key::new(route, release);
         Arc::clone(self.all().entry(key).or_default())
     }
 
@@ -338,6 +401,19 @@ impl Registry {
                 page.nonzero(&format!("{labels},reason=\"{kind}\""), count);
             }
         }
+        let counters: [Counter; 3] = [
+            ("orchestra_proxy_retry_budget_exhausted_total", "Requests not sent again for want of budget.", |s| {
+                &s.unbudgeted
+            }),
+            ("orchestra_proxy_ejections_total", "Instances left out because they failed.", |s| &s.ejections),
+            ("orchestra_proxy_fallbacks_total", "Requests that another service got.", |s| &s.fallbacks),
+        ];
+        for (name, help, counter) in counters {
+            page.family(name, "counter", help);
+            for (labels, series) in &all {
+                page.nonzero(labels, counter(series));
+            }
+        }
         page.family("orchestra_proxy_mirrored_total", "counter", "Copies of requests, by what became of them.");
         for (labels, series) in &all {
             for ((_, outcome), count) in MirrorOutcome::ALL.iter().zip(&series.mirrored) {
@@ -347,9 +423,10 @@ impl Registry {
         page.histogram(&all);
         page.gauges(&all);
         page.holds(self);
-        let plain: [(&'static str, &str, &str, &AtomicU64); 5] = [
+        let plain: [(&'static str, &str, &str, &AtomicU64); 6] = [
             ("orchestra_proxy_client_connections", "gauge", "Open connections of clients.", &self.connections),
             ("orchestra_proxy_client_connections_total", "counter", "Connections of clients.", &self.accepted),
+            ("orchestra_proxy_evicted_total", "counter", "Idle connections that made room.", &self.evicted),
             ("orchestra_proxy_holding", "gauge", "Requests that wait for a ready instance.", &self.holding),
             ("orchestra_proxy_holds_total", "counter", "Requests that had to wait.", &self.held),
             ("orchestra_proxy_table_version", "gauge", "Version of the route table in force.", &self.table),
@@ -363,6 +440,10 @@ impl Registry {
 }
 
 /// Names are DNS labels and releases numbers: nothing to escape.
+pub(crate) fn release_labels(route: &RouteId, release: ReleaseNumber, arm: Arm) -> String {
+    labels(&Key::new(route, Some((release, arm))))
+}
+
 fn labels(key: &Key) -> String {
     let release = key.release.map(|(release, _)| release.to_string()).unwrap_or_default();
     let arm = match key.release {

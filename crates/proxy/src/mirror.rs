@@ -170,7 +170,7 @@ pub(crate) fn send(
                     digest.advance(data);
                 }
             }
-            lease.release();
+            lease.release(&mut body);
             Some(Seen { status: parts.status, body: digest.end() })
         };
         // Each arm that loses is dropped, which closes its connection or resets its stream.

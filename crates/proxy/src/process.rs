@@ -103,6 +103,7 @@ fn run(options: &Options) -> io::Result<ExitCode> {
         let tree = TaskTree::new();
         let proxy = Arc::new(Proxy::new(tree.clone()));
         tree.start(TaskKind::Loop, "reports", Arc::clone(&proxy).report());
+        tree.start(TaskKind::Loop, "certificates", crate::tls::run(Arc::clone(&proxy)));
         tree.start(TaskKind::Loop, "traffic reports", crate::reports::run(Arc::clone(&proxy)));
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;

@@ -18,7 +18,7 @@ use http::HeaderValue;
 use orchestra_model::{
     id::InstanceId,
     route::{Endpoint, EndpointKey, EndpointState, ProxyEvent, Route, RouteId},
-    traffic::{Arm, Permille},
+    traffic::{Arm, Fallback, Permille},
 };
 use orchestra_task::TaskTree;
 use tokio::{
@@ -28,12 +28,16 @@ use tokio::{
 
 use crate::{
     assign::Steering,
+    exchange::replay::Memory,
     flags::Flags,
     flight::Flight,
+    idle::Connections,
     load::Meter,
     metrics::{Registry, Series},
     mirror::Mirroring,
+    rules::Rules,
     table::{BackendPlan, RoutePlan, RouteShared, Table},
+    tls::Terminators,
     upstream::Upstream,
     watch::Watching,
     wire::{Response, Snapshot, SocketId, SocketUse},
@@ -50,8 +54,14 @@ pub(crate) struct Proxy {
     pub(crate) tree: TaskTree,
     /// What is answered here and by no instance.
     pub(crate) flags: Flags,
+    /// Certificates and handshakes.
+    pub(crate) tls: Terminators,
     /// Told when something about traffic is to be reported before its time.
     pub(crate) traffic: Notify,
+    /// What is kept of uploads.
+    pub(crate) memory: Arc<Memory>,
+    /// Those of clients.
+    pub(crate) connections: Connections,
     reporter: Arc<Notify>,
     known: Mutex<Known>,
 }
@@ -108,7 +118,10 @@ impl Proxy {
             metrics: Registry::default(),
             tree,
             flags: Flags::default(),
+            tls: Terminators::default(),
             traffic: Notify::new(),
+            memory: Arc::default(),
+            connections: Connections::default(),
             reporter: Arc::default(),
             known: Mutex::default(),
         }
@@ -133,6 +146,12 @@ impl Proxy {
             endpoint.absent = true;
         }
         let mut table = Table::default();
+        // A leaving proxy gets no sockets, but keeps those that its connections came from.
+        let before: HashMap<RouteId, SocketId> =
+            self.table.load().routes.iter().map(|(socket, plan)| (plan.id.clone(), *socket)).collect();
+        let socket_of = |id: &RouteId| sockets.get(id).or_else(|| before.get(id)).copied();
+        let terminators = self.tls.apply(wanted);
+        table.tls = terminators.into_iter().filter_map(|(id, tls)| Some((socket_of(&id)?, tls))).collect();
         table.flags = self.flags.apply(wanted, &sockets, &self.table.load().flags, &self.metrics);
         for route in wanted.routes.iter().filter(|route| route.flags.is_none()) {
             let mut backends = Vec::new();
@@ -179,13 +198,9 @@ impl Proxy {
                 watch,
                 meter,
                 mirror: route.split.mirror.as_ref().map(Mirroring::from),
+                rules: Rules::new(&route.policy, fallback(route).and_then(|id| socket_of(&id))),
             };
-            // A leaving proxy gets no sockets, but keeps those that its connections came from.
-            let previous = || {
-                let table = self.table.load();
-                table.routes.iter().find(|(_, plan)| plan.id == route.id).map(|(socket, _)| *socket)
-            };
-            if let Some(socket) = sockets.get(&route.id).copied().or_else(previous) {
+            if let Some(socket) = socket_of(&route.id) {
                 let plan = Arc::new(plan);
                 if plan.watch.is_some() || plan.meter.is_some() {
                     table.reported.push(Arc::clone(&plan));
@@ -277,6 +292,14 @@ impl Proxy {
         self.known().endpoints.get(endpoint).map(|e| Arc::clone(&e.flight))
     }
 
+    /// Metrics in Prometheus text format 0.0.4.
+    pub(crate) fn page(&self) -> String {
+        let mut page = self.metrics.render();
+        self.tls.render(&mut page);
+        self.table.load().render(&mut page);
+        page
+    }
+
     /// Everything in flight, to any endpoint.
     pub(crate) fn in_flight(&self) -> u64 {
         self.known().endpoints.values().map(|e| u64::from(e.flight.load())).sum()
@@ -294,6 +317,7 @@ impl Proxy {
             meter.hurry();
         }
         drop(known);
+        self.tls.repeat();
         self.reporter.notify_one();
         self.traffic.notify_one();
     }
@@ -380,6 +404,12 @@ impl Proxy {
     }
 }
 
+/// The route that answers for this one while it has no instance.
+fn fallback(route: &Route) -> Option<RouteId> {
+    let Fallback { service, port } = route.policy.fallback.clone()?;
+    Some(RouteId { environment: route.id.environment.clone(), service, port }).filter(|id| *id != route.id)
+}
+
 /// Share of the canary arm where only weights decide, rounded up: whoever judges by it errs to the new release's favour.
 fn canary_weight(backends: &[BackendPlan]) -> Permille {
     let sum = |arm: &[Arm]| -> u64 {
@@ -399,4 +429,6 @@ pub(crate) struct Arrival {
     pub(crate) socket: SocketId,
     pub(crate) peer: SocketAddr,
     pub(crate) local: SocketAddr,
+    /// TLS is spoken on it.
+    pub(crate) secure: bool,
 }

@@ -102,7 +102,7 @@ impl Socket {
     }
 
     /// Gives bytes to the kernel.
-    fn poll_send(&self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_send(&self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.tcp.poll_write_ready(cx))?;
             match self.tcp.try_write_vectored(bufs) {
@@ -114,6 +114,23 @@ impl Socket {
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
+    }
+
+    /// Ends both directions, for whoever else has the socket.
+    pub(crate) fn shut(&self) {
+        // Fails for a connection that is gone already.
+        let _ = rustix::net::shutdown(&self.tcp, Shutdown::Both);
+    }
+
+    /// Whether [`Self::abort_on_close`] was asked for.
+    pub(crate) fn aborts(&self) -> bool {
+        self.abort.load(Ordering::Relaxed)
+    }
+
+    /// Ends what the peer may send: whoever reads finds the end.
+    pub(crate) fn end(&self) {
+        // Fails only for a connection that is gone already.
+        let _ = rustix::net::shutdown(&self.tcp, Shutdown::Read);
     }
 
     /// From now on closing the connection resets it, so that the peer cannot take what it got for the whole.

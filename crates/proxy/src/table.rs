@@ -5,8 +5,9 @@
 
 use std::{
     collections::HashMap,
+    fmt::Write as _,
     sync::{
-        Arc,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -15,7 +16,7 @@ use std::{
 use http::HeaderValue;
 use orchestra_model::{
     desired::Protocol,
-    id::ReleaseNumber,
+    id::{InstanceId, ReleaseNumber},
     route::{EndpointKey, RouteId, RouteTable},
     traffic::{Arm, Permille},
 };
@@ -23,10 +24,16 @@ use tokio::sync::Notify;
 
 use crate::{
     assign::{Steering, Way, hash, mix, random},
+    breaker::Load,
+    budget::Budget,
+    clock,
     flags::Station,
+    limit::Clients,
     load::Meter,
-    metrics::Series,
+    metrics::{Series, release_labels},
     mirror::Mirroring,
+    rules::Rules,
+    tls::Terminator,
     upstream::Upstream,
     watch::Watching,
     wire::SocketId,
@@ -51,6 +58,8 @@ pub(crate) struct Table {
     pub(crate) routes: HashMap<SocketId, Arc<RoutePlan>>,
     /// Sockets on which flags are asked for.
     pub(crate) flags: HashMap<SocketId, Arc<Station>>,
+    /// Sockets on which TLS is spoken.
+    pub(crate) tls: HashMap<SocketId, Arc<Terminator>>,
     /// Those of which somebody wants reports.
     pub(crate) reported: Vec<Arc<RoutePlan>>,
 }
@@ -78,6 +87,45 @@ pub(crate) struct RoutePlan {
     pub(crate) watch: Option<Arc<Watching>>,
     pub(crate) meter: Option<Arc<Meter>>,
     pub(crate) mirror: Option<Mirroring>,
+    pub(crate) rules: Rules,
+}
+
+impl Table {
+    /// Appends the instances that are ejected now, in Prometheus text format.
+    pub(crate) fn render(&self, page: &mut String) {
+        page.push_str("# HELP orchestra_proxy_ejected Instances that are left out because they failed.\n");
+        page.push_str("# TYPE orchestra_proxy_ejected gauge\n");
+        for plan in self.routes.values() {
+            for (backend, instance, _) in plan.left_out() {
+                let labels = release_labels(&plan.id, backend.release, backend.arm);
+                let port = &plan.id.port;
+                let _ = writeln!(page, "orchestra_proxy_ejected{{{labels},port=\"{port}\",instance=\"{instance}\"}} 1");
+            }
+        }
+    }
+
+    /// How the routes stand, for people who look at the proxy alone.
+    pub(crate) fn status(&self) -> serde_json::Value {
+        let mut plans: Vec<&Arc<RoutePlan>> = self.routes.values().collect();
+        plans.sort_by(|a, b| a.id.cmp(&b.id));
+        let route = |plan: &&Arc<RoutePlan>| {
+            let ejected: Vec<serde_json::Value> = plan
+                .left_out()
+                .map(|(backend, instance, left)| {
+                    let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+                    serde_json::json!({"instance": instance, "release": backend.release, "for_ms": left})
+                })
+                .collect();
+            serde_json::json!({
+                "route": plan.id.to_string(),
+                "instances": plan.backends.iter().map(|backend| backend.upstreams.len()).sum::<usize>(),
+                "waiting": plan.shared.holding.load(Ordering::Relaxed),
+                "paused": plan.paused,
+                "ejected": ejected,
+            })
+        };
+        serde_json::json!({"routes": plans.iter().map(route).collect::<Vec<_>>()})
+    }
 }
 
 /// A release behind a route.
@@ -103,6 +151,15 @@ pub(crate) struct RouteShared {
     /// Copies of requests under way.
     pub(crate) mirroring: Arc<AtomicU32>,
     draws: AtomicU64,
+    pub(crate) budget: Budget,
+    /// What is under way, where that is bounded.
+    pub(crate) load: Arc<Load>,
+    /// Made when it is first asked for.
+    clients: OnceLock<Box<Clients>>,
+    /// When the last ejection ends, in milliseconds of [`clock`]; 0 while nobody is ejected.
+    ejected_until: AtomicU64,
+    /// Held by who ejects.
+    ejecting: Mutex<()>,
 }
 
 impl Default for RouteShared {
@@ -112,6 +169,11 @@ impl Default for RouteShared {
             changed: Notify::default(),
             mirroring: Arc::default(),
             draws: AtomicU64::new(random()),
+            budget: Budget::default(),
+            load: Arc::default(),
+            clients: OnceLock::new(),
+            ejected_until: AtomicU64::new(0),
+            ejecting: Mutex::default(),
         }
     }
 }
@@ -121,6 +183,11 @@ impl RouteShared {
     /// 2014). It depends on nothing of a request, which is what makes a comparison of two arms a fair one.
     pub(crate) fn draw(&self) -> u64 {
         mix(self.draws.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    }
+
+    /// Who asked how often, where that is limited.
+    pub(crate) fn clients(&self) -> &Clients {
+        self.clients.get_or_init(Box::default)
     }
 }
 
@@ -172,6 +239,72 @@ impl RoutePlan {
         })
     }
 
+    /// The same, without what is in `spared` as long as the release or the arm that is meant has another: there a try
+    /// failed, or it is ejected. Being spared moves nobody to another arm.
+    pub(crate) fn choose_sparing(
+        &self,
+        way: &Way,
+        avoid: &[Arc<Upstream>],
+        spared: &[Arc<Upstream>],
+    ) -> Option<Choice<'_>> {
+        if spared.is_empty() {
+            return self.choose(way, avoid);
+        }
+        let both = [avoid, spared].concat();
+        let meant = |choice: &Choice<'_>| {
+            choice.as_meant && way.release.is_none_or(|release| self.backends[choice.backend].release == release)
+        };
+        self.choose(way, &both).filter(meant).or_else(|| self.choose(way, avoid))
+    }
+
+    /// Instances that are left out for now. Of a release of which too few would be left, nobody is.
+    pub(crate) fn ejected(&self) -> Vec<Arc<Upstream>> {
+        let until = self.shared.ejected_until.load(Ordering::Relaxed);
+        let Some(rule) = self.rules.outlier.filter(|_| until > 0) else { return Vec::new() };
+        let now = clock::now();
+        if until <= clock::millis(now) {
+            // Whoever ejects in between has stored another moment.
+            let _ = self.shared.ejected_until.compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed);
+            return Vec::new();
+        }
+        let mut all = Vec::new();
+        for backend in &self.backends {
+            let ejected = backend.upstreams.iter().filter(|upstream| upstream.health.is_ejected(now));
+            if !rule.panics(ejected.clone().count(), backend.upstreams.len()) {
+                all.extend(ejected.cloned());
+            }
+        }
+        all
+    }
+
+    /// Instances that are ejected, whether that is in force or not, and for how long yet.
+    fn left_out(&self) -> impl Iterator<Item = (&BackendPlan, &InstanceId, Duration)> {
+        let now = clock::now();
+        self.backends.iter().flat_map(move |backend| {
+            let of_it = backend.upstreams.iter();
+            of_it.filter_map(move |u| Some((backend, &u.flight.key().instance, u.health.remaining(now)?)))
+        })
+    }
+
+    /// An instance failed a request; too often in a row, and it is ejected.
+    pub(crate) fn failed(&self, backend: &BackendPlan, upstream: &Upstream) {
+        let Some(rule) = self.rules.outlier else { return };
+        if !upstream.health.failed(rule) {
+            return;
+        }
+        let _alone = self.shared.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = clock::now();
+        let ejected = backend.upstreams.iter().filter(|upstream| upstream.health.is_ejected(now)).count();
+        if upstream.health.is_ejected(now) || !rule.has_room(ejected, backend.upstreams.len()) {
+            return;
+        }
+        let until = upstream.health.eject(rule, now);
+        self.shared.ejected_until.fetch_max(clock::millis(until), Ordering::Relaxed);
+        backend.series.ejected();
+        let key = upstream.flight.key();
+        tracing::warn!(route = %self.id, instance = %key.instance, "ejected for {:?}: {} failures in a row", until.saturating_sub(now), rule.failures);
+    }
+
     /// Chooses by these weights.
     fn pick(&self, weight: impl Fn(&BackendPlan) -> u32, way: &Way, avoid: &[Arc<Upstream>]) -> Option<Choice<'_>> {
         let as_meant = true;
@@ -192,7 +325,7 @@ impl RoutePlan {
                 })?;
             return less_loaded(&plan.upstreams, low).map(|upstream| Choice { upstream, backend, as_meant });
         }
-        // Rare: after a failure. Any endpoint that was not tried, the release with the most weight first.
+        // Rare: after a failure, or while one is ejected. The same among those that are left.
         let mut candidates: Vec<(u32, usize, Vec<Arc<Upstream>>)> = Vec::new();
         for (index, backend) in self.backends.iter().enumerate() {
             let fresh: Vec<Arc<Upstream>> =
@@ -201,7 +334,14 @@ impl RoutePlan {
                 candidates.push((weight(backend), index, fresh));
             }
         }
-        let (_, backend, fresh) = candidates.iter().max_by_key(|(weight, index, _)| (*weight, usize::MAX - index))?;
+        let mut ticket = below(high, candidates.iter().fold(0, |sum: u32, (weight, ..)| sum.saturating_add(*weight)));
+        let (_, backend, fresh) = candidates.iter().find(|(weight, ..)| match ticket.checked_sub(*weight) {
+            Some(rest) => {
+                ticket = rest;
+                false
+            }
+            None => true,
+        })?;
         let chosen = less_loaded(fresh, low)?;
         let upstream = self.backends[*backend].upstreams.iter().find(|u| Arc::ptr_eq(u, chosen))?;
         Some(Choice { upstream, backend: *backend, as_meant })
@@ -306,6 +446,7 @@ pub(crate) mod tests {
             watch: None,
             meter: None,
             mirror: None,
+            rules: Rules::default(),
             id,
         }
     }

@@ -4,7 +4,15 @@
 //! closes plain connections at once; a WebSocket gets a close frame with code 1012 ("service restart", IANA WebSocket
 //! close codes) in both directions, each behind the last whole frame, and a moment to be read.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -15,11 +23,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock,
     flight::{InFlight, Kind},
     metrics::{ErrorKind, Gauge, Series},
     seek::Seeker,
     state::{Arrival, Proxy},
     stream::Stream,
+    tls::stream::ClientStream,
     upstream::Lease,
 };
 
@@ -41,27 +51,31 @@ pub(crate) struct Tunnel {
     pub(crate) gauge: Gauge,
     #[expect(dead_code, reason = "held until dropped")]
     pub(crate) lease: Option<Lease>,
+    /// Silence in both directions that ends it.
+    pub(crate) idle: Option<Duration>,
 }
 
 /// Splices an upgraded connection.
-pub(crate) async fn upgraded(tunnel: Tunnel, client: Upgraded, instance: Upgraded, websocket: bool) {
+pub(crate) async fn upgraded(tunnel: Tunnel, client: Upgraded, instance: Stream, websocket: bool) {
     let (from_client, to_client) = tokio::io::split(TokioIo::new(client));
-    let (from_instance, to_instance) = tokio::io::split(TokioIo::new(instance));
-    let cut = tunnel.flight.cut();
+    let (from_instance, to_instance) = tokio::io::split(instance);
+    let quiet = Quiet::new(&tunnel);
     let frames = |side| websocket.then(|| Frames::new(side));
-    let up = Pump { from: from_client, to: to_instance, frames: frames(Side::Client), cut };
-    let down = Pump { from: from_instance, to: to_client, frames: frames(Side::Server), cut };
+    let up = Pump { from: from_client, to: to_instance, frames: frames(Side::Client), quiet: &quiet };
+    let down = Pump { from: from_instance, to: to_client, frames: frames(Side::Server), quiet: &quiet };
     // An error of one direction ends both: the other one would wait for a peer that is gone.
-    let result =
-        tokio::try_join!(up.run(|bytes| tunnel.series.received(bytes)), down.run(|bytes| tunnel.series.sent(bytes)));
+    let both = async {
+        tokio::try_join!(up.run(|bytes| tunnel.series.received(bytes)), down.run(|bytes| tunnel.series.sent(bytes)))
+    };
+    let result = quiet.watch(both).await;
     // A cut that was announced in the protocol's own way ends without an error, but a cut it was.
-    if result == Err(End::Cut) || cut.is_cancelled() {
-        tunnel.series.error(ErrorKind::Cut);
+    if result == Err(End::Cut) || quiet.cut.is_cancelled() {
+        tunnel.series.error(quiet.kind());
     }
 }
 
 /// Serves a connection to a TCP route.
-pub(crate) async fn tcp(proxy: &Proxy, arrival: &Arrival, client: Stream) {
+pub(crate) async fn tcp(proxy: &Proxy, arrival: &Arrival, client: ClientStream) {
     let mut seeker = Seeker::new(proxy, arrival, Kind::Stream, None);
     let (ticket, instance) = loop {
         let ticket = match seeker.acquire().await {
@@ -83,23 +97,79 @@ pub(crate) async fn tcp(proxy: &Proxy, arrival: &Arrival, client: Stream) {
     let series = Arc::clone(ticket.series());
     series.connected();
     let gauge = ticket.gauge();
-    let tunnel = Tunnel { flight: ticket.flight, series, gauge, lease: None };
+    let idle = ticket.rules().idle;
+    let (flight, _) = ticket.split();
+    let tunnel = Tunnel { flight, series, gauge, lease: None, idle };
     let (client_socket, instance_socket) = (Arc::clone(client.socket()), Arc::clone(instance.socket()));
     let (from_client, to_client) = tokio::io::split(client);
     let (from_instance, to_instance) = tokio::io::split(instance);
-    let cut = tunnel.flight.cut();
-    let result = tokio::try_join!(
-        Pump { from: from_client, to: to_instance, frames: None, cut }.run(|bytes| tunnel.series.received(bytes)),
-        Pump { from: from_instance, to: to_client, frames: None, cut }.run(|bytes| tunnel.series.sent(bytes)),
-    );
+    let quiet = Quiet::new(&tunnel);
+    let up = Pump { from: from_client, to: to_instance, frames: None, quiet: &quiet };
+    let down = Pump { from: from_instance, to: to_client, frames: None, quiet: &quiet };
+    let both = async {
+        tokio::try_join!(up.run(|bytes| tunnel.series.received(bytes)), down.run(|bytes| tunnel.series.sent(bytes)))
+    };
+    let result = quiet.watch(both).await;
     match result {
         Ok(_) => {}
-        Err(End::Cut) => tunnel.series.error(ErrorKind::Cut),
+        Err(End::Cut) => tunnel.series.error(quiet.kind()),
         Err(End::Broken) => {
             // A reset on one side is a reset on the other: half a message must not look like a whole one.
             client_socket.abort_on_close();
             instance_socket.abort_on_close();
         }
+    }
+}
+
+/// When a tunnel is to end: after a cut, or after silence in both directions.
+struct Quiet {
+    /// Cancelled by either.
+    cut: CancellationToken,
+    drained: Arc<CancellationToken>,
+    idle: Option<Duration>,
+    /// Milliseconds of [`clock`] of the last bytes.
+    last: AtomicU64,
+}
+
+impl Quiet {
+    fn new(tunnel: &Tunnel) -> Self {
+        let drained = Arc::clone(tunnel.flight.cut());
+        let last = AtomicU64::new(clock::millis(clock::now()));
+        Self { cut: drained.child_token(), drained, idle: tunnel.idle, last }
+    }
+
+    /// Something was sent.
+    fn moved(&self) {
+        if self.idle.is_some() {
+            self.last.store(clock::millis(clock::now()), Ordering::Relaxed);
+        }
+    }
+
+    /// Runs both directions, and cuts them when nothing moves any more.
+    async fn watch<T>(&self, both: impl Future<Output = T>) -> T {
+        let silence = async {
+            while let Some(idle) = self.idle {
+                let end = Duration::from_millis(self.last.load(Ordering::Relaxed)) + idle;
+                let now = clock::now();
+                if end <= now {
+                    self.cut.cancel();
+                    break;
+                }
+                tokio::time::sleep(end.saturating_sub(now)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        // The second arm never completes: it ends with the first.
+        tokio::select! {
+            biased;
+            done = both => done,
+            () = silence => unreachable!("it waits for ever"),
+        }
+    }
+
+    /// Why it was cut.
+    fn kind(&self) -> ErrorKind {
+        if self.drained.is_cancelled() { ErrorKind::Cut } else { ErrorKind::Idle }
     }
 }
 
@@ -121,7 +191,7 @@ struct Pump<'a, R, W> {
     from: R,
     to: W,
     frames: Option<Frames>,
-    cut: &'a CancellationToken,
+    quiet: &'a Quiet,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'_, R, W> {
@@ -131,7 +201,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'_, R, W> {
         loop {
             let received = tokio::select! {
                 biased;
-                () = self.cut.cancelled() => return self.end(&mut buffer).await,
+                () = self.quiet.cut.cancelled() => return self.end(&mut buffer).await,
                 received = self.from.read(&mut buffer) => received?,
             };
             if received == 0 {
@@ -140,11 +210,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'_, R, W> {
                 return Ok(());
             }
             count(received);
+            self.quiet.moved();
             if let Some(frames) = &mut self.frames {
                 frames.advance(&buffer[..received]);
             }
             let stuck = async {
-                self.cut.cancelled().await;
+                self.quiet.cut.cancelled().await;
                 tokio::time::sleep(if self.frames.is_some() { GRACE } else { Duration::ZERO }).await;
             };
             tokio::select! {
@@ -173,7 +244,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'_, R, W> {
                 self.to.write_all(&buffer[..rest]).await?;
             }
             if frames.is_between() && !frames.is_closed() {
-                self.to.write_all(&frames.close()).await?;
+                self.to.write_all(&frames.close(self.quiet.drained.is_cancelled())).await?;
             }
             self.to.flush().await?;
             self.to.shutdown().await?;

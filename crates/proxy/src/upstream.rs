@@ -1,10 +1,18 @@
 //! Connections to one endpoint of one route.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
+use http_body::{Body, Frame, SizeHint};
 use orchestra_model::desired::Protocol;
 use orchestra_task::{TaskKind, TaskTree};
 
@@ -12,6 +20,7 @@ use crate::{
     exchange::replay::RequestBody,
     flight::Flight,
     metrics::{RetryKind, Series},
+    outlier::Health,
     stream::Stream,
     table,
 };
@@ -46,6 +55,7 @@ pub(crate) struct Upstream {
     pub(crate) protocol: Protocol,
     /// Its place in rendezvous hashing.
     pub(crate) slot: u64,
+    pub(crate) health: Health,
     pool: Pool,
     tree: TaskTree,
 }
@@ -57,7 +67,54 @@ enum Pool {
     Tcp,
 }
 
-/// A connection in use by a request. Dropping it closes an HTTP/1.1 connection and frees an HTTP/2 stream.
+/// The body of an instance's response. Dropping it closes an HTTP/1.1 connection.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    H1(h1::body::Body),
+    H2(hyper::body::Incoming),
+}
+
+impl Incoming {
+    /// The connection, after the instance switched protocols.
+    pub(crate) fn upgrade(&mut self) -> Option<Stream> {
+        if let Self::H1(body) = self { body.upgrade() } else { None }
+    }
+
+    /// Nothing more of it is wanted.
+    pub(crate) fn close(&mut self) {
+        if let Self::H1(body) = self {
+            body.close();
+        }
+    }
+}
+
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match self.get_mut() {
+            Self::H1(body) => body.poll_frame(cx).map_err(Into::into),
+            Self::H2(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::H1(body) => body.is_end_stream(),
+            Self::H2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::H1(body) => body.size_hint(),
+            Self::H2(body) => body.size_hint(),
+        }
+    }
+}
+
+/// What goes back when a response ended: the way of an HTTP/1.1 connection to its pool, or a stream of HTTP/2.
 #[derive(Debug)]
 pub(crate) enum Lease {
     H1(h1::Lease),
@@ -66,9 +123,9 @@ pub(crate) enum Lease {
 
 impl Lease {
     /// The response was read to its end: the connection may serve the next request.
-    pub(crate) fn release(self) {
-        if let Self::H1(lease) = self {
-            lease.release();
+    pub(crate) fn release(self, body: &mut Incoming) {
+        if let (Self::H1(lease), Incoming::H1(body)) = (self, body) {
+            lease.release(body);
         }
     }
 }
@@ -80,8 +137,9 @@ pub(crate) enum SendError {
     Connect(io::Error),
     /// The endpoint did nothing with the request, for certain.
     Untouched(RetryKind, String),
-    /// A reused connection ended without a byte of response. What the endpoint did is unknown.
-    Silent(String),
+    /// The connection ended without a byte of response. What the endpoint did is unknown; on a reused connection it is
+    /// likely nothing.
+    Silent { reused: bool, text: String },
     /// Anything else.
     Failed(String),
 }
@@ -100,7 +158,8 @@ impl Upstream {
             Protocol::Tcp => Pool::Tcp,
         };
         let slot = table::slot(flight.key());
-        Self { flight, series: ArcSwap::new(series), address, protocol, slot, pool, tree }
+        let (series, health) = (ArcSwap::new(series), Health::default());
+        Self { flight, series, address, protocol, slot, health, pool, tree }
     }
 
     /// Whether requests go to it as HTTP/2.
@@ -108,7 +167,7 @@ impl Upstream {
         matches!(self.pool, Pool::H2(_))
     }
 
-    /// Sends a request. `safe` says that it may be sent again if a reused connection stays silent.
+    /// Sends a request. `safe` says that it may be sent again if the connection stays silent.
     pub(crate) async fn send(
         &self,
         request: Request<RequestBody>,
@@ -121,7 +180,7 @@ impl Upstream {
             }
             Pool::H2(pool) => {
                 let (response, lease) = h2::send(self, pool, request).await?;
-                Ok((response, Lease::H2(lease)))
+                Ok((response.map(Incoming::H2), Lease::H2(lease)))
             }
             Pool::Tcp => Err(SendError::Failed("the route carries no HTTP".to_owned())),
         }

@@ -432,6 +432,11 @@ impl Drop for Trace {
     }
 }
 
+/// Whether these headers or trailers have a gRPC status that blames the server.
+pub(crate) fn blames_server(headers: &HeaderMap) -> bool {
+    grpc_blame(headers) == Some(Blame::Server)
+}
+
 /// Whom a gRPC status blames ("Status codes and their use in gRPC"). `None` without one.
 fn grpc_blame(headers: &HeaderMap) -> Option<Blame> {
     let status: u8 = headers.get("grpc-status")?.to_str().ok()?.parse().unwrap_or(2);

@@ -40,7 +40,12 @@ fn head(peer: &str, uri: &str, headers: &[(&str, &str)]) -> Head {
     for (name, value) in headers {
         builder = builder.header(*name, *value);
     }
-    let arrival = Arrival { socket: SocketId(0), peer: peer.parse().unwrap(), local: "127.0.0.1:80".parse().unwrap() };
+    let arrival = Arrival {
+        socket: SocketId(0),
+        peer: peer.parse().unwrap(),
+        local: "127.0.0.1:80".parse().unwrap(),
+        secure: false,
+    };
     crate::exchange::headers::prepare(&mut builder.body(()).unwrap(), &arrival).unwrap()
 }
 

@@ -13,21 +13,25 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{inspect::Inspection, sse};
+use super::{inspect::Inspection, replay::Upload, sse};
 use crate::{
+    clock,
     flags::Events,
     flight::InFlight,
     metrics::{ErrorKind, Gauge, Series},
+    seek::Origin,
     stream::Socket,
-    upstream::Lease,
+    upstream::{Incoming, Lease},
 };
 
 /// The last event of an event stream that had to be ended.
 const FAREWELL: &[u8] = b"event: orchestra-drain\ndata: {\"reason\":\"the instance is being stopped\"}\n\n";
+
+/// The same of one on which nothing was sent for too long.
+const SILENCE: &[u8] = b"event: orchestra-drain\ndata: {\"reason\":\"nothing was sent for too long\"}\n\n";
 
 /// How long a cut waits for the end of an event that is half sent.
 const EVENT_GRACE: Duration = Duration::from_secs(1);
@@ -42,6 +46,26 @@ pub(crate) struct ClientConnection {
     pub(crate) socket: Arc<Socket>,
     /// HTTP/1: an aborted response ends the connection.
     pub(crate) h1: bool,
+    /// Since when nothing is asked on it, in milliseconds of [`clock`]; 0 while something is.
+    idle: AtomicU64,
+}
+
+impl ClientConnection {
+    pub(crate) fn new(socket: Arc<Socket>, h1: bool) -> Self {
+        Self { active: AtomicU32::new(0), seen: AtomicU64::new(0), socket, h1, idle: AtomicU64::new(0) }
+    }
+
+    /// Notes since when nothing is asked on it, or that something is.
+    pub(crate) fn rests(&self, since: Option<Instant>) {
+        let since = since.map_or(0, |since| clock::millis(clock::of(since)));
+        self.idle.store(since, Ordering::Relaxed);
+    }
+
+    /// Since when it is idle, if it is.
+    pub(crate) fn idle_since(&self) -> Option<u64> {
+        let since = self.idle.load(Ordering::Relaxed);
+        (since > 0 && self.active.load(Ordering::Acquire) == 0).then_some(since)
+    }
 }
 
 /// Counts a request as being answered.
@@ -102,9 +126,15 @@ pub(crate) struct InstanceBody {
     events: Option<sse::Tracker>,
     cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     grace: Option<Pin<Box<Sleep>>>,
+    /// The last event, should one be needed.
+    farewell: &'static [u8],
     series: Arc<Series>,
     /// Set when somebody wants to know about it.
     inspection: Option<Box<Inspection>>,
+    /// Set when the time is bounded.
+    patience: Option<Box<Patience>>,
+    /// Whom a failure is told of; streams tell nobody.
+    origin: Option<Origin>,
     active: Option<Active>,
 }
 
@@ -115,6 +145,68 @@ struct Carried {
     flight: InFlight,
     #[expect(dead_code, reason = "counts until dropped")]
     gauge: Gauge,
+}
+
+/// How long a body may take.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    timer: Pin<Box<Sleep>>,
+    bound: Bound,
+}
+
+#[derive(Debug)]
+enum Bound {
+    /// To its end.
+    Whole,
+    /// From one piece to the next, in both directions.
+    Silence { span: Duration, last: Instant, upload: Option<Upload> },
+}
+
+impl Patience {
+    /// Until then.
+    pub(crate) fn whole(end: Instant) -> Self {
+        Self { timer: Box::pin(tokio::time::sleep_until(end)), bound: Bound::Whole }
+    }
+
+    /// As long as something is sent every so often.
+    pub(crate) fn silence(span: Duration, upload: Option<Upload>) -> Self {
+        let last = Instant::now();
+        let timer = Box::pin(tokio::time::sleep_until(last + span));
+        Self { timer, bound: Bound::Silence { span, last, upload } }
+    }
+
+    /// Something was sent.
+    fn moved(&mut self) {
+        if let Bound::Silence { last, .. } = &mut self.bound {
+            *last = Instant::now();
+        }
+    }
+
+    /// Ready when it is over. The timer is set anew only when it fires.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
+        loop {
+            std::task::ready!(self.timer.as_mut().poll(cx));
+            let Bound::Silence { span, last, upload } = &self.bound else { return Poll::Ready(ErrorKind::Timeout) };
+            let last = upload.as_ref().and_then(Upload::moved).map_or(*last, |moved| moved.max(*last));
+            let end = last + *span;
+            if end <= Instant::now() {
+                return Poll::Ready(ErrorKind::Idle);
+            }
+            self.timer.as_mut().reset(end);
+        }
+    }
+}
+
+/// What a body of an instance takes along.
+#[derive(Debug)]
+pub(crate) struct Passage {
+    pub(crate) lease: Lease,
+    pub(crate) flight: InFlight,
+    pub(crate) gauge: Gauge,
+    pub(crate) series: Arc<Series>,
+    pub(crate) inspection: Option<Box<Inspection>>,
+    pub(crate) patience: Option<Patience>,
+    pub(crate) origin: Option<Origin>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,15 +223,9 @@ enum State {
 pub(crate) struct CutError(#[source] h2::Error);
 
 impl InstanceBody {
-    pub(crate) fn new(
-        incoming: Incoming,
-        lease: Lease,
-        flight: InFlight,
-        gauge: Gauge,
-        series: Arc<Series>,
-        events: bool,
-        inspection: Option<Box<Inspection>>,
-    ) -> Self {
+    /// With `events`, it can be ended by one.
+    pub(crate) fn new(incoming: Incoming, passage: Passage, events: bool) -> Self {
+        let Passage { lease, flight, gauge, series, inspection, patience, origin } = passage;
         Self {
             incoming,
             state: State::Flowing,
@@ -147,8 +233,11 @@ impl InstanceBody {
             events: events.then(sse::Tracker::default),
             cut: None,
             grace: None,
+            farewell: FAREWELL,
             series,
             inspection,
+            patience: patience.map(Box::new),
+            origin,
             active: None,
         }
     }
@@ -161,7 +250,7 @@ impl InstanceBody {
         }
         if let Some(Carried { lease, flight, .. }) = self.carried.take() {
             // First the connection, then the count: who sees the count at zero finds the connection idle or closed.
-            lease.release();
+            lease.release(&mut self.incoming);
             drop(flight);
         }
     }
@@ -169,6 +258,7 @@ impl InstanceBody {
     /// The body ends here, whole or not: the connection to the instance is closed.
     fn abandon(&mut self) {
         self.state = State::Done;
+        self.incoming.close();
         self.carried = None;
     }
 
@@ -195,6 +285,9 @@ impl InstanceBody {
         cut.as_mut().poll(cx).is_ready()
     }
 }
+
+/// What a body says when it is polled.
+type Polled = Poll<Option<Result<Frame<Bytes>, BoxError>>>;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -247,9 +340,13 @@ impl InstanceBody {
             }
             self.state = State::Ending;
         }
+        // The same for one that has a time as a whole.
+        if let Some(ended) = self.poll_patience(cx, false) {
+            return ended;
+        }
         if self.state == State::Ending && self.events.is_some_and(sse::Tracker::between_events) {
             self.abandon();
-            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(FAREWELL)))));
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(self.farewell)))));
         }
         match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(self.pass(frame)))),
@@ -257,6 +354,9 @@ impl InstanceBody {
                 self.series.error(ErrorKind::Upstream);
                 if let Some(inspection) = self.inspection.take() {
                     inspection.broken();
+                }
+                if let Some(origin) = &self.origin {
+                    origin.failed();
                 }
                 tracing::debug!(%error, "an instance's response ended early");
                 self.fail()
@@ -276,8 +376,36 @@ impl InstanceBody {
                 // Once around: the cut is seen at the top.
                 self.poll_frame(cx)
             }
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => match self.poll_patience(cx, true) {
+                None => Poll::Pending,
+                // Once around, to end it in its own way.
+                Some(Poll::Pending) => self.poll_frame(cx),
+                Some(ended) => ended,
+            },
         }
+    }
+
+    /// Ends it if its time is over. `Pending` says that it is to be ended by an event.
+    fn poll_patience(&mut self, cx: &mut Context<'_>, silent: bool) -> Option<Polled> {
+        let patience = self.patience.as_mut().filter(|_| self.state == State::Flowing)?;
+        if !silent && !matches!(patience.bound, Bound::Whole) {
+            return None;
+        }
+        let Poll::Ready(kind) = patience.poll(cx) else { return None };
+        self.patience = None;
+        self.series.error(kind);
+        if let Some(inspection) = self.inspection.take() {
+            match kind {
+                ErrorKind::Timeout => inspection.broken(),
+                _ => inspection.cut(),
+            }
+        }
+        if self.events.is_none() {
+            return Some(self.fail());
+        }
+        self.farewell = SILENCE;
+        self.state = State::Ending;
+        Some(Poll::Pending)
     }
 
     /// A frame passes; if it completes the event that an end waits for, the last event is put behind it.
@@ -285,12 +413,15 @@ impl InstanceBody {
         if let Some(inspection) = &mut self.inspection {
             inspection.pass(&frame);
         }
+        if let Some(patience) = &mut self.patience {
+            patience.moved();
+        }
         let Some(data) = frame.data_ref() else { return frame };
         self.series.sent(data.len());
         let end = self.events.as_mut().and_then(|tracker| tracker.advance(data));
         match end {
             Some(end) if self.state == State::Ending => {
-                let bytes = [&data[..end], FAREWELL].concat();
+                let bytes = [&data[..end], self.farewell].concat();
                 self.abandon();
                 Frame::data(Bytes::from(bytes))
             }

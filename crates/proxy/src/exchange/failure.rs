@@ -1,5 +1,7 @@
 //! Answers that the proxy gives by itself, in the client's protocol.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use orchestra_model::route::RouteId;
@@ -11,41 +13,67 @@ const REASON: HeaderName = HeaderName::from_static("x-orchestra-error");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
-/// Seconds after which a client may try again.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
-
 /// Why the client gets no answer of an instance.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) kind: ErrorKind,
     pub(crate) message: String,
+    /// When a client may try again.
+    after: Duration,
 }
 
 impl Failure {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), after: Duration::ZERO }
+    }
+
+    /// Tells the client to wait for so long, in whole seconds.
+    pub(crate) fn after(self, after: Duration) -> Self {
+        Self { after, ..self }
+    }
+
+    /// Whether the rest of the request is of no interest any more.
+    pub(crate) fn ends_connection(&self) -> bool {
+        matches!(self.kind, ErrorKind::BadRequest | ErrorKind::TooLarge | ErrorKind::ClientTimeout)
     }
 
     fn status(&self) -> StatusCode {
         match self.kind {
             ErrorKind::Connect | ErrorKind::Upstream => StatusCode::BAD_GATEWAY,
-            ErrorKind::Hold | ErrorKind::HoldFull | ErrorKind::Cut | ErrorKind::NoRoute => {
+            ErrorKind::Hold | ErrorKind::HoldFull | ErrorKind::Cut | ErrorKind::NoRoute | ErrorKind::Breaker => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             ErrorKind::BadRequest | ErrorKind::Client => StatusCode::BAD_REQUEST,
+            ErrorKind::TargetTooLong => StatusCode::URI_TOO_LONG,
+            ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorKind::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            ErrorKind::ClientTimeout => StatusCode::REQUEST_TIMEOUT,
+            ErrorKind::Timeout | ErrorKind::Idle => StatusCode::GATEWAY_TIMEOUT,
         }
     }
 
-    /// A short text that names the service and the reason; for gRPC the status 14 (`UNAVAILABLE`), or 3 for what will
-    /// never be accepted, in trailers-only form.
+    /// The same in gRPC ("Status codes and their use in gRPC").
+    fn grpc_status(&self) -> &'static str {
+        match self.kind {
+            // INVALID_ARGUMENT
+            ErrorKind::BadRequest | ErrorKind::TargetTooLong | ErrorKind::Client => "3",
+            // DEADLINE_EXCEEDED
+            ErrorKind::Timeout | ErrorKind::Idle | ErrorKind::ClientTimeout => "4",
+            // RESOURCE_EXHAUSTED
+            ErrorKind::TooLarge | ErrorKind::RateLimited => "8",
+            // UNAVAILABLE
+            _ => "14",
+        }
+    }
+
+    /// A short text that names the service and the reason; for gRPC a status, in trailers-only form.
     pub(crate) fn response(&self, route: Option<&RouteId>, grpc: bool) -> Response<ResponseBody> {
         let service = route.map_or_else(|| "this address".to_owned(), |route| format!("{}", route.service));
         let text = format!("{service}: {}", self.message);
         let mut response;
         if grpc {
             response = Response::new(ResponseBody::full(Bytes::new()));
-            let refused = self.status() == StatusCode::BAD_REQUEST;
-            let status = HeaderValue::from_static(if refused { "3" } else { "14" });
+            let status = HeaderValue::from_static(self.grpc_status());
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             response.headers_mut().insert(GRPC_STATUS, status);
             response.headers_mut().insert(GRPC_MESSAGE, percent(&text));
@@ -54,8 +82,9 @@ impl Failure {
             *response.status_mut() = self.status();
             let plain = HeaderValue::from_static("text/plain; charset=utf-8");
             response.headers_mut().insert(header::CONTENT_TYPE, plain);
-            if self.status() == StatusCode::SERVICE_UNAVAILABLE {
-                response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+            if matches!(self.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+                let seconds = self.after.as_secs() + u64::from(self.after.subsec_nanos() > 0);
+                response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
             }
         }
         response.headers_mut().insert(REASON, HeaderValue::from_static(self.kind.label()));

@@ -36,6 +36,9 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     HTTP2_SETTINGS,
 ];
 
+/// Longest path and query. Common servers take 8 to 32 KiB.
+const MAX_TARGET: usize = 32 << 10;
+
 /// Why a request is not acceptable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unacceptable {
@@ -45,6 +48,8 @@ pub(crate) enum Unacceptable {
     BadHost,
     /// A `CONNECT`, or a target in a form that only those have.
     Connect,
+    /// A target that is too long.
+    TooLong,
 }
 
 impl Unacceptable {
@@ -53,6 +58,7 @@ impl Unacceptable {
             Self::NoHost => "the request names no host",
             Self::BadHost => "the request's host is ambiguous or malformed",
             Self::Connect => "CONNECT is not supported",
+            Self::TooLong => "the request's target is longer than 32 KiB",
         }
     }
 }
@@ -81,6 +87,9 @@ pub(crate) fn prepare<B>(request: &mut Request<B>, arrival: &Arrival) -> Result<
         }
         _ => PathAndQuery::from_static("/"),
     };
+    if path.as_str().len() > MAX_TARGET {
+        return Err(Unacceptable::TooLong);
+    }
     let mut headers = std::mem::take(request.headers_mut());
     let upgrade = upgrade(&headers, request.version());
     let trailers = wants_trailers(&headers);
@@ -283,7 +292,7 @@ fn forwarded(headers: &mut HeaderMap, arrival: &Arrival, authority: &Authority) 
     let chain = if chain.is_empty() { client } else { append(&chain, &client) };
     headers.insert(FORWARDED_FOR, chain);
     if let Entry::Vacant(entry) = headers.entry(FORWARDED_PROTO) {
-        entry.insert(HeaderValue::from_static("http"));
+        entry.insert(HeaderValue::from_static(if arrival.secure { "https" } else { "http" }));
     }
     if let Entry::Vacant(entry) = headers.entry(FORWARDED_HOST) {
         entry.insert(HeaderValue::from_str(authority.as_str()).expect("an authority is visible ASCII"));
@@ -304,7 +313,12 @@ mod tests {
     use crate::wire::SocketId;
 
     fn arrival(peer: &str) -> Arrival {
-        Arrival { socket: SocketId(0), peer: peer.parse().unwrap(), local: "127.0.0.1:80".parse().unwrap() }
+        Arrival {
+            socket: SocketId(0),
+            peer: peer.parse().unwrap(),
+            local: "127.0.0.1:80".parse().unwrap(),
+            secure: false,
+        }
     }
 
     fn request(version: Version, uri: &str, headers: &[(&str, &str)]) -> Request<()> {

@@ -12,13 +12,17 @@ use super::{
     headers,
     tokens::{Events, Messages, Tokens},
 };
-use crate::{load::Meter, mirror::Original, watch::Evidence};
+use crate::{
+    load::{Meter, StreamTokens},
+    mirror::Original,
+    watch::Evidence,
+};
 
 /// What looks into a response body.
 #[derive(Debug)]
 pub(crate) struct Inspection {
     evidence: Evidence,
-    meter: Option<Arc<Meter>>,
+    sent: StreamTokens,
     original: Option<Original>,
     tokens: Tokens,
 }
@@ -48,7 +52,7 @@ impl Inspection {
         // Two streams of a model are never the same.
         let original = if stream { original.and_then(Original::only_status) } else { original };
         let needed = stream || !evidence.is_none() || original.is_some();
-        needed.then(|| Box::new(Self { evidence, meter: meter.cloned(), original, tokens }))
+        needed.then(|| Box::new(Self { evidence, sent: StreamTokens::new(meter), original, tokens }))
     }
 
     /// A frame passes.
@@ -57,9 +61,7 @@ impl Inspection {
             let count = self.tokens.advance(data);
             if count > 0 {
                 self.evidence.token();
-                if let Some(meter) = &self.meter {
-                    meter.tokens(u64::from(count));
-                }
+                self.sent.send(u64::from(count));
             }
             if let Some(original) = &mut self.original {
                 original.advance(data);

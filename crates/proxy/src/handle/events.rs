@@ -66,6 +66,11 @@ impl Events {
             DataPlaneEvent::Proxy(ProxyEvent::Traffic(new)) => join_traffic(&mut waiting, new),
             _ => {}
         }
+        if let DataPlaneEvent::Proxy(ProxyEvent::Certificate(new)) = &event {
+            waiting.retain(|(_, old)| {
+                !matches!(old, DataPlaneEvent::Proxy(ProxyEvent::Certificate(old)) if old.route == new.route)
+            });
+        }
         if let DataPlaneEvent::Proxy(ProxyEvent::Draining { endpoint, .. }) = &event {
             waiting.retain(|(_, old)| {
                 !matches!(old, DataPlaneEvent::Proxy(ProxyEvent::Draining { endpoint: e, .. }) if e == endpoint)

@@ -388,6 +388,12 @@ impl Reports {
         match event {
             ProxyEvent::Drained { endpoint } => self.drained(version, endpoint),
             ProxyEvent::Draining { .. } => self.0.report(version, event),
+            ProxyEvent::Certificate(_) => {
+                // What a leaving proxy shows to the connections that it still has concerns nobody.
+                if self.0.shared.peers.load().iter().skip(1).all(|peer| peer.number() != number) {
+                    self.0.report(version, event);
+                }
+            }
             ProxyEvent::Traffic(_) | ProxyEvent::Load(_) => {
                 let leaving: Vec<u64> = self.0.shared.peers.load().iter().skip(1).map(|peer| peer.number()).collect();
                 let whole = lock(&self.0.traffic).heard(number, &leaving, event);

@@ -103,7 +103,16 @@ mod tests {
         let mut traffic = Traffic::default();
         let load = |requests, in_flight| {
             let (over, streams, tokens, held) = (Timespan::seconds(1), in_flight, requests, 0);
-            ProxyEvent::Load(LoadReport { route: route(), over, requests, in_flight, streams, tokens, held })
+            ProxyEvent::Load(LoadReport {
+                route: route(),
+                over,
+                requests,
+                in_flight,
+                streams,
+                tokens,
+                tokens_in_flight: u64::from(in_flight) * 10,
+                held,
+            })
         };
         assert_eq!(traffic.heard(1, &[1], load(5, 3)), None);
         assert_eq!(traffic.heard(1, &[1], load(2, 2)), None);

@@ -243,7 +243,7 @@ impl Control {
                 self.proxy.cut(&endpoint);
                 Response::Done
             }
-            Request::Metrics => Response::Metrics { text: self.proxy.metrics.render() },
+            Request::Metrics => Response::Metrics { text: self.proxy.page() },
             Request::AwaitDrained { endpoint } => {
                 if let Some(flight) = self.proxy.flight(&endpoint) {
                     self.proxy.tree.start(TaskKind::Connection, "drain of an endpoint", async move {

@@ -8,6 +8,9 @@ use std::hash::{BuildHasher as _, RandomState};
 /// "Service restart" (IANA WebSocket close code number registry).
 const SERVICE_RESTART: u16 = 1012;
 const REASON: &[u8] = b"the instance is being stopped";
+/// "Going away" (RFC 6455 7.4.1).
+const GOING_AWAY: u16 = 1001;
+const SILENCE: &[u8] = b"nothing was sent for too long";
 const OPCODE: u8 = 0x0F;
 const CLOSE: u8 = 0x08;
 const FIN: u8 = 0x80;
@@ -103,9 +106,10 @@ impl Frames {
         }
     }
 
-    /// A close frame as this side sends it.
-    pub(super) fn close(&self) -> Vec<u8> {
-        let payload = [&SERVICE_RESTART.to_be_bytes()[..], REASON].concat();
+    /// A close frame as this side sends it, because its instance is stopped or because nothing was sent.
+    pub(super) fn close(&self, stopped: bool) -> Vec<u8> {
+        let (code, reason) = if stopped { (SERVICE_RESTART, REASON) } else { (GOING_AWAY, SILENCE) };
+        let payload = [&code.to_be_bytes()[..], reason].concat();
         let length = u8::try_from(payload.len()).expect("a control frame is shorter than 126 bytes");
         match self.side {
             Side::Server => [&[FIN | CLOSE, length][..], &payload].concat(),
@@ -170,12 +174,12 @@ mod tests {
         frames.advance(&frame(8, 2, true));
         assert!(frames.is_closed() && frames.is_between());
         for side in [Side::Client, Side::Server] {
-            let close = Frames::new(side).close();
+            let close = Frames::new(side).close(side == Side::Client);
             let mut reader = Frames::new(side);
             assert_eq!(reader.finish(&close), close.len());
             assert!(reader.is_closed() && reader.is_between());
         }
-        let ours = Frames::new(Side::Client).close();
+        let ours = Frames::new(Side::Client).close(true);
         let code: Vec<u8> = (0..2).map(|i| ours[6 + i] ^ ours[2 + i]).collect();
         assert_eq!(code, 1012_u16.to_be_bytes());
     }

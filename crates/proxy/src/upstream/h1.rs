@@ -5,23 +5,36 @@
 //! server waits (Node and uvicorn: 5 s), the kernel is asked about a connection before it is used, and what can still be
 //! lost in between is sent again only if that is safe. A request that must not be sent twice takes only a connection
 //! that was in use a moment ago.
+//!
+//! Written here and not with hyper's client, which gives each connection a task of its own: that is two hand-overs
+//! between tasks per request, and two buffers of 8 KiB per stream that waits for its next event. Here the task of the
+//! request does everything; only a request that is still being sent when its response begins gets another one.
 
 use std::{
+    future::poll_fn,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
-use http::{Request, Response};
-use hyper::{body::Incoming, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response, StatusCode};
 use orchestra_task::{TaskKind, TaskTree};
 use tokio::time::Instant;
 
-use super::{SendError, Upstream, describe};
-use crate::{exchange::replay::RequestBody, flight::Flight, metrics::RetryKind, stream::Socket};
+use super::{Incoming, SendError, Upstream};
+use crate::{exchange::replay::RequestBody, flight::Flight, metrics::RetryKind, stream::Stream};
+
+pub(super) mod body;
+mod request;
+mod response;
+
+use body::{Body, Sending, poll_receive};
+use request::{Fault, Outgoing};
+use response::Parsed;
 
 /// How long a connection may be idle.
 const IDLE: Duration = Duration::from_secs(4);
@@ -41,40 +54,24 @@ pub(super) struct Pool {
 
 #[derive(Debug)]
 struct Idle {
-    connection: Connection,
+    stream: Stream,
     since: Instant,
 }
 
-#[derive(Debug)]
-struct Connection {
-    sender: http1::SendRequest<RequestBody>,
-    socket: Arc<Socket>,
-}
-
-/// A connection that carries a request.
+/// Where a connection goes back to.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    connection: Connection,
     pool: Arc<Pool>,
     flight: Arc<Flight>,
     tree: TaskTree,
 }
 
 impl Lease {
-    pub(super) fn release(mut self) {
-        // hyper may still have to finish the request's side, or to see that the connection is to be closed.
-        if self.connection.sender.is_ready() {
-            self.pool.put(self.connection, &self.flight, &self.tree);
-            return;
+    pub(super) fn release(self, body: &mut Body) {
+        match body.reusable() {
+            Some(stream) => self.pool.put(stream, &self.flight, &self.tree),
+            None => body.close(),
         }
-        if self.connection.sender.is_closed() {
-            return;
-        }
-        self.tree.clone().start(TaskKind::Connection, "http/1.1 connection back to its pool", async move {
-            if self.connection.sender.ready().await.is_ok() {
-                self.pool.put(self.connection, &self.flight, &self.tree);
-            }
-        });
     }
 }
 
@@ -89,23 +86,23 @@ impl Pool {
     }
 
     /// The latest idle connection that is fit for use: the others get the chance to grow old.
-    fn take(&self, safe: bool) -> Option<Connection> {
+    fn take(&self, safe: bool) -> Option<Stream> {
         let limit = if safe { IDLE } else { IDLE_UNSAFE };
         loop {
-            let connection = {
+            let stream = {
                 let mut idle = self.idle();
                 if idle.last()?.since.elapsed() >= limit {
                     return None;
                 }
-                idle.pop()?.connection
+                idle.pop()?.stream
             };
-            if connection.sender.is_ready() && connection.socket.is_quiet() {
-                return Some(connection);
+            if stream.socket().is_quiet() {
+                return Some(stream);
             }
         }
     }
 
-    fn put(self: &Arc<Self>, connection: Connection, flight: &Flight, tree: &TaskTree) {
+    fn put(self: &Arc<Self>, stream: Stream, flight: &Flight, tree: &TaskTree) {
         {
             let mut idle = self.idle();
             // A draining endpoint is not used again. Looked at under the lock: whoever closes the gate clears the pool
@@ -113,7 +110,7 @@ impl Pool {
             if flight.is_closed() || idle.len() >= IDLE_LIMIT {
                 return;
             }
-            idle.push(Idle { connection, since: Instant::now() });
+            idle.push(Idle { stream, since: Instant::now() });
         }
         if !self.reaping.swap(true, Ordering::AcqRel) {
             tree.start(TaskKind::Connection, "idle connections", reap(Arc::downgrade(self)));
@@ -144,52 +141,142 @@ async fn reap(pool: Weak<Pool>) {
 pub(super) async fn send(
     upstream: &Upstream,
     pool: &Arc<Pool>,
-    mut request: Request<RequestBody>,
+    request: Request<RequestBody>,
     safe: bool,
 ) -> Result<(Response<Incoming>, Lease), SendError> {
-    // A reused connection that turns out closed before anything was written gives the request back.
+    let mut outgoing = Outgoing::new(request);
     loop {
-        let (mut connection, reused) = match pool.take(safe) {
-            Some(connection) => (connection, true),
-            None => (dial(upstream).await?, false),
+        let (mut stream, reused) = match pool.take(safe) {
+            Some(stream) => (stream, true),
+            None => (upstream.connect().await.map_err(SendError::Connect)?, false),
         };
-        let (read, written) = (connection.socket.read(), connection.socket.written());
-        match connection.sender.try_send_request(request).await {
-            Ok(response) => {
+        let (read, written) = (stream.socket().read(), stream.socket().written());
+        match exchange(&mut stream, &mut outgoing).await {
+            Ok(answer) => {
                 let (flight, tree) = (Arc::clone(&upstream.flight), upstream.tree.clone());
-                return Ok((response, Lease { connection, pool: Arc::clone(pool), flight, tree }));
+                let response = answer.response(stream, outgoing, &tree);
+                return Ok((response, Lease { pool: Arc::clone(pool), flight, tree }));
             }
-            Err(mut error) => match error.take_message() {
-                Some(returned) if reused => {
-                    upstream.series.load().retry(RetryKind::Stale);
-                    request = returned;
-                }
-                message => {
-                    let text = describe(&error.into_error());
-                    return Err(if message.is_some() || connection.socket.written() == written {
-                        SendError::Untouched(RetryKind::Stale, text)
-                    } else if reused && connection.socket.read() == read {
-                        SendError::Silent(text)
-                    } else {
-                        SendError::Failed(text)
-                    });
-                }
-            },
+            // A reused connection that turns out closed before anything was written: the request is still whole.
+            Err(Ended { of_client: false, .. }) if reused && stream.socket().written() == written => {
+                upstream.series.load().retry(RetryKind::Stale);
+            }
+            Err(Ended { text, of_client }) => {
+                return Err(if stream.socket().written() == written {
+                    SendError::Untouched(RetryKind::Stale, text)
+                } else if !of_client && stream.socket().read() == read {
+                    SendError::Silent { reused, text }
+                } else {
+                    SendError::Failed(text)
+                });
+            }
         }
     }
 }
 
-async fn dial(upstream: &Upstream) -> Result<Connection, SendError> {
-    let stream = upstream.connect().await.map_err(SendError::Connect)?;
-    let socket = Arc::clone(stream.socket());
-    let (sender, connection) = http1::Builder::new()
-        .max_buf_size(MAX_HEAD)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|e| SendError::Connect(std::io::Error::other(e)))?;
-    upstream.tree.start(TaskKind::Connection, "http/1.1 instance connection", async move {
-        // Whoever sent a request hears of the error; on an idle connection it is of no interest.
-        let _ = connection.with_upgrades().await;
-    });
-    Ok(Connection { sender, socket })
+/// The head of a response, and how far things have come.
+struct Answer {
+    parsed: Parsed,
+    /// What arrived behind the head.
+    rest: Bytes,
+    /// The whole request was sent.
+    sent: bool,
+}
+
+/// Why there is no answer.
+struct Ended {
+    text: String,
+    /// The client did not send its request to the end.
+    of_client: bool,
+}
+
+impl Answer {
+    /// The response; what is left of the request goes on beside it.
+    fn response(self, stream: Stream, mut outgoing: Outgoing, tree: &TaskTree) -> Response<Incoming> {
+        let sending = (!self.sent).then(|| {
+            let (sending, socket) = (Arc::<Sending>::default(), Arc::clone(stream.socket()));
+            let rest = Arc::clone(&sending);
+            tree.start(TaskKind::Connection, "rest of a request", async move {
+                match poll_fn(|cx| outgoing.poll(cx, &socket)).await {
+                    Ok(()) => rest.done(),
+                    // The instance must not take a part for the whole.
+                    Err(_) => socket.shut(),
+                }
+            });
+            sending
+        });
+        let Parsed { response, framing, kept, .. } = self.parsed;
+        response.map(|()| Incoming::H1(Body::new(stream, self.rest, framing, kept, sending)))
+    }
+}
+
+/// Sends a request until the response begins.
+async fn exchange(stream: &mut Stream, outgoing: &mut Outgoing) -> Result<Answer, Ended> {
+    let mut sent = false;
+    // Sending failed; an answer may have arrived all the same.
+    let mut failed: Option<std::io::Error> = None;
+    let mut head = BytesMut::new();
+    let ended = |text: String| Err(Ended { text, of_client: false });
+    poll_fn(|cx| {
+        if !sent && failed.is_none() {
+            match outgoing.poll(cx, stream.socket()) {
+                Poll::Ready(Ok(())) => sent = true,
+                Poll::Ready(Err(Fault::Socket(error))) => failed = Some(error),
+                Poll::Ready(Err(Fault::Body(error))) => {
+                    return Poll::Ready(Err(Ended { text: error.to_string(), of_client: true }));
+                }
+                Poll::Pending => {}
+            }
+        }
+        loop {
+            let arrived = match std::task::ready!(poll_receive(stream, cx)) {
+                Ok(bytes) if bytes.is_empty() => {
+                    let cause = failed.take().map_or_else(
+                        || "the connection ended".to_owned(),
+                        |error| format!("the connection ended while sending: {error}"),
+                    );
+                    return Poll::Ready(ended(cause));
+                }
+                Ok(bytes) => bytes,
+                Err(error) => return Poll::Ready(ended(error.to_string())),
+            };
+            // A head cannot end without the end of a line.
+            let line = arrived.contains(&b'\n');
+            let mut whole = if head.is_empty() {
+                arrived
+            } else {
+                head.extend_from_slice(&arrived);
+                if !line {
+                    if head.len() > MAX_HEAD {
+                        return Poll::Ready(ended("the head of its response is too long".to_owned()));
+                    }
+                    continue;
+                }
+                std::mem::take(&mut head).freeze()
+            };
+            // Informational responses (RFC 9110 section 15.2) go before the one that counts.
+            loop {
+                match response::parse(&whole, &outgoing.method) {
+                    Ok(Some(parsed)) => {
+                        let rest = whole.split_off(parsed.length);
+                        let status = parsed.response.status();
+                        if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
+                            whole = rest;
+                            continue;
+                        }
+                        return Poll::Ready(Ok(Answer { parsed, rest, sent }));
+                    }
+                    Ok(None) if whole.len() > MAX_HEAD => {
+                        return Poll::Ready(ended("the head of its response is too long".to_owned()));
+                    }
+                    Ok(None) => {
+                        head = BytesMut::from(&whole[..]);
+                        break;
+                    }
+                    Err(what) => return Poll::Ready(ended(what.to_owned())),
+                }
+            }
+        }
+    })
+    .await
 }

@@ -106,8 +106,10 @@ pub(super) async fn send(
                         continue;
                     }
                     Some(_) => SendError::Untouched(RetryKind::Stale, text),
-                    None if is_untouched(&error) => SendError::Untouched(RetryKind::Refused, text),
-                    None => SendError::Failed(text),
+                    None => match untouched(&error) {
+                        Some(kind) => SendError::Untouched(kind, text),
+                        None => SendError::Silent { reused: false, text },
+                    },
                 });
             }
         }
@@ -118,16 +120,21 @@ pub(super) async fn send(
 /// Whether the instance said that it did nothing with the request: it refused the stream, or went away and named an
 /// earlier stream as the last that it handled (RFC 9113 6.8 and 8.7). h2 gives the latter error only to streams behind
 /// the last one; those before it end with an I/O error if the connection breaks.
-fn is_untouched(error: &(dyn std::error::Error + 'static)) -> bool {
+fn untouched(error: &(dyn std::error::Error + 'static)) -> Option<RetryKind> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<::h2::Error>() {
             let refused = error.is_reset() && error.reason() == Some(::h2::Reason::REFUSED_STREAM);
-            return error.is_remote() && (refused || error.is_go_away());
+            return match error.is_remote() {
+                true if refused => Some(RetryKind::Refused),
+                // Who goes away refuses nobody: it is the connection that was an old one.
+                true if error.is_go_away() => Some(RetryKind::Stale),
+                _ => None,
+            };
         }
         cause = error.source();
     }
-    false
+    None
 }
 
 async fn dial(upstream: &Upstream, pool: &Pool) -> Result<Lease, SendError> {

@@ -69,7 +69,7 @@ pub(crate) struct Home(Arc<tempfile::TempDir>, Arc<Pids>);
 impl Home {
     /// Opens a new server on it.
     pub(crate) async fn open(self) -> World {
-        World::at(self.0, self.1).await
+        World::at(self.0, self.1, options).await
     }
 }
 
@@ -100,10 +100,15 @@ pub(crate) fn options(home: &Path) -> Options {
 
 impl World {
     pub(crate) async fn new() -> Self {
-        Self::at(Arc::new(tempfile::tempdir().unwrap()), Arc::default()).await
+        Self::at(Arc::new(tempfile::tempdir().unwrap()), Arc::default(), options).await
     }
 
-    async fn at(home: Arc<tempfile::TempDir>, pids: Arc<Pids>) -> Self {
+    /// With other options for a home.
+    pub(crate) async fn with(options: impl Fn(&Path) -> Options) -> Self {
+        Self::at(Arc::new(tempfile::tempdir().unwrap()), Arc::default(), options).await
+    }
+
+    async fn at(home: Arc<tempfile::TempDir>, pids: Arc<Pids>, options: impl Fn(&Path) -> Options) -> Self {
         let tree = TaskTree::new();
         let handle = soon("open", ProxyHandle::open(options(home.path()), &tree)).await.unwrap();
         pids.0.lock().unwrap().push(handle.pid().unwrap());

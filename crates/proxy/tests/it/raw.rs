@@ -72,6 +72,26 @@ async fn ambiguous_or_malformed_requests_are_refused_and_reach_nobody() {
         ("a bare CR", "GET / HTTP/1.1\r\nhost: a\r\nx-a: b\rc: d\r\n\r\n", "400"),
         ("no version", "GET /\r\n\r\n", "400"),
         ("garbage", "\u{1}\u{2}\u{3}\u{4}\r\n\r\n", "400"),
+        ("an empty length", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length:\r\n\r\nabc", "400"),
+        ("a length in hexadecimal", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0x3\r\n\r\nabc", "400"),
+        (
+            "a length beyond 64 bits",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 18446744073709551617\r\n\r\nabc",
+            "400",
+        ),
+        (
+            "two transfer codings",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\ntransfer-encoding: x\r\n\r\n0\r\n\r\n",
+            "400",
+        ),
+        ("a name with a space", "GET / HTTP/1.1\r\nhost: a\r\nx y: z\r\n\r\n", "400"),
+        ("a name with a NUL", "GET / HTTP/1.1\r\nhost: a\r\nx\0y: z\r\n\r\n", "400"),
+        ("an empty name", "GET / HTTP/1.1\r\nhost: a\r\n: z\r\n\r\n", "400"),
+        ("a first header that is folded", "GET / HTTP/1.1\r\n host: a\r\n\r\n", "400"),
+        ("a target with a space", "GET /a b HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
+        ("HTTP/3.0", "GET / HTTP/3.0\r\nhost: a\r\n\r\n", "400"),
+        ("the old upgrade to HTTP/2", "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", "400"),
+        ("an absolute target with a user", "GET http://user@a/ HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
         ("CONNECT", "CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n", "400"),
     ];
     for (name, request, status) in cases {
@@ -110,6 +130,117 @@ async fn equal_lengths_become_one() {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("body 3"), "{answer}");
     let (_, seen) = answer.split_once("\r\n\r\n").unwrap();
     assert_eq!(seen.matches("content-length: 3").count(), 1, "{seen}");
+}
+
+#[tokio::test]
+async fn chunks_are_taken_at_their_word_or_not_at_all() {
+    let world = World::new().await;
+    let instance = Instance::http(crate::protocols::echo).await;
+    let address = world.serve(route("api", Protocol::Http, vec![endpoint(1, instance.address)])).await;
+    let post = |body: &str| {
+        format!("POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n{body}")
+    };
+    let extended = format!("3;x={}\r\nabc\r\n0\r\n\r\n", "y".repeat(100_000));
+    for (name, body) in [
+        ("no size", "\r\nabc\r\n0\r\n\r\n"),
+        ("a size that is none", "3g\r\nabc\r\n0\r\n\r\n"),
+        ("a size beyond 64 bits", "10000000000000003\r\nabc\r\n0\r\n\r\n"),
+        ("a negative size", "-3\r\nabc\r\n0\r\n\r\n"),
+        ("a size that ends with LF alone", "3\nabc\r\n0\r\n\r\n"),
+        ("a chunk that does not end", "3\r\nabcGET / HTTP/1.1\r\n\r\n"),
+        ("extensions without an end", &extended),
+    ] {
+        let answer = raw(address, post(body).as_bytes()).await;
+        assert!(!answer.starts_with("HTTP/1.1 200"), "{name}: {answer}");
+    }
+    let answer = raw(address, post("3;a=b\r\nabc\r\n0\r\n\r\n").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("body 3"), "{answer}");
+    assert_eq!(get(address, "/").await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn the_target_says_for_whom_a_request_is() {
+    let world = World::new().await;
+    let instance = Instance::http(crate::protocols::echo).await;
+    let address = world.serve(route("api", Protocol::Http, vec![endpoint(1, instance.address)])).await;
+    let request = "GET http://meant.example/a HTTP/1.1\r\nhost: other.example\r\nconnection: close\r\n\r\n";
+    let answer = raw(address, request.as_bytes()).await;
+    assert!(answer.contains("host: meant.example") && !answer.contains("other.example"), "{answer}");
+    // Lines may end with LF alone (RFC 9112 2.2); they do not when they go on.
+    let answer = raw(address, b"GET /a HTTP/1.1\nhost: a\nconnection: close\n\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let long = format!("GET /{} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", "b".repeat(40_000));
+    let answer = raw(address, long.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 414") && answer.contains("target_too_long"), "{answer}");
+}
+
+#[tokio::test]
+async fn who_drips_a_body_is_let_go_and_others_are_served() {
+    let world = World::new().await;
+    let instance = Instance::http(crate::protocols::echo).await;
+    let address = world.serve(route("api", Protocol::Http, vec![endpoint(1, instance.address)])).await;
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n").await.unwrap();
+    let began = std::time::Instant::now();
+    let (mut read, mut write) = tcp.split();
+    let drip = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(500));
+        loop {
+            ticks.tick().await;
+            if write.write_all(b"x").await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            assert_eq!(get(address, "/").await.unwrap().status, 200);
+        }
+    };
+    let mut answer = Vec::new();
+    // Each byte counts: 30 seconds, and one more for each 64 bytes.
+    tokio::time::timeout(Duration::from_secs(60), async {
+        tokio::select! {
+            () = drip => {}
+            _ = read.read_to_end(&mut answer) => {}
+        }
+    })
+    .await
+    .expect("it is let go");
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("client_timeout"), "{answer}");
+    assert!(began.elapsed() >= Duration::from_secs(30), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn idle_connections_make_room_the_longest_idle_first() {
+    // As many connections as 400 descriptors allow: 72.
+    let limited = |home: &std::path::Path| {
+        let program = env!("CARGO_BIN_EXE_orchestra-proxy");
+        let mut options = options(home);
+        options.proxy_program = "/bin/sh".into();
+        options.proxy_args = ["-c", "ulimit -n 400; exec \"$0\" \"$@\"", program].map(Into::into).to_vec();
+        options
+    };
+    let world = World::with(limited).await;
+    let instance = Instance::http(|_| async { text("ok") }).await;
+    let address = world.serve(route("api", Protocol::Http, vec![endpoint(1, instance.address)])).await;
+    let mut idle = Vec::new();
+    for _ in 0..60 {
+        let mut client = Client::h1(address).await.unwrap();
+        assert_eq!(client.get("/").await.unwrap().status, 200);
+        idle.push(client);
+    }
+    // More than there is room for, all of whom are served.
+    for _ in 0..60 {
+        let mut client = Client::h1(address).await.unwrap();
+        assert_eq!(soon("an answer", client.get("/")).await.unwrap().status, 200);
+        idle.push(client);
+    }
+    let mut living = Vec::new();
+    for (index, client) in idle.iter_mut().enumerate() {
+        if client.get("/").await.is_ok() {
+            living.push(index);
+        }
+    }
+    assert!(living.iter().all(|index| *index > 40), "the oldest had to go: {living:?}");
+    assert!(living.contains(&119) && living.len() > 40, "no more than necessary: {living:?}");
 }
 
 #[tokio::test]

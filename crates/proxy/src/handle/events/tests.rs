@@ -40,6 +40,7 @@ fn load(service: &str, requests: u64, in_flight: u32) -> DataPlaneEvent {
         in_flight,
         streams: 0,
         tokens: 0,
+        tokens_in_flight: 0,
         held: 0,
     }))
 }
