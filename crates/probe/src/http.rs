@@ -96,15 +96,8 @@ impl Request {
         *stage = "while sending the request";
         socket.stream().write_all(&self.bytes).await?;
         *stage = "while waiting for the answer";
-        let mut reader = Reader { socket: &mut socket, buffer: Vec::with_capacity(1_024), at: 0, raw: 0 };
-        let mut budget = HEAD;
-        let head = loop {
-            let head = reader.head(&mut budget).await?;
-            // 101 is final: the protocol would change after it, which was not asked for.
-            if !(100..200).contains(&head.status) || head.status == 101 {
-                break head;
-            }
-        };
+        let mut reader = Reader::new(&mut socket, RAW);
+        let head = reader.final_head().await?;
         let wanted =
             if self.status.is_empty() { (200..400).contains(&head.status) } else { self.status.contains(&head.status) };
         if !wanted {
@@ -124,6 +117,24 @@ impl Request {
             return Err(Fault::Answer(format!("HTTP {}, but the answer does not contain {wanted:?}", head.status)));
         }
         Ok(format!("HTTP {}", head.status))
+    }
+
+    /// Asks once for the whole body, which must be complete within `limit` bytes, whatever the status is.
+    pub(crate) async fn fetch(&self, stage: &mut &'static str, limit: usize) -> Result<(u16, Vec<u8>), Fault> {
+        let mut socket = Socket::connect(self.address).await?;
+        *stage = "while sending the request";
+        socket.stream().write_all(&self.bytes).await?;
+        *stage = "while waiting for the answer";
+        let mut reader = Reader::new(&mut socket, limit.saturating_mul(8));
+        let head = reader.final_head().await?;
+        *stage = "while reading the answer's body";
+        let framing = if matches!(head.status, 101 | 204 | 304) { Framing::Length(0) } else { head.framing };
+        let mut body = Body { kept: Some(Vec::new()), left: limit };
+        if !reader.body(framing, &mut body).await? {
+            return Err(Fault::Answer(format!("the answer is longer than {} KiB", limit / 1024)));
+        }
+        socket.answered();
+        Ok((head.status, body.kept.unwrap_or_default()))
     }
 }
 
@@ -171,11 +182,28 @@ struct Reader<'a> {
     buffer: Vec<u8>,
     /// What was consumed of `buffer`.
     at: usize,
-    /// What was received in all.
+    /// What was received in all, and the most that may be.
     raw: usize,
+    most: usize,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(socket: &'a mut Socket, most: usize) -> Self {
+        Self { socket, buffer: Vec::with_capacity(1_024), at: 0, raw: 0, most }
+    }
+
+    /// The head that is not an interim one.
+    async fn final_head(&mut self) -> Result<Head, Fault> {
+        let mut budget = HEAD;
+        loop {
+            let head = self.head(&mut budget).await?;
+            // 101 is final: the protocol would change after it, which was not asked for.
+            if !(100..200).contains(&head.status) || head.status == 101 {
+                return Ok(head);
+            }
+        }
+    }
+
     /// Receives more; false at the end of the stream.
     async fn more(&mut self) -> Result<bool, Fault> {
         if self.at == self.buffer.len() {
@@ -300,7 +328,7 @@ impl Reader<'_> {
                 self.at += end + 1;
                 return Ok(line);
             }
-            if unread.len() > CHUNK_LINE || self.raw > RAW {
+            if unread.len() > CHUNK_LINE || self.raw > self.most {
                 return Err(Fault::Answer("malformed chunk".to_owned()));
             }
             if !self.more().await? {

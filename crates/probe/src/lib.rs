@@ -7,12 +7,15 @@
 //! - [`Prober`] is the handle, with [`Outcomes`] as its other end.
 //! - `schedule` is the arithmetic of fixed rates and phases, without a clock.
 //! - `check`, `http` and `grpc` ask one question each.
+//! - [`hook`] and [`consult`] ask somebody else once: whether to go on, and for numbers.
 
 mod check;
+pub mod consult;
 mod grpc;
 pub mod hook;
 mod http;
 mod lateness;
+pub mod pair;
 mod prober;
 mod schedule;
 mod target;

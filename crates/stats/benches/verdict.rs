@@ -1,6 +1,8 @@
 //! The figures of the verdict, over simulated releases on fixed seeds, as the tables of `docs/figures/verdict.md`.
 //!
-//! `cargo bench -p orchestra-stats --bench verdict`; with a number as argument, so many releases per row instead of 1,000.
+//! `cargo bench -p orchestra-stats --bench verdict`; with a number as argument, so many releases per row instead of 1,000;
+//! with names of sections (`rates`, `good`, `outages`, `bad`, `grid`, `passes`, `guards`), only those.
+//! A look covers 250 ms, as the reports of the proxy do, and 5 s below one request a second.
 
 #[path = "../tests/it/world.rs"]
 mod world;
@@ -11,6 +13,14 @@ use world::{Over, Poison, Run, Stalls, World, many, quantile};
 /// The first seed of every row.
 const SEED: u64 = 20_261_121;
 
+const RATES: [f64; 6] = [0.05, 0.1, 1.0, 10.0, 100.0, 1000.0];
+const WEIGHTS: [f64; 4] = [0.01, 0.05, 0.2, 0.5];
+
+/// Steady traffic at one weight, looked at as often as it is worth.
+fn steady(rate: f64, weight: f64, seconds: f64) -> World {
+    with(World::steady(rate, weight, seconds), |it| it.tick = if rate > 0.0 && rate < 1.0 { 5.0 } else { 0.25 })
+}
+
 /// Weights and seconds of a usual canary.
 fn steps(seconds: f64) -> Vec<(f64, f64)> {
     vec![(0.05, seconds), (0.2, seconds), (0.5, seconds), (1.0, seconds)]
@@ -18,10 +28,9 @@ fn steps(seconds: f64) -> Vec<(f64, f64)> {
 
 fn good(rate: f64) -> World {
     let seconds = if rate < 1.0 { 3600.0 } else { 300.0 };
-    let mut world = World::steady(rate, 0.2, 0.0);
+    let mut world = steady(rate, 0.2, 0.0);
     world.steps = steps(seconds);
     world.bad = (|_| 0.005, |_| 0.005);
-    world.tick = if rate < 1.0 { 1.0 } else { 0.5 };
     world
 }
 
@@ -34,12 +43,17 @@ fn failed(runs: &[Run]) -> usize {
     runs.iter().filter(|run| run.failed.is_some()).count()
 }
 
+fn rates(releases: u64) {
+    println!("| good release | requests/s | failed of {releases} | goal |\n|---|---|---|---|");
+    for rate in RATES {
+        let failed = failed(&many(&good(rate), SEED, releases));
+        println!("| weights 5, 20, 50, 100 %; 0.5 % errors | {rate} | {failed} | at most 1 % |");
+    }
+}
+
 fn false_rollbacks(releases: u64) {
     println!("| good release | requests/s | failed of {releases} | goal |\n|---|---|---|---|");
     let mut rows: Vec<(String, f64, World)> = Vec::new();
-    for rate in [0.05, 0.2, 1.0, 10.0, 100.0, 1000.0] {
-        rows.push(("weights 5, 20, 50, 100 %; 0.5 % errors".into(), rate, good(rate)));
-    }
     for rate in [1.0, 100.0] {
         rows.push((
             "weight 20 %, 20 minutes; 10 % errors".into(),
@@ -89,24 +103,31 @@ fn false_rollbacks(releases: u64) {
             "instances stall every 120 s for 0.5 s, one on four".into(),
             rate,
             with(good(rate), |it| {
-                it.stalls = Some(Stalls { every: 120.0, lasts: 0.5, instances: (1, 4) });
+                it.stalls = Some(Stalls { every: 120.0, lasts: 0.5, instances: (1, 4), fails: false });
                 it.steps = vec![(0.2, 1800.0)];
             }),
         ));
     }
-    for rate in [1.0, 10.0, 100.0, 1000.0] {
-        for unit in [Unit::Request, Unit::Session] {
-            if unit == Unit::Session && rate > 100.0 {
-                continue;
-            }
-            let sticky = if unit == Unit::Session { ", sticky" } else { "" };
+    for rate in [1.0, 100.0] {
+        for lasts in [0.5, 5.0] {
             rows.push((
-                format!("outage of both for 60 s at weight 20 %{sticky}"),
+                format!("each instance, one on four, fails everything every 600 s for {lasts} s"),
                 rate,
                 with(good(rate), |it| {
-                    it.steps = vec![(0.2, 180.0)];
-                    it.bad = (outage, outage);
-                    it.settings.unit = unit;
+                    it.stalls = Some(Stalls { every: 600.0, lasts, instances: (1, 4), fails: true });
+                    it.steps = vec![(0.2, 1800.0)];
+                }),
+            ));
+        }
+        for clients in [1, 2, 5] {
+            let some = if clients == 1 { "one client".to_owned() } else { format!("{clients} clients") };
+            rows.push((
+                format!("{some}, weight 20 %, 20 minutes; 5 % errors"),
+                rate,
+                with(good(rate), |it| {
+                    it.clients = clients;
+                    it.steps = vec![(0.2, 1200.0)];
+                    it.bad = (|_| 0.05, |_| 0.05);
                 }),
             ));
         }
@@ -117,16 +138,103 @@ fn false_rollbacks(releases: u64) {
     }
 }
 
+/// Both releases need something that fails: for a minute, most of the time, half of the requests, again and again.
+fn outages(releases: u64) {
+    println!(
+        "| outage of both at weight 20 % and 50 % | requests/s | failed of {releases} before it | in it | after it | goal |\n|---|---|---|---|---|---|"
+    );
+    let whole: Over = |now| if (60.0..120.0).contains(&now) { 1.0 } else { 0.001 };
+    let most: Over = |now| if (60.0..120.0).contains(&now) { 0.9 } else { 0.001 };
+    let half: Over = |now| if (60.0..120.0).contains(&now) { 0.5 } else { 0.001 };
+    let again: Over = |now| if now > 60.0 && now % 10.0 < 3.0 { 1.0 } else { 0.001 };
+    let slow: Over = |now| if (3600.0..10_800.0).contains(&now) { 1.0 } else { 0.001 };
+    let mut rows = Vec::new();
+    for rate in RATES {
+        if rate < 1.0 {
+            rows.push(("everything fails for two hours", slow, rate, Unit::Request, (3600.0, 10_800.0, 14_400.0)));
+            continue;
+        }
+        let times = (60.0, 120.0, 180.0);
+        rows.push(("everything fails for 60 s", whole, rate, Unit::Request, times));
+        if rate < 1000.0 {
+            rows.push(("everything fails for 60 s, sticky", whole, rate, Unit::Session, times));
+        }
+        rows.push(("90 % fail for 60 s", most, rate, Unit::Request, times));
+        rows.push(("half fail for 60 s", half, rate, Unit::Request, times));
+        rows.push(("everything fails for 3 s in every 10 s", again, rate, Unit::Request, (60.0, 180.0, 180.0)));
+    }
+    for (name, bad, rate, unit, (begin, end, over)) in rows {
+        let mut runs = Vec::new();
+        for weight in [0.2, 0.5] {
+            let world = with(steady(rate, weight, over), |it| {
+                it.bad = (bad, bad);
+                it.settings.unit = unit;
+            });
+            runs.extend(many(&world, SEED, releases / 2));
+        }
+        let within =
+            |from: f64, to: f64| runs.iter().filter(|it| it.failed.is_some_and(|at| at > from && at <= to)).count();
+        println!(
+            "| {name} | {rate} | {} | {} | {} | none in it |",
+            within(0.0, begin),
+            within(begin, end),
+            within(end, f64::INFINITY)
+        );
+    }
+}
+
 fn day(now: f64) -> f64 {
     0.005 + 0.004 * (now / 3600.0 * std::f64::consts::TAU).cos()
 }
 
-fn outage(now: f64) -> f64 {
-    if (60.0..120.0).contains(&now) { 1.0 } else { 0.001 }
+fn bad_release(rate: f64, weight: f64, bad: Over, seconds: f64) -> World {
+    with(steady(rate, weight, seconds), |it| it.bad.1 = bad)
 }
 
-fn bad_release(rate: f64, weight: f64, bad: Over, seconds: f64) -> World {
-    with(World::steady(rate, weight, seconds), |it| it.bad.1 = bad)
+/// Good releases at every rate and weight.
+fn weights(releases: u64) {
+    println!("### Good releases, 0.5 % of both fail: failed of {releases}\n");
+    let heads: Vec<String> = WEIGHTS.iter().map(|weight| format!("{:.0} %", weight * 100.0)).collect();
+    println!("| requests/s | {} |\n|---|---|---|---|---|", heads.join(" | "));
+    for rate in RATES {
+        let cells = WEIGHTS.map(|weight| {
+            let seconds = if rate < 1.0 { 86_400.0 } else { 1800.0 };
+            let world = with(steady(rate, weight, seconds), |it| it.bad = (|_| 0.005, |_| 0.005));
+            failed(&many(&world, SEED, releases)).to_string()
+        });
+        println!("| {rate} | {} |", cells.join(" | "));
+    }
+}
+
+/// How long a bad release lives, over all rates and weights.
+fn grid(releases: u64, name: &str, bad: Over) {
+    println!("### {name}, 0.1 % of the stable release\n");
+    println!("Seconds to the verdict p50 and p95, bad responses of the canary until then p95.\n");
+    let heads: Vec<String> = WEIGHTS.iter().map(|weight| format!("{:.0} %", weight * 100.0)).collect();
+    println!("| requests/s | {} |\n|---|---|---|---|---|", heads.join(" | "));
+    for rate in RATES {
+        let cells = WEIGHTS.map(|weight| {
+            let seconds = (100_000.0 / rate).clamp(600.0, 86_400.0);
+            let runs = many(&bad_release(rate, weight, bad, seconds), SEED, releases);
+            let caught = failed(&runs);
+            let seconds: Vec<f64> = runs.iter().map(|run| run.failed.unwrap_or(f64::INFINITY)).collect();
+            #[expect(clippy::cast_precision_loss, reason = "a few responses")]
+            let bad: Vec<f64> = runs.iter().map(|run| run.canary_bad as f64).collect();
+            let of = |at| time(quantile(seconds.clone(), at));
+            let missed = if caught < runs.len() { format!(" ({caught} caught)") } else { String::new() };
+            format!("{} / {} / {}{missed}", of(0.5), of(0.95), quantile(bad, 0.95))
+        });
+        println!("| {rate} | {} |", cells.join(" | "));
+    }
+    println!();
+}
+
+fn time(seconds: f64) -> String {
+    match seconds {
+        it if it.is_infinite() => "never".to_owned(),
+        it if it >= 100.0 => format!("{it:.0}"),
+        it => format!("{it:.1}"),
+    }
 }
 
 fn detection(releases: u64) {
@@ -140,15 +248,14 @@ fn detection(releases: u64) {
         ("every response fails", bad_release(10.0, 0.2, all, 120.0), "5 s, 8 bad"),
         ("5 % fail", bad_release(100.0, 0.2, some, 300.0), "15 s"),
     ];
-    for (rate, weight) in [(0.05, 0.2), (1.0, 0.2), (1.0, 0.5), (10.0, 0.05), (10.0, 0.5), (100.0, 0.2), (1000.0, 0.2)]
-    {
-        rows.push(("every response fails", bad_release(rate, weight, all, 3600.0), ""));
+    let names = [
+        "every response fails, one client",
+        "every response fails, two clients",
+        "every response fails, three clients",
+    ];
+    for (clients, name) in (1..).zip(names) {
+        rows.push((name, with(bad_release(10.0, 0.2, all, 600.0), |it| it.clients = clients), ""));
     }
-    for (rate, weight) in [(1.0, 0.5), (10.0, 0.2), (100.0, 0.05), (1000.0, 0.2)] {
-        rows.push(("5 % fail", bad_release(rate, weight, some, 7200.0), ""));
-    }
-    let few = with(bad_release(10.0, 0.2, all, 600.0), |it| it.clients = 3);
-    rows.push(("every response fails, three clients", few, ""));
     let sticky = with(bad_release(10.0, 0.2, all, 600.0), |it| it.settings.unit = Unit::Session);
     rows.push(("every response fails, sticky", sticky, ""));
     let slow = with(bad_release(10.0, 0.2, all, 600.0), |it| it.tick = 1.0);
@@ -165,12 +272,14 @@ fn detection(releases: u64) {
     rows.push(("2 % fail, against 1 % of the stable release", twice, ""));
     let alone = with(bad_release(100.0, 1.0, some, 600.0), |_| {});
     rows.push(("5 % fail, nothing to compare with, bound 2 %", alone, ""));
-    let counter = with(World::steady(100.0, 0.2, 600.0), |it| {
+    let counter = with(steady(100.0, 0.2, 600.0), |it| {
         it.settings.counters = vec!["parse_failures_total".to_owned()];
         it.counted = (0.02, 0.1);
     });
     rows.push(("a counter grows by 10 % of requests, not 2 %, read every 10 s", counter, ""));
-    let probes = with(World::steady(0.0, 0.2, 600.0), |it| {
+    let streams = with(bad_release(10.0, 0.2, all, 600.0), |it| it.silent_until = 60.0);
+    rows.push(("every response fails, the stable release's take 60 s each", streams, ""));
+    let probes = with(steady(0.0, 0.2, 600.0), |it| {
         it.settings.probes = true;
         it.probes = (1.0, 0.001, 1.0);
     });
@@ -205,7 +314,7 @@ fn passes(releases: u64) {
     }
     rows.extend([(0, 0, 10.0, 0.2), (2, 2, 100.0, 0.2), (2, 1, 100.0, 0.2), (3, 1, 10.0, 0.2), (3, 2, 100.0, 0.2)]);
     for (canary, stable, rate, weight) in rows {
-        let world = with(World::steady(rate, weight, 300.0), |it| it.bad = (share[stable].1, share[canary].1));
+        let world = with(steady(rate, weight, 300.0), |it| it.bad = (share[stable].1, share[canary].1));
         let runs = many(&world, SEED, releases);
         let count = |outcome| runs.iter().filter(|run| run.outcomes == [outcome]).count();
         let seconds: Vec<f64> = runs.iter().filter_map(|run| run.enough).collect();
@@ -245,13 +354,11 @@ fn guards(releases: u64) {
             change(&mut world.settings);
             world
         };
-        let stalls = settle(with(World::steady(100.0, 0.2, 1800.0), |it| {
-            it.stalls = Some(Stalls { every: 120.0, lasts: 0.5, instances: (1, 4) });
-            it.tick = 0.5;
+        let stalls = settle(with(steady(100.0, 0.2, 1800.0), |it| {
+            it.stalls = Some(Stalls { every: 120.0, lasts: 0.5, instances: (1, 4), fails: false });
         }));
-        let poison = settle(with(World::steady(10.0, 0.2, 1800.0), |it| {
+        let poison = settle(with(steady(10.0, 0.2, 1800.0), |it| {
             it.poison = Poison::OnCanary { per_second: 1.0 };
-            it.tick = 0.5;
         }));
         let few = settle(with(bad_release(10.0, 0.2, |_| 1.0, 600.0), |it| it.clients = 3));
         let all = settle(bad_release(10.0, 0.2, |_| 1.0, 600.0));
@@ -271,14 +378,33 @@ fn guards(releases: u64) {
     }
 }
 
+/// Name, title, and what prints it over so many releases.
+type Section = (&'static str, &'static str, fn(u64));
+
 fn main() {
     let releases = std::env::args().skip(1).find_map(|it| it.parse().ok()).unwrap_or(1000);
-    println!("## Good releases\n");
-    false_rollbacks(releases);
-    println!("\n## Bad releases\n");
-    detection(releases);
-    println!("\n## Passes\n");
-    passes(releases);
-    println!("\n## What the guards do\n");
-    guards(releases);
+    let sections: [Section; 7] = [
+        ("rates", "Good releases at every rate", rates),
+        ("good", "Good releases that mislead", false_rollbacks),
+        ("outages", "An outage of both", outages),
+        ("bad", "Bad releases", detection),
+        ("grid", "Every rate and weight", grids),
+        ("passes", "Passes", passes),
+        ("guards", "What the guards do", guards),
+    ];
+    let named = |name: &str| std::env::args().any(|it| it == name);
+    let all = !sections.iter().any(|(name, ..)| named(name));
+    for (name, title, print) in sections {
+        if all || named(name) {
+            println!("## {title}\n");
+            print(releases);
+            println!();
+        }
+    }
+}
+
+fn grids(releases: u64) {
+    grid(releases, "Every response fails", |_| 1.0);
+    grid(releases, "5 % fail", |_| 0.05);
+    weights(releases);
 }

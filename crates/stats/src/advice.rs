@@ -49,7 +49,8 @@ pub fn advise(needed: u64, per_second: f64, weight: f64, remains: Duration) -> A
     if wanted <= MAX_WEIGHT && wanted > weight {
         return Advice::RaiseWeight(wanted);
     }
-    let weight = weight.max(MAX_WEIGHT);
+    // Without any request a higher weight helps nothing.
+    let weight = if rate > 0.0 { weight.max(MAX_WEIGHT) } else { weight };
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,

@@ -26,11 +26,17 @@
 //! * A fail needs `min_clients` clients with bad responses on the canary, and evidence that stands without any one of
 //!   them: without it there must still be a third of what is needed ([`crowd`]). So a client whose requests fail on the
 //!   canary alone, and who repeats them for ever, fails a good release with probability `3·alpha` at most.
+//! * A bad response of the canary counts as far as the stable release answered well at the same time ([`witness`]): an
+//!   outage of something that both need rolls back nothing, also where its first victims are the canary's by chance.
 //! * A moment counts for a few failed responses and one late one beyond the usual ([`Burst`]): a stall of one instance
 //!   makes everything late that is in flight, but the draw that put those requests there was not made anew for each.
 //! * Late responses of cold instances, or all their bad ones, do not count.
 //!
 //! # Pass
+//!
+//! Pairs of probes may fail a release by themselves: both answers were asked for at the same time, by us, so nobody can
+//! forge them, and a fail needs no second client. They may let it pass only together with `min_requests` answers to real
+//! requests in the step: that one path answers says little of all the others.
 //!
 //! To pass, a step must show that the stated degradation (at least `rate` of the canary's responses bad, and at least
 //! `ratio` times the stable release's odds) is not there. Two wealths bet against it: that the rate is lower (with no bad
@@ -53,6 +59,7 @@ mod counters;
 mod crowd;
 mod report;
 mod step;
+mod witness;
 
 use std::time::Duration;
 
@@ -62,6 +69,7 @@ use self::{
     counters::Tally,
     crowd::{Crowd, Part},
     step::{Step, Warmth},
+    witness::{Answers, Witness},
 };
 use crate::{
     advice::{Advice, advise},
@@ -96,6 +104,7 @@ const MAX_WEIGHTS: usize = 64;
 pub struct Analysis {
     settings: Settings,
     relative: Crowd,
+    witness: Witness,
     absolute: Option<Crowd>,
     probes: Option<Wealth>,
     counters: Vec<Tally>,
@@ -130,6 +139,7 @@ impl Analysis {
         let counters = settings.counters.iter().map(|name| Tally::new(name, worse(), settings.failed_burst)).collect();
         Self {
             relative: Crowd::new(worse()),
+            witness: Witness::default(),
             absolute: settings.errors.map(|_| Crowd::new(worse())),
             probes: settings.probes.then(worse),
             counters,
@@ -163,6 +173,18 @@ impl Analysis {
         self.pass_rate = Wealth::new(Bets::Better, 0.0);
         self.pass_ratio = Wealth::new(Bets::Better, 0.0);
         self.sessions = Sessions::default();
+        self.note_weight(weight);
+    }
+
+    /// New requests go to the canary with probability `weight` (0 to 1) in the midst of a step. What was gathered for a
+    /// pass stays: that a response is bad does not depend on how many there are.
+    pub fn reweigh(&mut self, weight: f64) {
+        let weight = if weight.is_nan() { 0.0 } else { weight.clamp(0.0, 1.0) };
+        self.step.weight = weight;
+        self.note_weight(weight);
+    }
+
+    fn note_weight(&mut self, weight: f64) {
         if self.weights.len() >= MAX_WEIGHTS {
             self.weights.remove(1);
         }
@@ -195,7 +217,7 @@ impl Analysis {
         if !cold {
             // What cold instances count into their counters cannot be told apart by kind; it is let go for both arms.
             for tally in &mut self.counters {
-                tally.observe(&tick.counters, tick.covers);
+                tally.observe(&tick.counters, tick.covers, self.step.weight);
             }
         }
         let canary = tick.cells.iter().filter(|it| it.arm == Arm::Canary);
@@ -269,6 +291,7 @@ impl Analysis {
             stable: self.stable,
             counted: self.counted,
             canary_bad_clients: self.bad_clients.count(),
+            doubted: self.witness.doubted(),
             counters: self.counters.iter().map(Tally::evidence).collect(),
             probes: self.pairs,
             ln_evidence: self.ln_worse(false),
@@ -297,6 +320,7 @@ impl Analysis {
         order.sort_by_key(|cell| cell.client);
         // What the caps on clients let through, of failed and of late responses.
         let mut parts: Vec<(&Cell, f64, f64)> = Vec::new();
+        let mut answers = Answers::default();
         let (mut pass, mut full_good) = ((0.0, 0.0), 0.0);
         for cells in order.chunk_by(|a, b| a.client == b.client) {
             let bad = cells.iter().fold(0_u64, |sum, cell| sum.saturating_add(self.counts(cell, cold).total()));
@@ -305,6 +329,7 @@ impl Analysis {
             for cell in cells {
                 let counts = self.counts(cell, cold);
                 self.total(cell, counts.total());
+                answers.add(cell, counts.total());
                 let mut share = share;
                 if cell.arm == Arm::Canary {
                     let (bad, good) = self.exposure(cell, counts.total(), cold);
@@ -340,15 +365,14 @@ impl Analysis {
             let (hits, misses) = if cell.arm == Arm::Canary { (bad, 0.0) } else { (0.0, bad) };
             self.counted = (self.counted.0 + hits, self.counted.1 + misses);
             if cell.weight < FULL_WEIGHT {
-                relative.push(Part { group, p: cell.weight, hits, misses });
+                relative.push(Part { group, p: cell.weight, hits, misses, idle: 0.0 });
             } else if cell.arm == Arm::Canary {
-                absolute.push(Part { group, p: bound, hits, misses });
+                absolute.push(Part { group, p: bound, hits, misses, idle: 0.0 });
             }
         }
         if full_good != 0.0 {
-            absolute.push(Part { group: None, p: bound, hits: 0.0, misses: full_good });
+            absolute.push(Part { group: None, p: bound, hits: 0.0, misses: full_good, idle: 0.0 });
         }
-        self.relative.observe(&relative);
         if let Some(wealth) = &mut self.absolute {
             wealth.observe(&absolute);
         }
@@ -357,6 +381,9 @@ impl Analysis {
             self.pass_rate.observe(self.settings.degradation.rate, pass.0, pass.1);
             let degraded = |it: &Part| (it.p * ratio / (1.0 - it.p + it.p * ratio), it.hits, it.misses);
             self.pass_ratio.observe_all(&relative.iter().map(degraded).collect::<Vec<_>>());
+        }
+        for look in self.witness.observe(relative, answers) {
+            self.relative.observe(&look);
         }
     }
 
@@ -408,8 +435,7 @@ impl Analysis {
             }
         };
         *number = number.saturating_add(1);
-        self.step.add(Arm::Canary, 1, u64::from(pair.canary_bad));
-        self.step.add(Arm::Stable, 1, u64::from(pair.stable_bad));
+        self.step.add_pair();
         let bad = f64::from(u8::from(pair.canary_bad));
         self.pass_rate.observe(self.settings.degradation.rate, bad, 1.0 - bad);
     }

@@ -98,6 +98,9 @@ pub struct Evidence {
     pub counted: (f64, f64),
     /// Distinct clients with a bad response on the canary; 64 stands for 64 or more.
     pub canary_bad_clients: u32,
+    /// Those on the canary that did not count after all, because the stable release answered badly at the same time.
+    #[serde(default)]
+    pub doubted: f64,
     /// Counters by name.
     pub counters: Vec<CounterEvidence>,
     /// Probes.

@@ -75,6 +75,15 @@ pub struct Look {
 }
 
 impl Look {
+    /// The same with so many trials more that were not bet on: time passes for those who begin late.
+    #[must_use]
+    pub fn with_idle(mut self, trials: f64) -> Self {
+        if trials.is_finite() {
+            self.trials += trials.max(0.0);
+        }
+        self
+    }
+
     /// The same without what happened in `part`.
     #[must_use]
     pub fn without(&self, part: &Self) -> Self {

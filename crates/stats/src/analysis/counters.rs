@@ -40,7 +40,9 @@ impl Tally {
         }
     }
 
-    pub(super) fn observe(&mut self, readings: &[Counter], covers: Duration) {
+    /// `weight`: the canary's share of new requests. What grows belongs to requests that are under way as well, of which
+    /// the canary may have as much as that: the larger share is the one to bet against.
+    pub(super) fn observe(&mut self, readings: &[Counter], covers: Duration, weight: f64) {
         self.waited = self.waited.saturating_add(covers);
         for reading in readings.iter().filter(|it| it.name == self.name) {
             let new = (reading.increase, reading.requests);
@@ -56,7 +58,8 @@ impl Tally {
         let (hits, misses) = (super::float(canary.0), super::float(stable.0));
         let share = self.burst.take(self.waited, hits + misses);
         // A share of 0, 1 or NaN (no requests) says nothing, and is ignored there.
-        let p = canary_requests / (canary_requests + stable_requests);
+        let share_of_requests = canary_requests / (canary_requests + stable_requests);
+        let p = if share_of_requests.is_nan() { share_of_requests } else { share_of_requests.max(weight) };
         self.wealth.observe(p, hits * share, misses * share);
         self.waiting = (None, None);
         self.waited = Duration::ZERO;

@@ -8,18 +8,20 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::wealth::Wealth;
+use crate::wealth::{Look, Wealth};
 
 const GROUPS: u64 = 64;
 
 /// Trials of one group of clients that hit with the same probability under the null hypothesis.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Part {
     /// Whose; `None` for what is never left out.
     pub(super) group: Option<u8>,
     pub(super) p: f64,
     pub(super) hits: f64,
     pub(super) misses: f64,
+    /// Hits that do not count; they only move on the moment at which late bettors begin.
+    pub(super) idle: f64,
 }
 
 /// The group of a client.
@@ -49,11 +51,11 @@ impl Crowd {
             // Until now it had nothing to leave out.
             self.without.entry(group).or_insert_with(|| self.all.clone());
         }
-        let all = self.all.look(&merged(parts.iter()));
+        let all = look(&self.all, parts.iter());
         self.all.take(&all);
         for (group, wealth) in &mut self.without {
             if parts.iter().any(|part| part.group == Some(*group)) {
-                let own = wealth.look(&merged(parts.iter().filter(|part| part.group == Some(*group))));
+                let own = look(wealth, parts.iter().filter(|part| part.group == Some(*group)));
                 wealth.take(&all.without(&own));
             } else {
                 wealth.take(&all);
@@ -72,6 +74,10 @@ impl Crowd {
         let ln = self.all.ln();
         self.without.values().map(|without| without.ln() + times).fold(ln, f64::min)
     }
+}
+
+fn look<'a>(wealth: &Wealth, parts: impl Iterator<Item = &'a Part> + Clone) -> Look {
+    wealth.look(&merged(parts.clone())).with_idle(parts.map(|part| part.idle).sum())
 }
 
 /// Sums by probability.

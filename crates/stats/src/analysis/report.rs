@@ -97,8 +97,18 @@ impl Analysis {
         if self.step.outage() {
             return format!("in this step {seen}: an outage of both, in which nothing is promoted");
         }
-        if self.step.requests(Arm::Canary) == 0 {
+        let (requests, least) = (self.step.requests(Arm::Canary), self.settings.min_requests);
+        if requests < least && self.step.pairs() > 0 {
+            return format!("in this step {seen}; probes alone let nothing pass: it needs {least} real responses");
+        }
+        if requests == 0 {
             return "the canary has answered nothing in this step".to_owned();
+        }
+        let waits = self.witness.waits();
+        if waits >= 1.0 {
+            return format!(
+                "in this step {seen}; what the stable release answers next decides how much {waits:.0} bad count"
+            );
         }
         let unit = match self.settings.unit {
             Unit::Request => "good responses",
@@ -111,7 +121,14 @@ impl Analysis {
         let (requests, bad) = (self.step.requests(Arm::Canary), self.step.bad(Arm::Canary));
         let (stable, stable_bad) = (self.step.requests(Arm::Stable), self.step.bad(Arm::Stable));
         let canary = format!("{bad} of {} of the canary were bad", counted(requests, "response", "responses"));
-        if stable == 0 { canary } else { format!("{canary}, and {stable_bad} of {stable} of the stable release") }
+        let probes = match self.step.pairs() {
+            0 => String::new(),
+            pairs => format!(", beside {}", counted(pairs, "pair of probes", "pairs of probes")),
+        };
+        if stable == 0 {
+            return canary + &probes;
+        }
+        format!("{canary}, and {stable_bad} of {stable} of the stable release{probes}")
     }
 }
 

@@ -15,6 +15,9 @@ pub(super) struct Step {
     /// Responses, and the bad ones among them.
     canary: (u64, u64),
     stable: (u64, u64),
+    /// Pairs of probes.
+    #[serde(default)]
+    pairs: u64,
 }
 
 impl Step {
@@ -28,6 +31,14 @@ impl Step {
             Arm::Stable => &mut self.stable,
         };
         *of = (of.0.saturating_add(requests), of.1.saturating_add(bad));
+    }
+
+    pub(super) const fn add_pair(&mut self) {
+        self.pairs = self.pairs.saturating_add(1);
+    }
+
+    pub(super) const fn pairs(&self) -> u64 {
+        self.pairs
     }
 
     pub(super) const fn requests(&self, arm: Arm) -> u64 {

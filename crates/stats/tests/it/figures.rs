@@ -2,7 +2,7 @@
 
 use orchestra_stats::{Arm, Bad, Cell, Outcome, Tick, Unit};
 
-use crate::world::{Poison, Run, Stalls, World, many, quantile};
+use crate::world::{Over, Poison, Run, Stalls, World, many, quantile};
 
 const SEED: u64 = 20_261_121;
 
@@ -43,17 +43,21 @@ fn a_looser_alpha_does_fail_good_releases() {
 
 #[test]
 fn an_outage_of_both_rolls_back_nothing() {
-    for (rate, unit) in [(1.0, Unit::Request), (50.0, Unit::Request), (50.0, Unit::Session)] {
-        let mut world = World::steady(rate, 0.2, 60.0);
-        world.bad = (outage, outage);
-        world.settings.unit = unit;
-        let runs = many(&world, SEED, 40);
-        assert!(failed(&runs) <= 3, "{} of 40 at {rate}/s, {unit:?}", failed(&runs));
+    let outages: [Over; 3] = [
+        |now| if now < 40.0 { 1.0 } else { 0.001 },
+        |now| if (10.0..50.0).contains(&now) { 0.9 } else { 0.001 },
+        |now| if now % 20.0 > 10.0 { 1.0 } else { 0.005 },
+    ];
+    for (rate, unit) in [(1.0, Unit::Request), (10.0, Unit::Request), (50.0, Unit::Session)] {
+        for outage in outages {
+            let mut world = World::steady(rate, 0.2, 60.0);
+            world.bad = (outage, outage);
+            world.settings.unit = unit;
+            world.tick = 0.5;
+            let runs = many(&world, SEED, 60);
+            assert_eq!(failed(&runs), 0, "at {rate}/s, {unit:?}");
+        }
     }
-}
-
-fn outage(now: f64) -> f64 {
-    if now < 40.0 { 1.0 } else { 0.001 }
 }
 
 #[test]
@@ -130,7 +134,7 @@ fn bursts_of_a_client_in_a_sticky_session_roll_back_nothing() {
 #[test]
 fn stalls_that_both_have_roll_back_nothing() {
     let mut world = World::steady(100.0, 0.2, 600.0);
-    world.stalls = Some(Stalls { every: 60.0, lasts: 0.5, instances: (1, 4) });
+    world.stalls = Some(Stalls { every: 60.0, lasts: 0.5, instances: (1, 4), fails: false });
     let guarded = failed(&many(&world, SEED, 30));
     assert!(guarded <= 2, "{guarded} of 30");
     // Without the cap on moments they would.
@@ -202,7 +206,7 @@ fn a_fail_explains_itself() {
     assert_eq!(verdict.outcome, Outcome::Fail);
     assert_eq!(
         verdict.reason,
-        "on the canary 4 of 8 responses were bad (50 %: 4 server errors), on the stable release 0 of 32 responses were \
+        "on the canary 5 of 10 responses were bad (50 %: 5 server errors), on the stable release 0 of 40 responses were \
          bad (0 %), at a weight of 20 %; luck explains this at most once in 190 releases"
     );
     let evidence = analysis.evidence();

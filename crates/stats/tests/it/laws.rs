@@ -167,6 +167,35 @@ proptest! {
         }
     }
 
+    /// The witness takes nothing from the stable release's bad responses, and never makes a bad response of the canary count
+    /// for more than it did: what counts in the end is at most what counted without a witness.
+    #[test]
+    fn a_witness_only_doubts(looks in prop::collection::vec((0_u64..3, 0_u64..3, 0_u64..4), 1..40)) {
+        let run = |witness: bool| {
+            let mut analysis = Analysis::new(Settings { failed_burst: 1e6, ..Settings::default() });
+            analysis.step(0.2);
+            // Before the first look it is 1.
+            let mut most = 0.0_f64;
+            for (at, (canary, stable, good)) in (0_u64..).zip(&looks) {
+                let bad = |number| Bad { server_error: number, ..Bad::default() };
+                let good = if witness { *good } else { 0 };
+                let cells = vec![
+                    Cell { arm: Arm::Canary, client: at, weight: 0.2, requests: *canary, bad: bad(*canary), client_failed: 0 },
+                    Cell { arm: Arm::Stable, client: at, weight: 0.2, requests: stable + good, bad: bad(*stable), client_failed: 0 },
+                ];
+                analysis.observe(&Tick { covers: Duration::from_secs(1), cells, ..Tick::default() });
+                if !witness {
+                    // Good answers in a look of their own: everything counts before the next look.
+                    let cell = Cell { arm: Arm::Stable, client: 1 << 40, weight: 0.2, requests: 1_000_000, bad: bad(0), client_failed: 0 };
+                    analysis.observe(&Tick { cells: vec![cell], ..Tick::default() });
+                }
+                most = most.max(analysis.evidence().ln_evidence);
+            }
+            most
+        };
+        prop_assert!(run(true) <= run(false) + 1e-6);
+    }
+
     /// A quantile lies at most 9 % above the duration it stands for.
     #[test]
     fn quantiles_are_close(millis in prop::collection::vec(1_u64..100_000, 1..200), quantile in 0.01_f64..1.0) {

@@ -88,14 +88,70 @@ fn instances_that_keep_coming_back_are_judged_in_the_end() {
 
 // === the relative test ===
 
+/// One good response of the stable release, and one of the canary.
+fn pair(client: u64, canary: Bad, stable: Bad) -> Tick {
+    tick(vec![cell(Arm::Canary, client, 0.2, 1, canary), cell(Arm::Stable, client, 0.2, 4, stable)])
+}
+
 #[test]
 fn four_bad_responses_of_four_clients_at_a_fifth_are_enough() {
     let mut analysis = at_weight(0.2, Settings::default());
     for client in 0..4 {
         assert!(analysis.verdict(false).is_none());
-        analysis.observe(&tick(vec![cell(Arm::Canary, client, 0.2, 1, failed(1))]));
+        analysis.observe(&pair(client, failed(1), Bad::default()));
     }
-    assert!(analysis.verdict(false).is_some());
+    // The stable release has not answered since the fourth.
+    assert!(analysis.verdict(false).is_none());
+    assert!(analysis.evidence().reason.contains("what the stable release answers next"));
+    analysis.observe(&tick(vec![cell(Arm::Stable, 9, 0.2, 2, Bad::default())]));
+    assert_eq!(analysis.verdict(false).map(|it| it.outcome), Some(Outcome::Fail));
+}
+
+// === the witness ===
+
+#[test]
+fn what_fails_on_both_does_not_count_though_the_canary_was_first() {
+    let mut analysis = at_weight(0.2, Settings::default());
+    analysis.observe(&tick(vec![cell(Arm::Stable, 99, 0.2, 100, Bad::default())]));
+    for client in 0..20 {
+        analysis.observe(&tick(vec![cell(Arm::Canary, client, 0.2, 1, failed(1))]));
+        if client == 7 {
+            break;
+        }
+    }
+    analysis.observe(&tick(vec![cell(Arm::Stable, 50, 0.2, 2, failed(2))]));
+    let evidence = analysis.evidence();
+    assert!(evidence.ln_evidence < 5.0, "{evidence:?}");
+    assert!(evidence.doubted > 0.0, "{evidence:?}");
+    assert!(analysis.verdict(false).is_none());
+}
+
+#[test]
+fn half_a_witness_is_half_the_evidence() {
+    let evidence = |stable_bad: u64| {
+        let mut analysis = at_weight(0.2, Settings::default());
+        analysis.observe(&tick(vec![cell(Arm::Canary, 1, 0.2, 1, failed(1))]));
+        let client_failed = Bad { server_error: stable_bad, ..Bad::default() };
+        analysis.observe(&tick(vec![cell(Arm::Stable, 2, 0.2, 2, client_failed)]));
+        (analysis.evidence().ln_evidence, analysis.evidence().doubted)
+    };
+    let ((all, doubted), (half, half_doubted), (nothing, all_doubted)) = (evidence(0), evidence(1), evidence(2));
+    assert!(all > 0.5 && half < all && nothing <= half, "{all} {half} {nothing}");
+    assert!(doubted.abs() < 1e-9 && (half_doubted - 0.5).abs() < 1e-9 && (all_doubted - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn a_stable_release_that_never_answers_is_no_alibi() {
+    // Its responses take longer than the canary's failures.
+    let mut analysis = at_weight(0.2, Settings::default());
+    let mut looks = 0;
+    while analysis.verdict(false).is_none() {
+        looks += 1;
+        assert!(looks < 20, "{}", analysis.evidence().reason);
+        analysis.observe(&tick(vec![cell(Arm::Canary, looks, 0.2, 1, failed(1))]));
+    }
+    // Four that count, and five more of which luck gives none to the stable release.
+    assert!((8..=10).contains(&looks), "{looks}");
 }
 
 #[test]
@@ -314,7 +370,27 @@ fn following_the_advice_leads_to_a_verdict() {
         let pairs = vec![orchestra_stats::Pair { canary_bad: false, stable_bad: false }];
         analysis.observe(&Tick { covers: SECOND, pairs, ..Tick::default() });
     }
+    // But one path that answers says little of all others.
+    let verdict = analysis.verdict(true).expect("over");
+    assert_eq!(verdict.outcome, Outcome::Inconclusive);
+    assert!(verdict.reason.contains("probes alone let nothing pass: it needs 20 real responses"), "{}", verdict.reason);
+    let real = |requests| tick(vec![cell(Arm::Canary, 2, 0.05, requests, Bad::default())]);
+    analysis.observe(&real(19));
+    assert!(!analysis.enough());
+    analysis.observe(&real(1));
     assert_eq!(analysis.verdict(true).map(|it| it.outcome), Some(Outcome::Pass));
+}
+
+#[test]
+fn a_raised_weight_keeps_what_was_gathered() {
+    let mut analysis = at_weight(0.05, Settings::default());
+    analysis.observe(&tick(vec![cell(Arm::Canary, 1, 0.05, 100, Bad::default())]));
+    let before = analysis.needed();
+    analysis.reweigh(0.5);
+    assert_eq!(analysis.needed(), before);
+    assert_eq!(analysis.evidence().weights.last().map(|it| it.weight.to_bits()), Some(0.5_f64.to_bits()));
+    analysis.step(0.5);
+    assert!(analysis.needed() > before);
 }
 
 // === latency ===

@@ -87,7 +87,7 @@ pub(crate) enum Poison {
     },
 }
 
-/// Instances that stall: for a while whatever they answer is late.
+/// Instances that stall: for a while whatever they answer is late, or fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Stalls {
     /// Mean seconds between stalls of one instance.
@@ -96,6 +96,8 @@ pub(crate) struct Stalls {
     pub(crate) lasts: f64,
     /// Instances of the canary and of the stable release.
     pub(crate) instances: (u64, u64),
+    /// What they answer meanwhile is an error, instead of late.
+    pub(crate) fails: bool,
 }
 
 /// One kind of release under one kind of traffic.
@@ -121,6 +123,8 @@ pub(crate) struct World {
     pub(crate) tick: f64,
     /// How bad the bad responses are: late instead of failed.
     pub(crate) late: bool,
+    /// Until then no response of the stable release has ended: they take so many seconds.
+    pub(crate) silent_until: f64,
     /// Part of the traffic meets instances admitted long ago; otherwise the warm-up begins with the release.
     pub(crate) warm: bool,
 }
@@ -141,6 +145,7 @@ impl World {
             probes: (0.0, 0.0, 0.0),
             tick: 0.2,
             late: false,
+            silent_until: 0.0,
             warm: true,
         }
     }
@@ -217,6 +222,9 @@ impl Traffic<'_> {
         for (arm, share, bad) in
             [(Arm::Canary, weight, (world.bad.1)(now)), (Arm::Stable, 1.0 - weight, (world.bad.0)(now))]
         {
+            if arm == Arm::Stable && now < world.silent_until {
+                continue;
+            }
             let late = self.stalled(arm, now);
             let mean = requests * share;
             if world.settings.unit == Unit::Session {
@@ -236,9 +244,11 @@ impl Traffic<'_> {
                 tick.cells.push(cell(arm, self.rng.below(world.clients), weight, 1, failed, late));
             }
             if late > 0.0 {
+                let fails = world.stalls.is_some_and(|stalls| stalls.fails);
                 for _ in 0..rest {
-                    let late = u64::from(self.rng.chance(late));
-                    tick.cells.push(cell(arm, self.rng.below(world.clients), weight, 1, 0, late));
+                    let bad = u64::from(self.rng.chance(late));
+                    let (failed, late) = if fails { (bad, 0) } else { (0, bad) };
+                    tick.cells.push(cell(arm, self.rng.below(world.clients), weight, 1, failed, late));
                 }
             } else if rest > 0 {
                 tick.cells.push(cell(arm, self.rng.below(world.clients), weight, rest, 0, 0));
