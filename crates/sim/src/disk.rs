@@ -50,6 +50,8 @@ impl Disk {
                 rollouts: BTreeMap::new(),
                 flag_overrides: BTreeMap::new(),
                 scaled: BTreeMap::new(),
+                paused: BTreeMap::new(),
+                preview: None,
             },
             resources: BTreeMap::new(),
             instances: BTreeMap::new(),

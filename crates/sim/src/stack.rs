@@ -15,7 +15,8 @@ use orchestra_spec::{Context, Source};
 /// # Errors
 /// All that is wrong with it, one line each.
 pub fn load(text: &str) -> Result<Desired, String> {
-    let context = Context { directory: "/stack".to_owned(), volumes: "/volumes".to_owned(), environment: None };
+    let context =
+        Context { directory: "/stack".to_owned(), volumes: "/volumes".to_owned(), environment: None, preview: None };
     match orchestra_spec::load(Source { path: "orchestra.yaml", bytes: text.as_bytes() }, &context) {
         Ok(loaded) => Ok(loaded.desired),
         Err(problems) => Err(problems.iter().map(|problem| problem.message.clone()).collect::<Vec<_>>().join("\n")),

@@ -25,6 +25,7 @@ use std::{
 use orchestra_machine::{Batch, Effect, Environment, Event, ProbeKey, Settings, rng::Rng};
 use orchestra_model::{
     EnvironmentId, EventKind, InstanceId, Now, ResourceId,
+    consult::Answer,
     launch::{Exit, Launch, LaunchKey, Observed, Termination},
     quantity::Timespan,
     record::{Change, RunState},
@@ -503,6 +504,10 @@ impl World {
             Effect::RunHook { key, .. } => {
                 self.deliver(Event::HookDone { key, answer: Ok(()) });
             }
+            Effect::Consult { key, .. } => {
+                self.deliver(Event::Consulted { key, answer: Answer::Error("nobody is there".to_owned()) });
+            }
+            Effect::AskPair { key, .. } => self.deliver(Event::PairAnswered { key, canary: Ok(()), stable: Ok(()) }),
             Effect::MeasureUsage { service, .. } => self.deliver(Event::Usage { service, usage: Vec::new() }),
             Effect::CreateVolume { resource, path } => {
                 let after = self.latency(1, 50);
@@ -676,7 +681,15 @@ pub(crate) fn brief(event: &Event) -> String {
             format!("rollout {of} {command:?}")
         }
         Event::Usage { service, usage } => format!("usage {service} {}", usage.len()),
+        Event::Consulted { key, .. } => format!("consulted {} {:?} {}", key.service, key.about, key.number),
+        Event::PairAnswered { key, canary, stable } => {
+            format!("pair {} {} {} {}", key.service, key.number, canary.is_ok(), stable.is_ok())
+        }
         Event::HookDone { key, answer } => format!("hook {} {} {}", key.service, key.step, answer.is_ok()),
+        Event::MoveTraffic(_) => "traffic is moved".to_owned(),
+        Event::PreviewRenewed(_) => "preview renewed".to_owned(),
+        Event::PreviewOver => "preview over".to_owned(),
+        Event::PreviewRemoved => "preview removed".to_owned(),
         Event::Tick => "tick".to_owned(),
     }
 }
@@ -703,7 +716,9 @@ pub(crate) fn brief_effect(effect: &Effect) -> String {
         Effect::Cut(endpoint) => format!("cut {}#{}", endpoint.instance, endpoint.attempt),
         Effect::StartProbe { key, .. } => format!("start probe {}#{}", key.instance, key.attempt),
         Effect::StopProbe(key) => format!("stop probe {}#{}", key.instance, key.attempt),
+        Effect::AskPair { key, .. } => format!("ask pair {} {}", key.service, key.number),
         Effect::RunHook { key, .. } => format!("hook {} {} {}", key.service, key.step, key.call),
+        Effect::Consult { key, .. } => format!("consult {} {:?} {}", key.service, key.about, key.number),
         Effect::MeasureUsage { service, keys } => format!("measure {service} {}", keys.len()),
         Effect::CreateVolume { resource, .. } => format!("create {resource}"),
         Effect::DeleteVolume { resource, .. } => format!("delete {resource}"),

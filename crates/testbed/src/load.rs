@@ -4,6 +4,7 @@
 mod http;
 mod report;
 mod stream;
+mod timing;
 mod websocket;
 
 use std::{
@@ -21,7 +22,9 @@ use tokio::{
 };
 
 pub use report::{Failure, Kind, Report, Tally};
+pub use timing::{Session, Timing};
 
+use crate::random::Random;
 use report::Recorder;
 
 /// What to send.
@@ -45,6 +48,8 @@ pub struct Plan {
     pub websockets: u32,
     /// Length of a token stream or WebSocket session.
     pub session: Duration,
+    /// Up to so much longer is a session, at random.
+    pub spread: Duration,
     /// Time between two tokens or messages.
     pub token: Duration,
     /// Longest wait for an answer.
@@ -64,6 +69,7 @@ impl Plan {
             streams: 0,
             websockets: 0,
             session: Duration::from_secs(1),
+            spread: Duration::ZERO,
             token: Duration::from_millis(50),
             timeout: Duration::from_secs(20),
         }
@@ -79,6 +85,7 @@ pub struct Load {
 pub(crate) struct Shared {
     pub(crate) plan: Plan,
     record: Recorder,
+    pub(crate) timing: Timing,
     pool: http::Pool,
     stop: AtomicBool,
     next: AtomicU64,
@@ -100,6 +107,7 @@ impl Load {
     pub fn start(plan: Plan) -> Self {
         let shared = Arc::new(Shared {
             record: Recorder::new(),
+            timing: Timing::default(),
             pool: http::Pool::new(plan.address),
             stop: AtomicBool::new(false),
             next: AtomicU64::new(1),
@@ -114,11 +122,11 @@ impl Load {
                 generators.spawn(open_loop(Arc::clone(&shared), kind, rate));
             }
         }
-        for _ in 0..plan.streams {
-            generators.spawn(back_to_back(Arc::clone(&shared), Kind::Stream));
-        }
-        for _ in 0..plan.websockets {
-            generators.spawn(back_to_back(Arc::clone(&shared), Kind::WebSocket));
+        for (kind, count) in [(Kind::Stream, plan.streams), (Kind::WebSocket, plan.websockets)] {
+            for index in 0..count {
+                let lengths = Random::new(u64::from(index) << 1 | u64::from(kind == Kind::Stream));
+                generators.spawn(back_to_back(Arc::clone(&shared), kind, lengths));
+            }
         }
         Self { shared, generators }
     }
@@ -131,6 +139,11 @@ impl Load {
     /// Time since the start, on the clock of [`Failure::begun`].
     pub fn elapsed(&self) -> Duration {
         self.shared.record.elapsed()
+    }
+
+    /// When tokens came and sessions ended.
+    pub fn timing(&self) -> Timing {
+        self.shared.timing.clone()
     }
 
     /// Sends nothing more, waits for what is in flight, and reports.
@@ -162,19 +175,22 @@ async fn open_loop(shared: Arc<Shared>, kind: Kind, rate: u32) {
     while requests.join_next().await.is_some() {}
 }
 
-async fn back_to_back(shared: Arc<Shared>, kind: Kind) {
+async fn back_to_back(shared: Arc<Shared>, kind: Kind, mut lengths: Random) {
+    let spread = u64::try_from(shared.plan.spread.as_millis()).unwrap_or(u64::MAX);
     while !shared.is_stopped() {
         let id = shared.id(kind);
         let begun = shared.record.begin(kind);
+        let length = shared.plan.session + Duration::from_millis(lengths.below(spread));
         let session = async {
             match kind {
-                Kind::WebSocket => websocket::session(&shared, &id).await,
-                _ => stream::session(&shared, &id).await,
+                Kind::WebSocket => websocket::session(&shared, &id, length).await,
+                _ => stream::session(&shared, &id, length).await,
             }
         };
-        let outcome = tokio::time::timeout(shared.plan.timeout + shared.plan.session, session).await;
+        let outcome = tokio::time::timeout(shared.plan.timeout + length, session).await;
         let outcome = outcome.unwrap_or_else(|_| Err(http::Problem::new("timeout", "")));
         let failed = outcome.is_err();
+        shared.timing.ended(Session { kind, begun, ended: shared.record.elapsed(), whole: !failed });
         shared.record.end(kind, &id, begun, outcome);
         if failed {
             // A refused connection must not become a thousand of them.

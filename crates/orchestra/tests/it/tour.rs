@@ -289,7 +289,9 @@ fn a_failing_release_is_put_back() {
     env.write(STACK);
     env.ok(&["up"]);
     let pids = env.pids();
-    let bad = STACK.replace("VERSION: one", "VERSION: bad, CRASH_AFTER_MS: \"1\", EXIT_CODE: \"9\"");
+    // Not ready for the moment that it lives: whether a check comes before its end must not matter.
+    let crash = "VERSION: bad, NEVER_READY: \"1\", CRASH_AFTER_MS: \"1\", EXIT_CODE: \"9\"";
+    let bad = STACK.replace("VERSION: one", crash);
     env.write(&bad.replace("stop: {grace: 5s}", "stop: {grace: 5s}\n    restart: {backoff: 10ms, budget: 1}"));
     let failed = env.run(&["up"]).expect(1);
     for part in ["exit code 9", "this program was told to crash", "release 1 is in force again"] {

@@ -9,7 +9,7 @@
 //!   flight, unless its drain budget is used;
 //! - a weight other than zero has as many instances behind it as it needs, and a weight never falls on the way forward;
 //! - steps are taken in order, none twice, and none on the way back; no hook is asked on the way back;
-//! - `recreate` and `hold` never run two versions at a time; no key is started twice;
+//! - `recreate` and `hold` never run two versions at a time, nor more than `replicas`; no key is started twice;
 //! - the baseline of a rollout is the release in force;
 //! - whatever goes on says what it waits for.
 //!
@@ -520,7 +520,8 @@ impl World {
         let wall = self.wall();
         let settled = self.now >= self.laws.up_since + SLACK;
         let mut broken = None;
-        let mut asked = false;
+        // Until when somebody is asked.
+        let mut asked: Option<u64> = None;
         if run.state == RunState::Running {
             for (name, record) in &self.disk.environment.rollouts {
                 let service = service_in(self.wanted(), name);
@@ -528,7 +529,7 @@ impl World {
                     continue;
                 }
                 let expires = asks(record, service);
-                asked |= expires.is_some();
+                asked = asked.max(expires);
                 // Without steps the run's step has the deadline, and that begins anew with each server.
                 let stepped = service.is_some_and(|service| service.rollout.strategy.stepped().is_some());
                 let over = !stepped
@@ -544,10 +545,11 @@ impl World {
                 }
             }
         }
-        if asked {
-            // Time in which a person is asked does not count; it has an expiry of its own.
+        if let Some(expires) = asked {
+            // Time in which a person is asked does not count; it has an expiry of its own, until which nothing need happen.
             let state = self.disk.run.as_ref().map(|run| longest(run, &self.disk)).unwrap_or_default();
-            self.laws.run_until = self.laws.run_until.max(self.now + state);
+            let left = expires.saturating_sub(wall) * MILLI;
+            self.laws.run_until = self.laws.run_until.max(self.now + left + state);
         }
         if self.now > self.laws.run_until {
             broken = Some("the run has not ended by its absolute deadline".to_owned());
@@ -598,10 +600,14 @@ impl World {
         } else {
             service_in(self.wanted(), name)
         };
-        if form.is_some_and(stops_first)
-            && let Some(other) = self.processes.iter().filter(others).find(|process| process.version != version)
-        {
-            self.violate(format!("{key} is launched beside {} of another version, but stops first", other.key));
+        if let Some(replicas) = form.filter(|form| stops_first(form)).map(|form| form.replicas) {
+            if let Some(other) = self.processes.iter().filter(others).find(|process| process.version != version) {
+                self.violate(format!("{key} is launched beside {} of another version, but stops first", other.key));
+            }
+            let running = self.processes.iter().filter(others).count();
+            if running >= replicas as usize {
+                self.violate(format!("{key} is launched beside {running} others, but stops first"));
+            }
         }
         let forms = [service_in(self.wanted(), name), service_in(self.stable_desired(), name)];
         let most = forms.iter().flatten().map(|service| service.replicas).max().unwrap_or(0);

@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
-use orchestra_machine::{Event, ProbeKey, Which};
+use orchestra_machine::{About, ConsultKey, Event, ProbeKey, Which};
 use orchestra_model::{
     Code, Diagnostic, InstanceId,
+    consult::{Answer, Question, ScrapeTarget, Scraped},
     launch::{Exit, Launch, LaunchKey, Observed, ProviderEvent, Termination},
     record::EnvironmentState,
     route::{EndpointKey, EndpointState, Route, RouteId},
@@ -60,6 +61,7 @@ impl World {
         self.processes.push(Process {
             key: key.clone(),
             version,
+            ports: launch.ports.values().copied().collect(),
             traits,
             started: None,
             ready: false,
@@ -175,6 +177,14 @@ impl World {
                 }
             }
         }
+    }
+
+    /// What whoever listens at an address answers.
+    pub(super) fn answer_pair(&mut self, address: SocketAddr) -> Result<(), String> {
+        let listens = |process: &Process| process.is_alive() && process.ports.contains(&address.port());
+        let Some(index) = self.processes.iter().rposition(listens) else { return Err("nobody is there".to_owned()) };
+        let bad = u64::from(self.processes[index].traits.bad);
+        if self.rng.below(1000) < bad { Err("HTTP 500".to_owned()) } else { Ok(()) }
     }
 
     fn tell_process(&mut self, index: usize, event: Event) {
@@ -461,6 +471,53 @@ impl World {
         if times > 0 {
             self.push(self.now + SECOND, Item::Traffic(id.clone(), watch, times - 1));
         }
+    }
+
+    /// Somebody is asked for numbers. A good version never has bad ones; there may be none.
+    pub(super) fn consult(&mut self, epoch: u32, key: ConsultKey, question: Question) {
+        let (error, lost) = (self.faults.consult_error, self.faults.consult_lost);
+        if self.chance(lost) {
+            return;
+        }
+        let failed = self.chance(error);
+        let answer = match question {
+            _ if failed && self.rng.below(2) == 0 => Answer::Error("connection refused".to_owned()),
+            Question::Query { .. } => {
+                let bad = self.bad_of(&key);
+                Answer::Values(match self.rng.below(3) {
+                    0 if failed => Vec::new(),
+                    1 if failed => vec![f64::NAN],
+                    _ => vec![f64::from(bad) / 1000.0],
+                })
+            }
+            Question::Scrape { targets, series, .. } => {
+                let scraped = targets.into_iter().map(|ScrapeTarget { instance, attempt, .. }| {
+                    let process = self.find(&instance, attempt).filter(|_| !failed).map(|index| &self.processes[index]);
+                    let counted = process.and_then(|process| {
+                        let seconds = (self.now - process.started?) / SECOND;
+                        Some(f64::from(process.traits.bad) * f64::from(u32::try_from(seconds).ok()?))
+                    });
+                    let values = counted.map(|counted| vec![Some(counted); series.len()]);
+                    Scraped { instance, attempt, values: values.ok_or_else(|| "HTTP 404".to_owned()) }
+                });
+                Answer::Scraped(scraped.collect())
+            }
+        };
+        let at = self.now + self.latency(5);
+        let twice = self.faults.double;
+        let event = Event::Consulted { key, answer };
+        if self.chance(twice) {
+            self.push(at + SECOND, Item::Deliver(epoch, event.clone()));
+        }
+        self.push(at, Item::Deliver(epoch, event));
+    }
+
+    /// Bad responses in a thousand of the release that a question is about.
+    fn bad_of(&self, key: &ConsultKey) -> u32 {
+        let About::Verdict(release, _) = key.about else { return 0 };
+        let desired = self.disk.releases.get(&release).map(|release| &release.desired);
+        let service = desired.and_then(|desired| desired.service(&key.service));
+        service.map_or(0, |service| self.versions[super::world::version_of(service)].bad)
     }
 
     /// What happens to be in flight to an endpoint that stops being active.

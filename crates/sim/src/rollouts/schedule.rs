@@ -8,11 +8,12 @@ use std::{
 use orchestra_machine::rng::Rng;
 use orchestra_model::{
     Desired, Name, Resource, ResourceId, ResourceKind,
+    consult::{Exporter, Selector},
     desired::{Check, Condition, Dependency, Drain, OnLoss, Probe, RestartPolicy, Service},
     quantity::{Amount, Timespan},
     rollout::{
-        AnalysisStep, Guard, Hook, HookCall, OnExpiry, OnInconclusive, PauseStep, Rollout, RolloutCommand, RolloutStep,
-        Stepped, Strategy,
+        AnalysisStep, Guard, Hook, HookCall, OnExpiry, OnInconclusive, PairProbe, PauseStep, PrometheusMetric, Rollout,
+        RolloutCommand, RolloutStep, Stepped, Strategy,
     },
     text::Text,
     traffic::{Permille, RequestMatch},
@@ -41,6 +42,10 @@ pub(super) struct Faults {
     pub hook_no: u64,
     /// A hook says nothing.
     pub hook_lost: u64,
+    /// Whoever is asked for numbers cannot give any.
+    pub consult_error: u64,
+    /// It says nothing at all.
+    pub consult_lost: u64,
 }
 
 impl Faults {
@@ -60,6 +65,8 @@ impl Faults {
             patient: some(1) == 1,
             hook_no: some(500),
             hook_lost: some(200),
+            consult_error: some(600),
+            consult_lost: some(200),
         }
     }
 }
@@ -229,6 +236,12 @@ fn fill(rng: &mut Rng, service: &mut Service, traits: Traits, versions: &mut Vec
     service.program.command = vec![Text::literal("program"), Text::literal(version.to_string())];
     service.replicas = 1 + u32::try_from(rng.below(4)).unwrap_or(0);
     service.health.start_deadline = Timespan::seconds(one_of(rng, &[3, 5, 10]));
+    service.metrics = Some(Exporter {
+        port: "http".parse().expect("a valid name"),
+        path: "/metrics".to_owned(),
+        every: Timespan::seconds(one_of(rng, &[60, 300])),
+        timeout: Timespan::seconds(2),
+    });
     service.program.notify = ready_by == ReadyBy::Notify;
     let http =
         TEMPLATE.resources.values().find_map(Resource::as_service).and_then(|service| service.health.ready.clone());
@@ -324,6 +337,12 @@ fn step(rng: &mut Rng, weight: &mut u16) -> RolloutStep {
 }
 
 fn guard(rng: &mut Rng) -> Guard {
+    let probe = (rng.below(3) == 0).then(|| PairProbe {
+        port: "http".parse().expect("a name"),
+        path: "/".to_owned(),
+        every: Timespan::seconds(one_of(rng, &[5, 60])),
+        timeout: Timespan::seconds(2),
+    });
     Guard {
         alpha: Permille::new(10),
         errors: true,
@@ -331,15 +350,39 @@ fn guard(rng: &mut Rng) -> Guard {
         latency: None,
         first_byte: None,
         first_token: None,
-        counters: Vec::new(),
+        counters: if rng.below(3) == 0 { vec![COUNTER.clone()] } else { Vec::new() },
         per_client: 3,
         clients: 2,
         warm_up: Timespan::millis(500),
         inconclusive: one_of(rng, &[OnInconclusive::Hold, OnInconclusive::PromoteAndWatch, OnInconclusive::RollBack]),
-        raise_to: None,
-        probe: None,
+        raise_to: one_of(rng, &[None, Some(Permille::new(300))]),
+        probe,
         flag: None,
-        prometheus: Vec::new(),
+        prometheus: (0..one_of(rng, &[0, 0, 1, 2])).map(|_| metric(rng)).collect(),
+    }
+}
+
+static COUNTER: LazyLock<Selector> = LazyLock::new(|| "errors_total".parse().expect("a valid selector"));
+
+fn metric(rng: &mut Rng) -> PrometheusMetric {
+    // Pauses may last for a day.
+    let (every, count) = one_of(rng, &[(1, Some(3)), (120, None), (120, Some(1))]);
+    PrometheusMetric {
+        name: "share-of-errors".to_owned(),
+        address: "http://127.0.0.1:9".to_owned(),
+        query: "errors".to_owned(),
+        success: one_of(rng, &[None, Some("result < 0.01")]).map(str::to_owned),
+        failure: Some("result >= 0.05".to_owned()),
+        every: Timespan::seconds(every),
+        initial_delay: Timespan::seconds(one_of(rng, &[0, 1])),
+        timeout: Timespan::seconds(2),
+        count,
+        failure_limit: Some(one_of(rng, &[0, 1])),
+        inconclusive_limit: one_of(rng, &[Some(0), None]),
+        error_limit: Some(one_of(rng, &[0, 4])),
+        success_limit: one_of(rng, &[None, None, Some(2)]),
+        token: None,
+        dry_run: rng.below(4) == 0,
     }
 }
 

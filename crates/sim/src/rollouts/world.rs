@@ -4,13 +4,17 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap},
     fmt::Write as _,
+    net::SocketAddr,
     sync::{Arc, LazyLock},
     time::Duration,
 };
 
-use orchestra_machine::{Batch, Effect, Environment, Event, HookKey, ProbeKey, Settings, Which, rng::Rng};
+use orchestra_machine::{
+    Batch, ConsultKey, Effect, Environment, Event, HookKey, PairKey, ProbeKey, Settings, Which, rng::Rng,
+};
 use orchestra_model::{
     EnvironmentId, Now, ReleaseNumber,
+    consult::Question,
     launch::{Exit, Launch, LaunchKey, Termination},
     quantity::Timespan,
     record::{Change, EnvironmentState, ReleaseRecord, RunRecord},
@@ -73,6 +77,8 @@ pub(super) enum Call {
     SetRoutes { revision: u64, version: u64, routes: Vec<Route> },
     Cut(EndpointKey),
     Hook(HookKey),
+    Pair(PairKey, SocketAddr, SocketAddr),
+    Consult(ConsultKey, Question),
 }
 
 /// What happens to a process.
@@ -91,6 +97,8 @@ pub(super) enum What {
 pub(super) struct Process {
     pub key: LaunchKey,
     pub version: usize,
+    /// Ports that it listens on.
+    pub ports: Vec<u16>,
     pub traits: Traits,
     pub started: Option<Micros>,
     pub ready: bool,
@@ -534,6 +542,14 @@ impl World {
                 let at = self.now + self.latency(500);
                 self.push(at, Item::Call(self.epoch, Call::Hook(key)));
             }
+            Effect::Consult { key, question, .. } => {
+                let at = self.now + self.latency(500);
+                self.push(at, Item::Call(self.epoch, Call::Consult(key, question)));
+            }
+            Effect::AskPair { key, canary, stable, .. } => {
+                let at = self.now + self.latency(50);
+                self.push(at, Item::Call(self.epoch, Call::Pair(key, canary, stable)));
+            }
             Effect::MeasureUsage { .. } => self.violate("nothing scales by itself"),
             Effect::CreateVolume { .. } | Effect::DeleteVolume { .. } => self.violate("nobody wants a volume"),
         }
@@ -553,6 +569,16 @@ impl World {
             Call::Forget(key) => self.forget(&key),
             Call::SetRoutes { revision, version, routes } => self.offer(epoch, revision, version, routes),
             Call::Cut(endpoint) => self.cut(&endpoint),
+            Call::Consult(key, question) => self.consult(epoch, key, question),
+            Call::Pair(key, canary, stable) => {
+                let lost = self.faults.hook_lost;
+                if self.chance(lost) {
+                    return;
+                }
+                let (canary, stable) = (self.answer_pair(canary), self.answer_pair(stable));
+                let at = self.now + self.latency(5);
+                self.push(at, Item::Deliver(epoch, Event::PairAnswered { key, canary, stable }));
+            }
             Call::Hook(key) => {
                 let (no, lost) = (self.faults.hook_no, self.faults.hook_lost);
                 if self.chance(lost) {

@@ -51,7 +51,8 @@ pub struct Failure {
     pub begun: Duration,
     /// When it had failed.
     pub ended: Duration,
-    /// In a word: `refused`, `reset`, `status 502`, `truncated`, `wrong`, `timeout`.
+    /// In a word: `refused`, `reset`, `status 502`, `truncated`, `wrong`, `timeout`; `announced` if a stream was ended before
+    /// its time in the way of its protocol: by a last event, or by a close with code 1012.
     pub problem: String,
     /// More.
     pub detail: String,

@@ -1,20 +1,27 @@
 //! WebSocket sessions: everything sent comes back, every tick comes once and in order, and the end is a close handshake.
 
+use std::time::Duration;
+
 use futures_util::{SinkExt, StreamExt};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_tungstenite::{
     client_async,
-    tungstenite::{self, Message, client::IntoClientRequest, http::HeaderValue},
+    tungstenite::{
+        self, Message,
+        client::IntoClientRequest,
+        http::HeaderValue,
+        protocol::{CloseFrame, frame::coding::CloseCode},
+    },
 };
 
 use super::{
     Shared,
     http::{Problem, connect},
-    report::Success,
+    report::{Kind, Success},
 };
 
 /// One session.
-pub(super) async fn session(shared: &Shared, id: &str) -> Result<Success, Problem> {
+pub(super) async fn session(shared: &Shared, id: &str, length: Duration) -> Result<Success, Problem> {
     let plan = &shared.plan;
     let stream = connect(plan.address).await?;
     let mut request = format!("ws://{}/ws?ms={}", plan.address, plan.token.as_millis())
@@ -26,12 +33,12 @@ pub(super) async fn session(shared: &Shared, id: &str) -> Result<Success, Proble
         tungstenite::Error::Http(response) => Problem::new(format!("status {}", response.status().as_u16()), ""),
         error => Problem::new("reset", error),
     })?;
-    let end = Instant::now() + plan.session;
+    let end = Instant::now() + length;
     let mut pace = interval(plan.token);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut success = Success::default();
     let (mut sent, mut echoed, mut ticks) = (0_u64, 0_u64, 0_u64);
-    let mut last = Instant::now();
+    let (mut last, mut last_tick) = (Instant::now(), None::<Instant>);
     let mut closing = false;
     loop {
         // Both arms are cancel-safe: the interval keeps its place, the stream what it has read.
@@ -56,6 +63,9 @@ pub(super) async fn session(shared: &Shared, id: &str) -> Result<Success, Proble
                             format!("echo {}", echoed - 1)
                         } else {
                             ticks += 1;
+                            if let Some(before) = last_tick.replace(last) {
+                                shared.timing.token(Kind::WebSocket, last.duration_since(before));
+                            }
                             format!("tick {}", ticks - 1)
                         };
                         if text.as_str() != expected {
@@ -63,6 +73,9 @@ pub(super) async fn session(shared: &Shared, id: &str) -> Result<Success, Proble
                         }
                     }
                     Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Binary(_) | Message::Frame(_))) => {}
+                    Some(Ok(Message::Close(Some(CloseFrame { code: CloseCode::Restart, .. })))) => {
+                        return Err(Problem::new("announced", format!("after {echoed} of {sent}")));
+                    }
                     // The answer to our close: everything sent before it has come back.
                     Some(Ok(Message::Close(_))) if closing => {
                         success.tokens = echoed + ticks;

@@ -13,8 +13,14 @@
 //! | `LOG_READY` | writes this line when it is ready |
 //! | `VERSION` | what `/version` answers |
 //! | `FAIL_PERMILLE` | so many of a thousand requests are answered 500, spread evenly |
+//! | `FAIL_LOT` | requests whose header `x-lot` is a number below this are answered 500 |
+//! | `FAIL_FILE` | as long as this file exists every request is answered 500: a dependency that all share has failed |
+//! | `COUNT_PERMILLE` | so many of a thousand requests raise `app_errors_total` on `/metrics`, whatever they are answered |
+//! | `QUEUE_FILE` | the number in this file is `app_queue_depth` on `/metrics` |
 //! | `SLOW_MS` | every request takes so much longer |
 //! | `HANDLED` | file to which every request is appended, when it begins and when it ends |
+//! | `STARTS` | file to which the launch is appended as soon as it runs |
+//! | `ALONE` | file that it locks as long as it lives; if another one has it, a line says so in that file |
 //! | `JOB_FILE` | a job appends a line with its name to this file when it ends |
 //!
 //! Modes by the first argument: none or `serve`, `job`, `child`, `torture KIND`.
@@ -23,6 +29,7 @@ mod serve;
 mod torture;
 
 use std::{
+    fs::File,
     io::{self, Write},
     process::{Command, ExitCode, Stdio},
     time::Duration,
@@ -61,8 +68,27 @@ pub(crate) fn exit_code(default: u8) -> ExitCode {
     ExitCode::from(number("EXIT_CODE").and_then(|code| u8::try_from(code).ok()).unwrap_or(default))
 }
 
+/// Says that it runs, and whether another one does that must not.
+fn declare() -> io::Result<()> {
+    let launch = text("ORCHESTRA_LAUNCH").unwrap_or_default();
+    let append = |path: String| File::options().create(true).append(true).open(path);
+    if let Some(path) = text("STARTS") {
+        append(path)?.write_all(format!("{launch}\n").as_bytes())?;
+    }
+    if let Some(path) = text("ALONE") {
+        let mut file = append(path)?;
+        if file.try_lock().is_err() {
+            file.write_all(format!("{launch} is not alone\n").as_bytes())?;
+        }
+        // The lock goes with the process.
+        std::mem::forget(file);
+    }
+    Ok(())
+}
+
 /// What servers and jobs do alike.
 fn prelude() -> io::Result<()> {
+    declare()?;
     if let Some(length) = number("FLOOD_BYTES") {
         let mut out = io::stdout().lock();
         pattern::write(usize::try_from(length).unwrap_or(usize::MAX), &mut out)?;

@@ -49,6 +49,8 @@ struct App {
     count: AtomicU64,
     /// Requests that are no checks.
     served: AtomicU64,
+    /// Those that raised a counter.
+    errors: AtomicU64,
     /// `WebSocket` sessions in progress: hyper does not see them any more once they are upgraded.
     sockets: watch::Sender<u32>,
 }
@@ -102,6 +104,7 @@ async fn start(term: &mut tokio::signal::unix::Signal, ignore: bool) -> io::Resu
         handled,
         count: AtomicU64::new(0),
         served: AtomicU64::new(0),
+        errors: AtomicU64::new(0),
         sockets: watch::Sender::new(0),
     });
     let port = number("PORT").and_then(|port| u16::try_from(port).ok());
@@ -167,6 +170,20 @@ impl App {
         }
     }
 
+    /// What it exports, in the text format of Prometheus.
+    fn metrics(&self) -> String {
+        let (served, errors) = (self.served.load(Ordering::Relaxed), self.errors.load(Ordering::Relaxed));
+        let queue = text("QUEUE_FILE").and_then(|path| std::fs::read_to_string(path).ok());
+        let queue = queue.as_deref().map_or("0", str::trim);
+        format!(
+            "# HELP app_requests_total Requests.\n# TYPE app_requests_total counter\n\
+             app_requests_total{{version=\"{}\"}} {served}\n\
+             # TYPE app_errors_total counter\napp_errors_total {errors}\n\
+             # TYPE app_queue_depth gauge\napp_queue_depth {queue}\n",
+            self.version
+        )
+    }
+
     fn is_ready(&self) -> bool {
         !self.never_ready && self.unready_file.as_ref().is_none_or(|path| !std::path::Path::new(path).exists())
     }
@@ -219,12 +236,20 @@ async fn handle(app: Arc<App>, request: Request<Incoming>) -> Result<Response<Bo
 
 async fn answer(app: &Arc<App>, request: Request<Incoming>, entry: Option<Entry>) -> Response<Body> {
     let path = request.uri().path().to_owned();
-    if !matches!(&*path, "/ready" | "/health") {
+    if !matches!(&*path, "/ready" | "/health" | "/metrics") {
         if let Some(slow) = number("SLOW_MS") {
             sleep(Duration::from_millis(slow)).await;
         }
         let served = app.served.fetch_add(1, Ordering::Relaxed);
-        let fails = number("FAIL_PERMILLE").is_some_and(|share| (served + 1) * share / 1000 > served * share / 1000);
+        let one_of = |share: u64| (served + 1) * share / 1000 > served * share / 1000;
+        if number("COUNT_PERMILLE").is_some_and(one_of) {
+            app.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        // Who sends the request draws the lot, so that a seed repeats what fails.
+        let lot = || request.headers().get("x-lot").and_then(|lot| lot.to_str().ok()).and_then(|lot| lot.parse().ok());
+        let drawn = number("FAIL_LOT").is_some_and(|bound| lot().is_some_and(|lot: u64| lot < bound));
+        let broken = std::env::var_os("FAIL_FILE").is_some_and(|path| std::path::Path::new(&path).exists());
+        let fails = drawn || broken || number("FAIL_PERMILLE").is_some_and(one_of);
         if fails {
             let mut response = Response::new(full("told to fail"));
             *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
@@ -253,6 +278,7 @@ async fn answer(app: &Arc<App>, request: Request<Incoming>, entry: Option<Entry>
         }
         (_, "/version") => Response::new(full(app.version.clone())),
         (_, "/count") => Response::new(full(app.count.load(Ordering::Relaxed).to_string())),
+        (_, "/metrics") => Response::new(full(app.metrics())),
         (_, "/health") => Response::new(full("healthy")),
         (_, "/ready") if app.is_ready() => Response::new(full("ready")),
         (_, "/ready") => {
