@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use orchestra_model::{
-    Code, Diagnostic, EnvironmentId, Event, ReleaseNumber, RunId,
+    Code, Diagnostic, EnvironmentId, Event, Name, ReleaseNumber, RunId,
     flag::FlagName,
     record::{ReleaseRecord, RunRecord},
 };
@@ -24,6 +24,8 @@ use crate::{
     run::StartedRun,
     server::{DoctorReport, Empty, Page, Version},
     stream::{EventStream, LogLineStream, RunEventStream},
+    tls::TlsStatus,
+    traffic::{MoveTraffic, TrafficStatus},
     transport::{Body, SocketTransport, Transport, TransportError},
 };
 
@@ -210,8 +212,17 @@ impl Client {
 
     /// All environments, page after page.
     pub async fn all_environments(&self) -> Result<Vec<EnvironmentSummary>, ClientError> {
+        self.every_environment(false).await
+    }
+
+    /// All environments, page after page, with what they use.
+    pub async fn all_environments_with_usage(&self) -> Result<Vec<EnvironmentSummary>, ClientError> {
+        self.every_environment(true).await
+    }
+
+    async fn every_environment(&self, usage: bool) -> Result<Vec<EnvironmentSummary>, ClientError> {
         let mut all = Vec::new();
-        let mut query = PageQuery { after: None, limit: Some(1000) };
+        let mut query = PageQuery { after: None, limit: Some(1000), usage };
         loop {
             let mut page = self.environments(&query).await?;
             let empty = page.items.is_empty();
@@ -248,6 +259,16 @@ impl Client {
         self.post("switch_flag", path(environment, &format!("/flags/{flag}")), request).await
     }
 
+    /// Holds the traffic of a service up, or lets it go on.
+    pub async fn move_traffic(
+        &self,
+        environment: &EnvironmentId,
+        service: &Name,
+        request: &MoveTraffic,
+    ) -> Result<TrafficStatus, ClientError> {
+        self.post("move_traffic", path(environment, &format!("/services/{service}/traffic")), request).await
+    }
+
     /// Releases, the newest first.
     pub async fn releases(
         &self,
@@ -281,6 +302,11 @@ impl Client {
     pub async fn logs(&self, environment: &EnvironmentId, query: &LogsQuery) -> Result<LogLineStream, ClientError> {
         let path = path(environment, "/logs") + &query_string(query);
         Ok(LogLineStream::new(self.request("logs", Method::Get, &path, Bytes::new(), None).await?))
+    }
+
+    /// The development authority, and what ports with TLS show.
+    pub async fn tls(&self) -> Result<TlsStatus, ClientError> {
+        self.get("tls", "/v1/tls".into()).await
     }
 
     /// What may stand in the way.

@@ -7,11 +7,16 @@ use orchestra_model::{
     desired::{Condition, Protocol, Target},
     launch::Exit,
     time::UnixMillis,
+    traffic::PausedTraffic,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{rollout::RolloutStatus, run::RunSummary};
+use crate::{
+    preview::{PreviewStatus, UsageNow},
+    rollout::RolloutStatus,
+    run::RunSummary,
+};
 
 /// One line about an environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -31,6 +36,12 @@ pub struct EnvironmentSummary {
     /// Run that goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunSummary>,
+    /// What makes it a preview, if it is or was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<PreviewStatus>,
+    /// What it uses, if that was asked for and could be seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<UsageNow>,
 }
 
 /// How an environment is.
@@ -65,6 +76,9 @@ pub struct EnvironmentStatus {
     /// Run that goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunSummary>,
+    /// What makes it a preview, if it is or was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<PreviewStatus>,
     /// Services by name.
     pub services: Vec<ServiceStatus>,
     /// Jobs by name.
@@ -94,6 +108,9 @@ pub struct ServiceStatus {
     /// Its rollout, or the old set that is still kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutStatus>,
+    /// Until when its new requests wait because a person said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic_paused: Option<PausedTraffic>,
     /// What the autoscaler decided last, in sentences.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scaling: Vec<String>,

@@ -11,6 +11,7 @@ mod flags;
 mod observe;
 mod openapi;
 mod payload;
+mod preview;
 mod query;
 mod request;
 mod rollout;
@@ -21,6 +22,8 @@ pub mod scripted;
 mod server;
 mod sse;
 mod stream;
+mod tls;
+mod traffic;
 mod transport;
 
 pub use address::{Endpoint, ParseEndpointError, ShortPath, socket_path};
@@ -34,6 +37,7 @@ pub use flags::{FlagState, FlagStatus, Flags, SwitchFlag, SwitchTo};
 pub use observe::{LogLine, LogStream, ReleaseSummary};
 pub use openapi::document;
 pub use payload::Payload;
+pub use preview::{Cost, PreviewRequest, PreviewStatus, UsageNow};
 pub use query::{EventsQuery, LogsQuery, NameList, PageQuery, ReleasesQuery, ValidateQuery};
 pub use request::{
     Apply, Down, PlanRequest, PlanResponse, ResourceCount, Restart, Rollback, Scale, Source, StartRun, Up,
@@ -45,6 +49,8 @@ pub use run::{Progress, ProgressState, RunEvent, RunSummary, StartedRun};
 pub use server::{CheckOutcome, DoctorCheck, DoctorReport, Empty, ErrorBody, Page, Version};
 pub use sse::{Frame, SseParser};
 pub use stream::{EventStream, LogLineStream, RunEventStream};
+pub use tls::{AuthorityStatus, CertificateStatus, TlsStatus};
+pub use traffic::{MoveTraffic, TrafficAction, TrafficStatus};
 pub use transport::{Body, BoxFuture, SocketTransport, Transport, TransportError};
 
 /// Version of this API: the number in `/v1`.

@@ -66,6 +66,9 @@ pub struct PageQuery {
     /// At most so many items; 100 if missing, 1000 at most.
     #[serde(default)]
     pub limit: Option<u32>,
+    /// Also say what each one uses, which takes a moment.
+    #[serde(default)]
+    pub usage: bool,
 }
 
 /// What to validate.
@@ -183,6 +186,9 @@ mod tests {
             ..LogsQuery::default()
         };
         assert_eq!(query_string(&query), "?workload=api,worker&tail=10&follow=true");
-        assert_eq!(query_string(&PageQuery { after: Some("a/b &".into()), limit: None }), "?after=a%2Fb%20%26");
+        assert_eq!(
+            query_string(&PageQuery { after: Some("a/b &".into()), ..PageQuery::default() }),
+            "?after=a%2Fb%20%26"
+        );
     }
 }

@@ -6,6 +6,8 @@ use orchestra_model::{Diagnostic, EnvironmentId, Name, Plan, ReleaseNumber, Reso
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::preview::PreviewRequest;
+
 /// A stack file, with the environment that is meant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -20,6 +22,9 @@ pub struct Source {
     /// Environment; the stack's default if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<Name>,
+    /// What is asked of a preview; missing for one that is there and changes neither its time nor its owner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<PreviewRequest>,
 }
 
 impl Source {

@@ -16,6 +16,8 @@ use crate::{
     rollout::MoveRollout,
     run::{RunEvent, StartedRun},
     server::{DoctorReport, Empty, Page, Version},
+    tls::TlsStatus,
+    traffic::{MoveTraffic, TrafficStatus},
 };
 
 /// HTTP methods in use.
@@ -185,6 +187,14 @@ pub const ROUTES: &[RouteSpec] = &[
     .request(of::<MoveRollout>)
     .status(202)
     .errors(&[404, 409, 422, 503]),
+    RouteSpec::post(
+        "/v1/environments/{stack}/{environment}/services/{service}/traffic",
+        "move_traffic",
+        "Let new requests to a service wait, or go on; answered once the proxy does so",
+        BodyKind::Json(of::<TrafficStatus>),
+    )
+    .request(of::<MoveTraffic>)
+    .errors(&[404, 422, 503]),
     RouteSpec::get(
         "/v1/environments/{stack}/{environment}/flags",
         "flags",
@@ -239,6 +249,12 @@ pub const ROUTES: &[RouteSpec] = &[
     )
     .query(of::<LogsQuery>)
     .errors(&[404]),
+    RouteSpec::get(
+        "/v1/tls",
+        "tls",
+        "The development authority, and what ports with TLS show",
+        BodyKind::Json(of::<TlsStatus>),
+    ),
     RouteSpec::get("/v1/doctor", "doctor", "What may stand in the way", BodyKind::Json(of::<DoctorReport>)),
     RouteSpec::post(
         "/v1/shutdown",

@@ -91,9 +91,9 @@ pub(crate) enum Command {
     Init(InitArgs),
     /// Check the stack file, in every environment that it defines or in the one that `--env` names
     #[command(
-        after_help = "Examples:\n  orchestra validate\n  orchestra validate -e production\n  orchestra validate -f other.yaml --json"
+        after_help = "Examples:\n  orchestra validate\n  orchestra validate -e production\n  orchestra validate -e preview-42 --from production\n  orchestra validate -f other.yaml --json"
     )]
-    Validate,
+    Validate(ValidateArgs),
     /// Show what `up` would do; changes nothing
     #[command(
         after_help = "Examples:\n  orchestra plan\n  orchestra plan --out next.plan && orchestra up --plan next.plan\n  orchestra plan --exit-code > /dev/null   # 10 if there are changes\n  orchestra plan --down --volumes"
@@ -101,7 +101,7 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Make the environment what the stack file says, and wait until everything is ready
     #[command(
-        after_help = "If it fails or is cancelled (Ctrl-C), what it changed is put back.\n\nExamples:\n  orchestra up\n  orchestra up -e production\n  orchestra up --plan next.plan\n  orchestra up --json | jq ."
+        after_help = "If it fails or is cancelled (Ctrl-C), what it changed is put back.\n\nExamples:\n  orchestra up\n  orchestra up -e production\n  orchestra up -e preview-42 --from production --ttl 24h\n  orchestra up --plan next.plan\n  orchestra up --json | jq ."
     )]
     Up(UpArgs),
     /// Show what runs, what is ready, and what the rest waits for
@@ -109,6 +109,12 @@ pub(crate) enum Command {
         after_help = "Examples:\n  orchestra status\n  orchestra status --watch      # goes on when the server is replaced; does not start it\n  orchestra status --all\n  orchestra status --json | jq '.services[].addresses'"
     )]
     Status(StatusArgs),
+    /// List environments, with the age and cost of previews
+    #[command(
+        visible_alias = "ls",
+        after_help = "A preview is made with: orchestra up --env NAME --from ENVIRONMENT\n\nExamples:\n  orchestra environments\n  orchestra environments --all   # also what is down\n  orchestra environments --json | jq '.[] | select(.preview) | .id'"
+    )]
+    Environments(EnvironmentsArgs),
     /// Show what services and jobs wrote
     #[command(
         after_help = "Examples:\n  orchestra logs\n  orchestra logs -f api worker   # goes on when the server is replaced; does not start it\n  orchestra logs --since 5m --tail 100 api\n  orchestra logs --raw --instance api-r3-1 > api.log"
@@ -142,6 +148,11 @@ pub(crate) enum Command {
     /// Say what a service waits for, and why it is as it is
     #[command(after_help = "Examples:\n  orchestra why api\n  orchestra why --json")]
     Why(WhyArgs),
+    /// Let new requests to a service wait, and let them go on
+    #[command(
+        after_help = "What is in flight goes on. New requests wait at the stable address and go on when the pause ends.\n\nExamples:\n  orchestra traffic pause api --for 2m\n  orchestra traffic resume api"
+    )]
+    Traffic(TrafficArgs),
     /// Show feature flags and what everybody gets, or switch one
     #[command(
         after_help = "Examples:\n  orchestra flags\n  orchestra flags set new-editor on --reason \"for the demo\"\n  orchestra flags off new-editor --reason \"it loses drafts\"\n  orchestra flags clear new-editor     # its own rules apply again\n  orchestra flags --json | jq '.flags[] | {name, value}'"
@@ -163,6 +174,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  orchestra explain ORC0208\n  orchestra explain services.health.ready\n  orchestra explain            # all codes"
     )]
     Explain(ExplainArgs),
+    /// Trust the development authority, or look at certificates
+    #[command(
+        after_help = "Ports with `tls: development` show certificates of an authority that belongs to the state directory.\nIt vouches for localhost, *.localhost, *.test, *.internal, *.local and private addresses, and for nothing else.\n\nExamples:\n  orchestra tls status\n  orchestra tls trust                   # as root; otherwise says what to do as root\n  orchestra tls trust --print > ca.pem  # for a browser, or another machine\n  orchestra tls untrust"
+    )]
+    Tls(TlsArgs),
     /// Look for what may stand in the way
     #[command(
         after_help = "Examples:\n  orchestra doctor\n  orchestra doctor --json | jq '.checks[] | select(.outcome != \"ok\")'"
@@ -191,7 +207,37 @@ pub(crate) struct InitArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ValidateArgs {
+    #[command(flatten)]
+    pub(crate) preview: PreviewArgs,
+}
+
+/// Options of previews.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of previews")]
+pub(crate) struct PreviewArgs {
+    /// Make the environment of `--env` a preview of this one
+    #[arg(long, value_name = "ENVIRONMENT")]
+    pub(crate) from: Option<Name>,
+    /// How long the preview stays from now on: `90m`, `24h`, `7d`, or `never` until it is taken down [default: as before, or what the stack file says]
+    #[arg(long, value_name = "DURATION", value_parser = ttl)]
+    pub(crate) ttl: Option<Timespan>,
+    /// Whose the preview is, in words [default: the name of the user]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) owner: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EnvironmentsArgs {
+    /// Also those that are down, and previews that were removed
+    #[arg(short, long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) preview: PreviewArgs,
     /// Save the plan for `up --plan`
     #[arg(long, value_name = "PATH")]
     pub(crate) out: Option<PathBuf>,
@@ -216,8 +262,10 @@ pub(crate) struct Detach {
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
     /// Apply this plan of `plan --out`; refused if what it changes has changed since
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["file", "env"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["file", "env", "from", "ttl", "owner"])]
     pub(crate) plan: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) preview: PreviewArgs,
     #[command(flatten)]
     pub(crate) detach: Detach,
 }
@@ -333,6 +381,49 @@ pub(crate) struct AbortArgs {}
 pub(crate) struct WhyArgs {
     /// Service [default: all]
     pub(crate) service: Option<Name>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrafficArgs {
+    #[command(subcommand)]
+    pub(crate) command: TrafficSubcommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TrafficSubcommand {
+    /// Let new requests wait; what is in flight goes on
+    Pause {
+        /// Service
+        service: Name,
+        /// When they go on by themselves; at most 1h
+        #[arg(long = "for", value_name = "TIME", default_value = "5m", value_parser = timespan)]
+        duration: Timespan,
+    },
+    /// Let them go on
+    Resume {
+        /// Service
+        service: Name,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TlsArgs {
+    #[command(subcommand)]
+    pub(crate) command: TlsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TlsCommand {
+    /// Let this machine trust certificates of the development authority
+    Trust {
+        /// Print the authority's certificate (PEM) and change nothing
+        #[arg(long)]
+        print: bool,
+    },
+    /// Let this machine trust them no longer
+    Untrust,
+    /// Show the authority, whether this machine trusts it, and the certificate of every port with TLS
+    Status,
 }
 
 #[derive(Debug, Args)]
@@ -464,6 +555,10 @@ pub(crate) struct CompletionsArgs {
     pub(crate) shell: clap_complete::Shell,
 }
 
+fn ttl(text: &str) -> Result<Timespan, ParseQuantityError> {
+    if text == "never" { Ok(Timespan::default()) } else { text.parse() }
+}
+
 fn timespan(text: &str) -> Result<Timespan, ParseQuantityError> {
     text.parse()
 }
@@ -568,6 +663,9 @@ mod tests {
             "orchestra flags off new-editor",
             "orchestra flags clear new-editor",
             "orchestra status --watch -e shop/production",
+            "orchestra up -e preview-42 --from production --ttl 24h --owner ada",
+            "orchestra plan -e preview-42 --from production --ttl never",
+            "orchestra ls --all",
         ] {
             if let Err(error) = parsed(line) {
                 panic!("{line}\n{error}");
@@ -590,6 +688,7 @@ mod tests {
             "orchestra logs --since 5",
             "orchestra logs --raw --json",
             "orchestra up -q -v",
+            "orchestra up -e p --from production --ttl soon",
             "orchestra events --resource api",
             "orchestra status -e Dev",
         ];

@@ -2,6 +2,7 @@
 
 pub(crate) mod completions;
 pub(crate) mod doctor;
+pub(crate) mod environments;
 pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod flags;
@@ -14,6 +15,8 @@ pub(crate) mod rollout;
 pub(crate) mod runs;
 pub(crate) mod server;
 pub(crate) mod status;
+pub(crate) mod tls;
+pub(crate) mod traffic;
 
 #[cfg(test)]
 pub(crate) mod tests;

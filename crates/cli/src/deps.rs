@@ -42,6 +42,26 @@ pub struct Deps {
     pub interrupts: mpsc::Receiver<()>,
     /// Starts servers.
     pub server: Arc<dyn ServerControl>,
+    /// The machine's own programs.
+    pub system: Arc<dyn System>,
+}
+
+/// What of the machine a command may change, where that is what it was given for (`orchestra tls trust`).
+pub trait System: Send + Sync + 'static {
+    /// Folder under which the system's files are: `/`.
+    fn root(&self) -> PathBuf;
+
+    /// Whether it is macOS.
+    fn is_macos(&self) -> bool;
+
+    /// Whether this process may change the system.
+    fn is_root(&self) -> bool;
+
+    /// Whether there is a program of this name.
+    fn has(&self, program: &str) -> bool;
+
+    /// Runs a program to its end; the answer is whether it succeeded, and what it wrote.
+    fn run(&self, command: &[String]) -> io::Result<(bool, String)>;
 }
 
 /// What the output goes to.

@@ -23,6 +23,8 @@ const FRAME: Duration = Duration::from_millis(100);
 pub(crate) const ATTEMPTS: u32 = 5;
 /// Pause before it is looked for again, but for the first time.
 pub(crate) const PAUSE: Duration = Duration::from_millis(500);
+/// How long the second Ctrl-C waits for the answer to the first.
+const CONFIRM: Duration = Duration::from_secs(2);
 
 /// Ctrl-C, as often as it is pressed.
 pub(crate) struct Interrupts(pub(crate) mpsc::Receiver<()>);
@@ -107,14 +109,7 @@ pub(crate) async fn follow(
                 // `Done` ends the loop above; a stream does not end without it.
                 return client.run(run.id).await.map_err(Into::into);
             }
-            News::Interrupt if cancelled => {
-                screen.end(output)?;
-                output.note(&format!(
-                    "left {} to the server, which goes on with putting back what it changed; see `orchestra status`",
-                    run.id
-                ));
-                return Err(Failure::Silent(Exit::Interrupted));
-            }
+            News::Interrupt if cancelled => return Err(leave(&mut screen, output, run, true)),
             News::Interrupt => {
                 cancelled = true;
                 screen.say(
@@ -124,7 +119,19 @@ pub(crate) async fn follow(
                         run.id
                     ),
                 )?;
-                match interrupts.guard(async { client.cancel_run(run.id).await.map_err(Failure::from) }).await {
+                let mut cancel = std::pin::pin!(client.cancel_run(run.id));
+                // Both arms are cancel-safe: the request goes on below.
+                let answer = tokio::select! {
+                    biased;
+                    () = interrupts.pressed() => None,
+                    answer = &mut cancel => Some(answer),
+                };
+                let Some(answer) = answer else {
+                    // The wish to cancel must not be lost because somebody was in a hurry.
+                    let confirmed = tokio::time::timeout(CONFIRM, cancel).await.is_ok_and(|answer| answer.is_ok());
+                    return Err(leave(&mut screen, output, run, confirmed));
+                };
+                match answer.map_err(Failure::from) {
                     Ok(_) => {}
                     Err(failure @ Failure::Silent(_)) => return Err(failure),
                     // It ended in this moment, or the server is being replaced: the stream says which.
@@ -140,6 +147,20 @@ pub(crate) async fn follow(
             }
         }
     }
+}
+
+/// Says what becomes of a run that is not followed any more.
+fn leave(screen: &mut Screen, output: &mut Output, run: &RunRecord, cancelling: bool) -> Failure {
+    if let Err(error) = screen.end(output) {
+        return error.into();
+    }
+    let what = if cancelling {
+        "which goes on with putting back what it changed"
+    } else {
+        "which has not confirmed that it cancels it"
+    };
+    output.note(&format!("left {} to the server, {what}; see `orchestra status`", run.id));
+    Failure::Silent(Exit::Interrupted)
 }
 
 /// Where the news goes: a tree in place on a terminal, lines elsewhere, JSON if asked for.

@@ -23,9 +23,12 @@ mod session;
 mod source;
 mod table;
 mod text;
+mod trust;
 
 pub use args::command;
-pub use deps::{Deps, Ended, Random, ServerControl, ServerOptions, Serving, Spawned, Terminal, Variables, WallClock};
+pub use deps::{
+    Deps, Ended, Random, ServerControl, ServerOptions, Serving, Spawned, System, Terminal, Variables, WallClock,
+};
 pub use exit::Exit;
 pub use reference::{cli_reference, exit_code_reference};
 pub use run::run;

@@ -21,7 +21,7 @@ pub async fn run<I>(arguments: I, deps: Deps) -> Exit
 where
     I: IntoIterator<Item = OsString>,
 {
-    let Deps { version, cwd, env, mut stdout, mut stderr, terminal, now, random, interrupts, server } = deps;
+    let Deps { version, cwd, env, mut stdout, mut stderr, terminal, now, random, interrupts, server, system } = deps;
     let columns = (terminal.size)().map_or(100, |(columns, _)| usize::from(columns).clamp(40, 120));
     let no_color = env("NO_COLOR").is_some_and(|value| !value.is_empty());
     let (cli, file) = match args::parse(arguments, columns, version) {
@@ -51,7 +51,7 @@ where
         verbose: cli.global.verbose,
     };
     let mut interrupts = Interrupts(interrupts);
-    let result = match Session::new(&cli.global, file, World { version, cwd, env, now, random, server }) {
+    let result = match Session::new(&cli.global, file, World { version, cwd, env, now, random, server, system }) {
         Ok(session) => dispatch(cli, &session, &mut output, &mut interrupts).await,
         Err(failure) => Err(failure),
     };
@@ -93,8 +93,9 @@ async fn dispatch(cli: Cli, session: &Session, output: &mut Output, interrupts: 
 async fn simple(command: Command, session: &Session, output: &mut Output) -> Result<Exit> {
     match command {
         Command::Init(args) => commands::init::init(&args, session, output),
-        Command::Validate => commands::plan::validate(session, output).await,
+        Command::Validate(args) => commands::plan::validate(&args, session, output).await,
         Command::Plan(args) => commands::plan::plan(&args, session, output).await,
+        Command::Environments(args) => commands::environments::environments(&args, session, output).await,
         Command::Status(args) => commands::status::status(&args, session, output).await,
         Command::Logs(args) => commands::logs::logs(&args, session, output).await,
         Command::Events(args) => commands::events::events(&args, session, output).await,
@@ -102,10 +103,12 @@ async fn simple(command: Command, session: &Session, output: &mut Output) -> Res
         Command::Pause(args) => commands::rollout::pause(&args, session, output).await,
         Command::Abort(args) => commands::rollout::abort(&args, session, output).await,
         Command::Why(args) => commands::rollout::why(&args, session, output).await,
+        Command::Traffic(args) => commands::traffic::traffic(&args, session, output).await,
         Command::Flags(args) => commands::flags::flags(&args, session, output).await,
         Command::History(args) => commands::history::history(&args, session, output).await,
         Command::Show(args) => commands::history::show(&args, session, output).await,
         Command::Explain(args) => commands::explain::explain(&args, output),
+        Command::Tls(args) => commands::tls::tls(&args.command, session, output).await,
         Command::Doctor => commands::doctor::doctor(session, output).await,
         Command::Completions(args) => commands::completions::completions(&args, output),
         Command::Up(_)

@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
-use orchestra_api::{Client, ClientError, Endpoint, ErrorBody, TransportError, Version};
+use orchestra_api::{Client, ClientError, Endpoint, ErrorBody, PreviewRequest, Source, TransportError, Version};
 use orchestra_model::{Code, Diagnostic, EnvironmentId, Name};
 use tokio::time::Instant;
 
 use crate::{
-    args::{EnvironmentArg, Global},
-    deps::{Ended, Random, ServerControl, ServerOptions, Variables, WallClock},
+    args::{EnvironmentArg, Global, PreviewArgs},
+    deps::{Ended, Random, ServerControl, ServerOptions, System, Variables, WallClock},
     failure::Result,
     output::Output,
     source::StackFile,
@@ -36,6 +36,7 @@ pub(crate) struct Session {
     pub(crate) now: WallClock,
     pub(crate) random: Random,
     pub(crate) control: Arc<dyn ServerControl>,
+    pub(crate) system: Arc<dyn System>,
     pub(crate) token: Option<String>,
     /// `--token-file`, absolute.
     pub(crate) token_file: Option<PathBuf>,
@@ -99,6 +100,7 @@ impl Session {
             now: deps.now,
             random: deps.random,
             control: deps.server,
+            system: deps.system,
             token,
             user: env("USER").filter(|user| !user.trim().is_empty()),
             remote,
@@ -258,6 +260,18 @@ impl Session {
         }
     }
 
+    /// The stack file's text for the environment that is meant, with what is asked of a preview.
+    pub(crate) fn source(&self, args: &PreviewArgs) -> Result<Source> {
+        let mut source = self.stack_file()?.read(self.environment_name())?;
+        let asked = args.from.is_some() || args.ttl.is_some() || args.owner.is_some();
+        source.preview = asked.then(|| PreviewRequest {
+            from: args.from.clone(),
+            ttl: args.ttl,
+            owner: args.owner.clone().or_else(|| self.user.clone().filter(|_| args.from.is_some())),
+        });
+        Ok(source)
+    }
+
     /// The stack file.
     pub(crate) fn stack_file(&self) -> Result<StackFile, Diagnostic> {
         StackFile::find(self.file.as_deref(), &self.cwd)
@@ -329,6 +343,7 @@ pub(crate) struct World {
     pub(crate) now: WallClock,
     pub(crate) random: Random,
     pub(crate) server: Arc<dyn ServerControl>,
+    pub(crate) system: Arc<dyn System>,
 }
 
 fn default_home(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {

@@ -62,12 +62,18 @@ impl StackFile {
             source_text,
             display_path: Some(self.shown.clone()),
             environment,
+            preview: None,
         })
     }
 
     /// What `spec` has to say of bytes that cannot be sent as text. It says it before it looks at anything else.
     fn refused(&self, bytes: &[u8]) -> Vec<Diagnostic> {
-        let context = orchestra_spec::Context { directory: String::new(), volumes: String::new(), environment: None };
+        let context = orchestra_spec::Context {
+            directory: String::new(),
+            volumes: String::new(),
+            environment: None,
+            preview: None,
+        };
         let loaded = orchestra_spec::load(orchestra_spec::Source { path: &self.shown, bytes }, &context);
         loaded.err().unwrap_or_else(|| {
             vec![Diagnostic::error(Code::INTERNAL, format!("{} cannot be sent to the server", self.shown))]

@@ -66,6 +66,7 @@ fn service(depends_on: Option<ResourceId>) -> Service {
         },
         replicas: 1,
         scale: None,
+        metrics: None,
         restarts: 0,
         ports: BTreeMap::new(),
         depends_on: depends_on.into_iter().map(|id| (id, edge)).collect(),
@@ -97,8 +98,14 @@ fn stack(name: &str, count: usize, chained: bool) -> LoadedStack {
     let resources = (0..count)
         .map(|index| (id(index), Resource::Service(service((chained && index > 0).then(|| id(index - 1))))))
         .collect();
-    let desired = Desired { environment, target: Target::Process, resources, flags: FlagSet::default() };
-    LoadedStack { desired, warnings: Vec::new(), environments: Vec::new(), source: "/bench/orchestra.yaml".to_owned() }
+    let desired = Desired { environment, target: Target::Process, resources, flags: FlagSet::default(), preview: None };
+    LoadedStack {
+        desired,
+        warnings: Vec::new(),
+        environments: Vec::new(),
+        preview_limit: 10,
+        source: "/bench/orchestra.yaml".to_owned(),
+    }
 }
 
 async fn control(home: &std::path::Path, tree: &TaskTree) -> ControlPlane {

@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use orchestra_machine::{Environment, Event, FlagSwitch, FlagsStatus, Settings};
+use orchestra_machine::{Environment, Event, FlagSwitch, FlagsStatus, Settings, TrafficMove};
 use orchestra_model::{
     Code, Diagnostic, EnvironmentId, Event as HistoryEvent, Generation, InstanceId, Name, Plan, ReleaseNumber,
     ResourceId, ResourceKind, RunId,
@@ -17,6 +17,7 @@ use orchestra_model::{
     quantity::Timespan,
     record::{EnvironmentRecord, ReleaseRecord, ReleaseState, RunRecord},
     rollout::RolloutCommand,
+    route::RouteId,
     time::UnixMillis,
 };
 use orchestra_probe::{Limits, Prober};
@@ -33,7 +34,7 @@ use crate::{
     planning::{self, LoadedStack},
     port_pool::PortPool,
     probe_hub::ProbeHub,
-    route_hub::{self, RouteHub},
+    route_hub::{self, Certificates, RouteHub, ShownCertificate},
     view::{Look, View},
 };
 
@@ -137,6 +138,7 @@ struct Inner {
     store: Store,
     ports: Ports,
     data_plane: Arc<dyn DataPlane>,
+    certificates: Certificates,
     settings: Arc<Settings>,
     volumes: String,
     clock: Clock,
@@ -166,12 +168,14 @@ impl ControlPlane {
         };
         let reports = data_plane.take_events().ok_or(EngineError::ShuttingDown)?;
         let provider_events = provider.take_events().ok_or(EngineError::ShuttingDown)?;
-        let hub = RouteHub::new(data_plane.clone(), store.clone(), tree.clone());
+        let certificates = Certificates::default();
+        let hub = RouteHub::new(data_plane.clone(), store.clone(), tree.clone(), certificates.clone());
         tree.start(TaskKind::Loop, "route hub", hub.run(messages, reports));
         let inner = Inner {
             store,
             ports,
             data_plane,
+            certificates,
             settings: Arc::new(settings),
             volumes,
             clock,
@@ -223,7 +227,7 @@ impl ControlPlane {
             }
             self.end_strays(&id, &state.instances.iter().map(|(i, r)| (i.clone(), r.attempt)).collect()).await;
             let (machine, first) =
-                Environment::recover(state, &observed, self.inner.settings.clone(), self.inner.clock.now());
+                Environment::recover(state, &observed, self.settings_of(&id), self.inner.clock.now());
             begun.push(self.drive(machine, first, mailbox));
         }
         for begun in begun {
@@ -288,6 +292,7 @@ impl ControlPlane {
             postponed: std::collections::VecDeque::new(),
             next: None,
             switching: Vec::new(),
+            moving: Vec::new(),
             begun: Some(begin),
         };
         self.inner.ports.tree.start(TaskKind::Loop, "environment", task.run());
@@ -331,6 +336,11 @@ impl ControlPlane {
         &self.inner.volumes
     }
 
+    /// The world that runs instances.
+    pub(crate) fn provider(&self) -> &Arc<dyn Provider> {
+        &self.inner.ports.provider
+    }
+
     /// State and journal.
     pub fn store(&self) -> &Store {
         &self.inner.store
@@ -338,11 +348,15 @@ impl ControlPlane {
 
     /// Starts a run.
     pub async fn start_run(&self, environment: &EnvironmentId, request: RunRequest) -> Result<StartedRun, EngineError> {
+        self.check_previews(environment, &request).await?;
         let handle = self.handle_for(environment, &request).await?;
         let request = self.look(environment, request).await?;
         let (reply, answer) = oneshot::channel();
+        let warning = self.previews_that_lose(environment, &request).await?;
         handle.requests.send(Request::Start(Box::new(request), reply)).await.map_err(|_| EngineError::ShuttingDown)?;
-        answer.await.map_err(|_| EngineError::ShuttingDown)?
+        let mut started = answer.await.map_err(|_| EngineError::ShuttingDown)??;
+        started.warnings.extend(warning);
+        Ok(started)
     }
 
     /// The run that was started by the request with this idempotency key, if there is one.
@@ -358,7 +372,7 @@ impl ControlPlane {
     pub async fn plan(&self, environment: &EnvironmentId, request: RunRequest) -> Result<Plan, EngineError> {
         if self.handle(environment).is_none() {
             // Planning must not create an environment: an empty one says the same.
-            let machine = Environment::new(fresh(environment), self.inner.settings.clone());
+            let machine = Environment::new(fresh(environment), self.settings_of(environment));
             return planning::plan_request(&machine, self.inner.clock.now(), &request).map(|planned| planned.plan);
         }
         let handle = self.known(environment)?;
@@ -366,6 +380,15 @@ impl ControlPlane {
         let (reply, answer) = oneshot::channel();
         handle.requests.send(Request::Plan(Box::new(request), reply)).await.map_err(|_| EngineError::ShuttingDown)?;
         answer.await.map_err(|_| EngineError::ShuttingDown)?
+    }
+
+    /// The settings of its machine. Each environment has a seed of its own: with the same one they would choose the same
+    /// ports, one after the other.
+    fn settings_of(&self, environment: &EnvironmentId) -> Arc<Settings> {
+        let settings = &self.inner.settings;
+        let mix = |seed: u64, byte: u8| (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        let seed = environment.to_string().bytes().fold(settings.seed, mix);
+        Arc::new(Settings { seed, ..Settings::clone(settings) })
     }
 
     /// The handle of an environment; a new one is made for `up` and `apply`.
@@ -382,7 +405,7 @@ impl ControlPlane {
         }
         // Two first runs at once: the second one finds the first one's driver.
         let _creating = self.inner.creating.lock().await;
-        let machine = Environment::new(fresh(environment), self.inner.settings.clone());
+        let machine = Environment::new(fresh(environment), self.settings_of(environment));
         if let Some(handle) = self.handle(environment) {
             return Ok(handle);
         }
@@ -544,9 +567,30 @@ impl ControlPlane {
         }
     }
 
+    /// Holds the traffic of a service up, or lets it go on. Returns whether the data plane does so already; one that does
+    /// not answer within a few seconds will later.
+    ///
+    /// # Errors
+    ///
+    /// There is no such service, or nothing to resume.
+    pub async fn move_traffic(&self, environment: &EnvironmentId, wish: TrafficMove) -> Result<bool, EngineError> {
+        let handle = self.known(environment)?;
+        let (reply, answer) = oneshot::channel();
+        handle.requests.send(Request::MoveTraffic(wish, reply)).await.map_err(|_| EngineError::ShuttingDown)?;
+        match tokio::time::timeout(SERVED, answer).await {
+            Ok(answer) => answer.map_err(|_| EngineError::ShuttingDown)?.map(|()| true),
+            Err(_slow) => Ok(false),
+        }
+    }
+
     /// Reads logs.
     pub async fn logs(&self, query: LogQuery) -> Result<mpsc::Receiver<LogLine>, EngineError> {
         self.inner.ports.provider.logs(query).await.map_err(|error| EngineError::Refused(vec![diagnostic(&error)]))
+    }
+
+    /// What the ports in force show to clients that speak TLS.
+    pub fn certificates(&self) -> BTreeMap<RouteId, ShownCertificate> {
+        self.inner.certificates.list()
     }
 
     /// Metrics of the data plane in Prometheus text format.
@@ -581,5 +625,7 @@ fn fresh(id: &EnvironmentId) -> EnvironmentRecord {
         rollouts: BTreeMap::new(),
         flag_overrides: BTreeMap::new(),
         scaled: BTreeMap::new(),
+        paused: BTreeMap::new(),
+        preview: None,
     }
 }

@@ -102,6 +102,22 @@ impl Effects {
                     let _ = inbox.send(Event::HookDone { key, answer }).await;
                 });
             }
+            Effect::Consult { key, question, timeout } => {
+                tree.start(TaskKind::Effect, "consult", async move {
+                    let answer = orchestra_probe::consult::ask(question, timeout.duration()).await;
+                    let _ = inbox.send(Event::Consulted { key, answer }).await;
+                });
+            }
+            Effect::AskPair { key, canary, stable, path, timeout } => {
+                tree.start(TaskKind::Effect, "pair of probes", async move {
+                    let timeout = timeout.duration();
+                    let (canary, stable) = tokio::join!(
+                        orchestra_probe::pair::ask(canary, &path, timeout),
+                        orchestra_probe::pair::ask(stable, &path, timeout),
+                    );
+                    let _ = inbox.send(Event::PairAnswered { key, canary, stable }).await;
+                });
+            }
             Effect::MeasureUsage { service, keys } => {
                 tree.start(TaskKind::Effect, "measure usage", async move {
                     let usage = provider.usage(keys).await;

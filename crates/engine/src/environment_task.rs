@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use orchestra_machine::{Batch, Environment, Event, FlagSwitch, FlagsStatus};
+use orchestra_machine::{Batch, Environment, Event, FlagSwitch, FlagsStatus, TrafficMove};
 use orchestra_model::{
     Diagnostic, Generation, InstanceId, Name, Plan, RunId,
     record::{Change, EnvironmentRecord, ReleaseRecord, ReleaseState, RunKind, RunRecord, RunState},
@@ -60,6 +60,8 @@ pub(crate) enum Request {
     Flags(oneshot::Sender<FlagsStatus>),
     /// Lay something over a flag, or take it back; answered once the data plane serves it.
     SwitchFlag(FlagSwitch, oneshot::Sender<Result<FlagsStatus, EngineError>>),
+    /// Hold traffic up, or let it go on; answered once the data plane does so.
+    MoveTraffic(TrafficMove, oneshot::Sender<Result<(), EngineError>>),
     /// Say how it is.
     View(oneshot::Sender<Look>),
 }
@@ -97,6 +99,8 @@ pub(crate) struct EnvironmentTask {
     pub(crate) next: Option<(Box<RunRequest>, Started)>,
     /// Who switched a flag and waits until it is served.
     pub(crate) switching: Vec<oneshot::Sender<Result<FlagsStatus, EngineError>>>,
+    /// Who moved the traffic of a service and waits until it is so.
+    pub(crate) moving: Vec<(Name, oneshot::Sender<Result<(), EngineError>>)>,
     /// Told once the recovery's batch is committed and its effects have begun.
     pub(crate) begun: Option<oneshot::Sender<()>>,
 }
@@ -104,6 +108,8 @@ pub(crate) struct EnvironmentTask {
 enum Wake {
     Events(Vec<Event>),
     Request(Request),
+    /// The time of a preview is over.
+    Over,
     Closed,
 }
 
@@ -120,6 +126,10 @@ impl EnvironmentTask {
             let batch = match self.wake().await {
                 Wake::Closed => return,
                 Wake::Events(events) => self.machine.handle_all(self.clock.now(), events),
+                Wake::Over => match self.take_down().await {
+                    Some(batch) => batch,
+                    None => return,
+                },
                 Wake::Request(request) => match self.answer(request).await {
                     Some(batch) => batch,
                     None => continue,
@@ -139,6 +149,9 @@ impl EnvironmentTask {
             && let Some((request, reply)) = self.next.take()
         {
             return Wake::Request(Request::Start(request, reply));
+        }
+        if self.machine.preview_is_over(self.clock.now()) {
+            return Wake::Over;
         }
         let deadline = self.machine.deadline().map(|at| self.clock.instant(at));
         let timer = async {
@@ -204,6 +217,10 @@ impl EnvironmentTask {
                 }
             }
         }
+        let machine = &self.machine;
+        for (_, waiting) in self.moving.extract_if(.., |(service, _)| machine.traffic_in_force(service)) {
+            let _ = waiting.send(Ok(()));
+        }
         true
     }
 
@@ -231,7 +248,12 @@ impl EnvironmentTask {
                 Some(Request::Flags(reply)) => {
                     let _ = reply.send(self.machine.flags());
                 }
-                Some(request @ (Request::Cancel(..) | Request::Rollout { .. } | Request::SwitchFlag(..))) => {
+                Some(
+                    request @ (Request::Cancel(..)
+                    | Request::Rollout { .. }
+                    | Request::SwitchFlag(..)
+                    | Request::MoveTraffic(..)),
+                ) => {
                     self.postponed.push_back(request);
                 }
                 // Nobody can ask any more; the commit is still worth its tries.
@@ -291,6 +313,14 @@ impl EnvironmentTask {
                 self.switching.push(reply);
                 Some(self.machine.handle(self.clock.now(), Event::Flag(switch)))
             }
+            Request::MoveTraffic(wish, reply) => {
+                if let Err(problem) = self.machine.can_move_traffic(&wish) {
+                    let _ = reply.send(Err(EngineError::Refused(vec![problem])));
+                    return None;
+                }
+                self.moving.push((wish.service.clone(), reply));
+                Some(self.machine.handle(self.clock.now(), Event::MoveTraffic(wish)))
+            }
             Request::Cancel(run, reply) => {
                 // A cancelled run may end at once: the answer is then how it was, and its events say how it ended.
                 let before = self.machine.run().filter(|record| record.id == run).cloned();
@@ -345,6 +375,21 @@ impl EnvironmentTask {
                     None
                 }
             },
+        }
+    }
+
+    /// Takes a preview down whose time is over. `None` if nothing can be written any more.
+    async fn take_down(&mut self) -> Option<Batch> {
+        let said = self.machine.handle(self.clock.now(), Event::PreviewOver);
+        if !self.carry_out(said).await {
+            return None;
+        }
+        match self.start(&RunRequest::down(true)) {
+            Ok((_, batch)) => Some(batch),
+            Err(error) => {
+                tracing::error!(environment = %self.machine.record().id, %error, "a preview cannot be taken down");
+                Some(Batch::default())
+            }
         }
     }
 
@@ -409,7 +454,14 @@ impl EnvironmentTask {
         if nothing_to_do {
             run.state = RunState::Succeeded;
             run.ended_at = Some(run.started_at);
-            return Ok((StartedRun { run, warnings: planned.warnings }, Batch::default()));
+            let desired = run.plan.desired.as_ref();
+            let event = match (&run.kind, desired.and_then(|desired| desired.preview.clone())) {
+                (RunKind::Up, Some(preview)) => Some(Event::PreviewRenewed(preview)),
+                (RunKind::Down { .. }, _) => Some(Event::PreviewRemoved),
+                _ => None,
+            };
+            let batch = event.map(|event| self.machine.handle(self.clock.now(), event)).unwrap_or_default();
+            return Ok((StartedRun { run, warnings: planned.warnings }, batch));
         }
         let release = number.zip(run.plan.desired.clone()).map(|(number, desired)| {
             Box::new(ReleaseRecord {

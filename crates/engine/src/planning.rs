@@ -13,7 +13,7 @@ use orchestra_model::{
     record::{ReleaseRecord, ResourceRecord, RunKind},
 };
 use orchestra_plan::{Current, Observation, Options};
-use orchestra_spec::{Context, Source};
+use orchestra_spec::{Context, Outline, PreviewContext, Source};
 
 use crate::{
     control_plane::{RunRequest, What},
@@ -32,6 +32,8 @@ pub struct StackSource {
     pub text: String,
     /// Environment; the stack's default if missing.
     pub environment: Option<Name>,
+    /// What makes it a preview, if it is one.
+    pub preview: Option<PreviewContext>,
 }
 
 /// A stack file that is in order.
@@ -43,6 +45,8 @@ pub struct LoadedStack {
     pub warnings: Vec<Diagnostic>,
     /// Environments that it defines.
     pub environments: Vec<Name>,
+    /// Most previews of the stack at one time.
+    pub preview_limit: u32,
     /// Its absolute path.
     pub source: String,
 }
@@ -55,6 +59,7 @@ pub fn load(source: &StackSource, volumes: &str) -> Result<LoadedStack, EngineEr
         directory: directory.to_owned(),
         volumes: volumes.to_owned(),
         environment: source.environment.clone(),
+        preview: source.preview.clone(),
     };
     let text = Source { path: &source.shown, bytes: source.text.as_bytes() };
     let loaded = orchestra_spec::load(text, &context).map_err(EngineError::Refused)?;
@@ -62,13 +67,14 @@ pub fn load(source: &StackSource, volumes: &str) -> Result<LoadedStack, EngineEr
         desired: loaded.desired,
         warnings: loaded.warnings,
         environments: loaded.environments,
+        preview_limit: loaded.preview_limit,
         source: source.path.clone(),
     })
 }
 
-/// Environments that a stack file defines, as far as it can be read.
-pub fn environments(source: &StackSource) -> Vec<Name> {
-    orchestra_spec::environments(Source { path: &source.shown, bytes: source.text.as_bytes() })
+/// What can be said of a stack file before an environment is chosen.
+pub fn outline(source: &StackSource) -> Outline {
+    orchestra_spec::outline(Source { path: &source.shown, bytes: source.text.as_bytes() })
 }
 
 /// What `up` would do, given what is recorded. The stack file says nothing of restarts, so their counters stay; and of a
@@ -159,8 +165,10 @@ pub(crate) fn plan_request(machine: &Environment, now: Now, request: &RunRequest
             Ok(planned(plan, kind, from.clone().unwrap_or_else(source), Vec::new()))
         }
         What::Down { volumes } => {
-            let plan = plan_down(&record.id, record.stable, resources(), *volumes)?;
-            Ok(planned(plan, RunKind::Down { volumes: *volumes }, source(), Vec::new()))
+            // What a preview kept nobody would look for again.
+            let volumes = *volumes || machine.preview().is_some();
+            let plan = plan_down(&record.id, record.stable, resources(), volumes)?;
+            Ok(planned(plan, RunKind::Down { volumes }, source(), Vec::new()))
         }
         What::Restart { services } => {
             let mut desired = present(machine)?;

@@ -8,15 +8,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use orchestra_machine::Event;
 use orchestra_model::{
-    Code, Diagnostic, EnvironmentId, EventKind,
+    Code, Diagnostic, EnvironmentId, EventKind, ResourceId, ResourceKind,
     record::Change,
     route::{ApplyError, EndpointKey, ProxyEvent, Route, RouteId, RouteTable},
+    traffic::{CertificateReport, Tls},
 };
 use orchestra_provider::{Applied, DataPlane, DataPlaneError, DataPlaneEvent};
 use orchestra_store::Store;
@@ -63,11 +64,65 @@ pub(crate) struct RouteHub {
     begun: bool,
     /// The data plane did not answer: offer again.
     retry: bool,
+    certificates: Certificates,
+}
+
+/// What the routes in force show that speak TLS.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Certificates(Arc<Mutex<Shown>>);
+
+#[derive(Debug, Default)]
+struct Shown {
+    in_force: BTreeMap<RouteId, Tls>,
+    /// Also of routes of which a server that has just started does not know yet that they are in force.
+    reported: BTreeMap<RouteId, CertificateReport>,
+}
+
+/// The TLS of a route in force.
+#[derive(Clone, Debug)]
+pub struct ShownCertificate {
+    /// What the stack says.
+    pub tls: Tls,
+    /// What the proxy reported last; `None` if it did not yet.
+    pub report: Option<CertificateReport>,
+}
+
+impl Certificates {
+    fn shown(&self) -> std::sync::MutexGuard<'_, Shown> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// By route.
+    pub(crate) fn list(&self) -> BTreeMap<RouteId, ShownCertificate> {
+        let shown = self.shown();
+        let one = |(route, tls): (&RouteId, &Tls)| {
+            (route.clone(), ShownCertificate { tls: tls.clone(), report: shown.reported.get(route).cloned() })
+        };
+        shown.in_force.iter().map(one).collect()
+    }
+
+    /// Other routes are in force.
+    fn in_force<'a>(&self, routes: impl Iterator<Item = &'a Route>) {
+        let mut shown = self.shown();
+        let Shown { in_force, reported } = &mut *shown;
+        *in_force = routes.filter_map(|route| Some((route.id.clone(), route.policy.tls.clone()?))).collect();
+        reported.retain(|route, _| in_force.contains_key(route));
+    }
+
+    /// Returns what was reported before.
+    fn reported(&self, report: &CertificateReport) -> Option<CertificateReport> {
+        self.shown().reported.insert(report.route.clone(), report.clone())
+    }
 }
 
 impl RouteHub {
-    pub(crate) fn new(data_plane: Arc<dyn DataPlane>, store: Store, tree: TaskTree) -> Self {
-        Self { data_plane, store, tree, parts: BTreeMap::new(), begun: false, retry: false }
+    pub(crate) fn new(
+        data_plane: Arc<dyn DataPlane>,
+        store: Store,
+        tree: TaskTree,
+        certificates: Certificates,
+    ) -> Self {
+        Self { data_plane, store, tree, parts: BTreeMap::new(), begun: false, retry: false, certificates }
     }
 
     pub(crate) async fn run(
@@ -158,6 +213,7 @@ impl RouteHub {
             part.accepted = routes;
             self.tell(&environment, Event::RoutesApplied { revision, addresses });
         }
+        self.certificates.in_force(self.parts.values().flat_map(|part| &part.accepted));
     }
 
     /// Refuses parts that want an address which another environment has. Returns whether there were any.
@@ -240,31 +296,40 @@ impl RouteHub {
             DataPlaneEvent::Proxy(ProxyEvent::Load(report)) => {
                 self.tell(&report.route.environment.clone(), Event::Load(report));
             }
+            DataPlaneEvent::Proxy(ProxyEvent::Certificate(report)) => self.certificate(&report),
             DataPlaneEvent::Lost { cause } => self.note(EventKind::ProxyLost, &cause),
             DataPlaneEvent::Serving { pid } => self.note(EventKind::ProxyServing, &format!("process {pid} serves")),
         }
+    }
+
+    /// Notes what a port with TLS shows, if that is news: a server that starts is told everything once more.
+    fn certificate(&self, report: &CertificateReport) {
+        let before = self.certificates.reported(report);
+        let port = format!("port `{}`", report.route.port);
+        let (kind, cause) = match (&report.problem, before) {
+            (problem, Some(before)) if *problem == before.problem && report.fingerprint == before.fingerprint => return,
+            (Some(problem), _) => {
+                let shown = match &report.fingerprint {
+                    Some(_) => "the certificate before stays in force",
+                    None => "TLS handshakes fail",
+                };
+                (EventKind::CertificateProblem, format!("{port}: {problem}; {shown}"))
+            }
+            (None, Some(_)) => {
+                (EventKind::CertificateServed, format!("{port}: a certificate for {}", report.names.join(", ")))
+            }
+            (None, None) => return,
+        };
+        let resource = ResourceId::new(ResourceKind::Service, report.route.service.clone());
+        drop(self.store.commit(vec![event(&report.route.environment, kind, Some(resource), &cause)]));
     }
 
     /// Tells everybody who has routes what became of the proxy.
     fn note(&self, kind: EventKind, cause: &str) {
         let concerned: BTreeSet<&EnvironmentId> =
             self.parts.iter().filter(|(_, part)| !part.routes().is_empty()).map(|(id, _)| id).collect();
-        let changes: Vec<Change> = concerned
-            .into_iter()
-            .map(|environment| {
-                Change::Event(Box::new(orchestra_model::Event {
-                    sequence: 0,
-                    at: 0,
-                    environment: environment.clone(),
-                    kind,
-                    resource: None,
-                    instance: None,
-                    release: None,
-                    run: None,
-                    cause: cause.to_owned(),
-                }))
-            })
-            .collect();
+        let changes: Vec<Change> =
+            concerned.into_iter().map(|environment| event(environment, kind, None, cause)).collect();
         if !changes.is_empty() {
             // Committed though the future is dropped; nothing waits for it.
             drop(self.store.commit(changes));
@@ -280,4 +345,18 @@ impl RouteHub {
             });
         }
     }
+}
+
+fn event(environment: &EnvironmentId, kind: EventKind, resource: Option<ResourceId>, cause: &str) -> Change {
+    Change::Event(Box::new(orchestra_model::Event {
+        sequence: 0,
+        at: 0,
+        environment: environment.clone(),
+        kind,
+        resource,
+        instance: None,
+        release: None,
+        run: None,
+        cause: cause.to_owned(),
+    }))
 }

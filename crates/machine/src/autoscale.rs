@@ -342,7 +342,10 @@ impl Autoscaler {
         let without_work = |metric: &Metric| match sample.readings.get(&metric.source) {
             _ if metric.source.is_of_instances() => true,
             Some(Reading::Total(total)) => total.as_thousandths() == 0,
-            Some(Reading::PerInstance(_)) => true,
+            // With instances there, one that says nothing may have something to do.
+            Some(Reading::PerInstance(points)) => {
+                !points.is_empty() && points.values().all(|point| point.value.as_thousandths() == 0)
+            }
             Some(Reading::Unavailable(_)) | None => false,
         };
         if !self.policy.on.iter().all(without_work) {

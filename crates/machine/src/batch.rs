@@ -4,12 +4,15 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use orchestra_model::{
     InstanceId, Name, ReleaseNumber, ResourceId,
+    consult::Question,
     launch::{Launch, LaunchKey, Termination},
     quantity::Timespan,
     record::Change,
     rollout::Hook,
     route::{EndpointKey, Route},
 };
+
+use crate::rollout::judge::Due;
 
 /// Changes and effects that belong together. The driver commits all changes durably, and only then begins the effects,
 /// in order: an effect without its intent on disk cannot happen.
@@ -81,12 +84,34 @@ pub enum Effect {
         /// JSON document for it.
         document: String,
     },
+    /// Ask one instance of each set of a rollout the same, at the same time; answered by `PairAnswered`.
+    AskPair {
+        /// Identity.
+        key: PairKey,
+        /// Of the set on trial.
+        canary: SocketAddr,
+        /// Of the one that it would replace.
+        stable: SocketAddr,
+        /// Path with query, asked with `GET`.
+        path: String,
+        /// Longest wait for an answer.
+        timeout: Timespan,
+    },
     /// Look at what these launches of a service use; answered by `Usage`.
     MeasureUsage {
         /// Whose.
         service: Name,
         /// Which.
         keys: Vec<LaunchKey>,
+    },
+    /// Ask for numbers from elsewhere; answered by `Consulted`.
+    Consult {
+        /// Identity.
+        key: ConsultKey,
+        /// What to ask.
+        question: Question,
+        /// Longest wait for each thing that is asked.
+        timeout: Timespan,
     },
     /// Make sure a volume's directory exists; answered by `VolumeDone`.
     CreateVolume {
@@ -115,6 +140,37 @@ pub struct HookKey {
     pub step: u32,
     /// Call, from 1.
     pub call: u32,
+}
+
+/// Identity of a question about numbers from elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConsultKey {
+    /// Service that it is about.
+    pub service: Name,
+    /// What the answer is for.
+    pub about: About,
+    /// Grows with every question of an environment, so that a late answer is not taken for a newer one.
+    pub number: u64,
+}
+
+/// What numbers from elsewhere are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum About {
+    /// The verdict about a release.
+    Verdict(ReleaseNumber, Due),
+    /// The number of instances.
+    Scale,
+}
+
+/// Identity of one pair of synthetic requests.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PairKey {
+    /// Service whose rollout it is about.
+    pub service: Name,
+    /// Release that the rollout leads to.
+    pub release: ReleaseNumber,
+    /// From 1, anew with every server.
+    pub number: u64,
 }
 
 /// Which of an instance's checks.

@@ -16,11 +16,14 @@
 
 mod fill;
 mod flags;
+mod pairs;
+mod preview;
 mod recover;
 mod rollouts;
 mod routes;
 mod run;
 mod scaling;
+mod traffic;
 mod view;
 mod workload;
 
@@ -37,9 +40,11 @@ use std::{
 use orchestra_model::{
     Diagnostic, Event as Note, EventKind, InstanceId, Name, Now, ReleaseNumber, Resource, ResourceId, ResourceKind,
     RunId,
+    consult::Answer,
     desired::{Condition, OnLoss, Volume},
     flag::ServedFlags,
     launch::{LaunchKey, ProviderEvent, Usage},
+    preview::Preview,
     quantity::Timespan,
     record::{Change, EnvironmentRecord, JournalEntry, JournalKind, ReleaseRecord, ResourceRecord, RunRecord},
     rollout::RolloutCommand,
@@ -48,10 +53,13 @@ use orchestra_model::{
     traffic::{LoadReport, TrafficReport},
 };
 
-pub use self::flags::{FlagSwitch, FlagsStatus};
+pub use self::{
+    flags::{FlagSwitch, FlagsStatus},
+    traffic::TrafficMove,
+};
 use self::{routes::Routes, run::ActiveRun, workload::Workload};
 use crate::{
-    Batch, Effect, HookKey, ProbeKey,
+    Batch, ConsultKey, Effect, HookKey, PairKey, ProbeKey,
     instance::{self, Instance, Phase},
     rng::Rng,
 };
@@ -172,12 +180,30 @@ pub enum Event {
     },
     /// A person switches a flag.
     Flag(FlagSwitch),
+    /// A person holds traffic up, or lets it go on.
+    MoveTraffic(TrafficMove),
     /// A hook answered.
     HookDone {
         /// Which.
         key: HookKey,
         /// Yes, or why not.
         answer: Result<(), String>,
+    },
+    /// Numbers from elsewhere.
+    Consulted {
+        /// Which question it answers.
+        key: ConsultKey,
+        /// What came of it.
+        answer: Answer,
+    },
+    /// A pair of synthetic requests was answered, or not.
+    PairAnswered {
+        /// Which.
+        key: PairKey,
+        /// What the set on trial answered: well, or why not.
+        canary: Result<(), String>,
+        /// What the other one answered.
+        stable: Result<(), String>,
     },
     /// A volume was created or deleted, or could not be.
     VolumeDone {
@@ -186,6 +212,12 @@ pub enum Event {
         /// How it went.
         result: Result<(), Diagnostic>,
     },
+    /// An `up` changed nothing of a preview: its time begins anew all the same.
+    PreviewRenewed(Box<Preview>),
+    /// The driver found that the time of a preview is over, and will take it down.
+    PreviewOver,
+    /// A preview was taken down of which nothing was there.
+    PreviewRemoved,
     /// Time passed.
     Tick,
 }
@@ -212,6 +244,9 @@ pub struct Environment {
     /// Who depends on a resource, by what is wanted now.
     users: BTreeMap<ResourceId, BTreeSet<ResourceId>>,
     changed: BTreeSet<ResourceId>,
+    watch: preview::Watch,
+    /// Questions about numbers from elsewhere so far.
+    asked: u64,
     rng: Rng,
     out: Batch,
 }
@@ -271,6 +306,8 @@ impl Environment {
             run: None,
             users: BTreeMap::new(),
             changed: BTreeSet::new(),
+            watch: preview::Watch::default(),
+            asked: 0,
             rng,
             out: Batch::default(),
         }
@@ -321,7 +358,10 @@ impl Environment {
         let run = self.run.as_ref().and_then(ActiveRun::deadline);
         let instance = self.timers.first().map(|(at, _)| *at);
         let alarm = self.alarms.values().min().copied();
-        [run, instance, alarm, self.routes.retry_at()].into_iter().flatten().min()
+        [run, instance, alarm, self.routes.retry_at(), self.preview_deadline(), self.traffic_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn apply(&mut self, now: Now, event: Event) {
@@ -352,11 +392,20 @@ impl Environment {
             }
             Event::Traffic(report) => self.traffic(now, &report),
             Event::Load(report) => self.load(now, &report),
-            Event::Usage { service, usage } => self.usage(now, &service, usage),
+            Event::Usage { service, usage } => {
+                self.account(now, &usage);
+                self.usage(now, &service, usage);
+            }
             Event::Rollout { service, command, by } => self.rollout_command(now, service.as_ref(), &command, &by),
             Event::Flag(switch) => self.switch_flag(now, switch),
+            Event::MoveTraffic(wish) => self.move_traffic(now, wish),
             Event::HookDone { key, answer } => self.hook_done(now, &key, answer),
+            Event::Consulted { key, answer } => self.consulted(now, &key, answer),
+            Event::PairAnswered { key, canary, stable } => self.pair_answered(now, &key, &canary, &stable),
             Event::VolumeDone { resource, result } => self.volume_done(&resource, result),
+            Event::PreviewRenewed(preview) => self.enter_preview(now, &preview),
+            Event::PreviewOver => self.preview_over(now),
+            Event::PreviewRemoved => self.preview_removed(now),
             Event::Tick => self.tick(now),
         }
     }
@@ -404,6 +453,8 @@ impl Environment {
         }
         self.routes.tick(now);
         self.run_tick(now);
+        self.preview_tick(now);
+        self.traffic_tick(now);
     }
 
     // === events to instances ===

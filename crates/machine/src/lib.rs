@@ -16,5 +16,5 @@ pub mod rollout;
 pub mod status;
 
 pub use autoscale::Autoscaler;
-pub use batch::{Batch, Effect, HookKey, Leaf, ProbeKey, ProbeTarget, Which};
-pub use environment::{Environment, Event, FlagSwitch, FlagsStatus, Settings};
+pub use batch::{About, Batch, ConsultKey, Effect, HookKey, Leaf, PairKey, ProbeKey, ProbeTarget, Which};
+pub use environment::{Environment, Event, FlagSwitch, FlagsStatus, Settings, TrafficMove};

@@ -97,7 +97,8 @@ pub fn decide(mode: Mode, replicas: u32, members: &[Member]) -> Decision {
         Mode::StopFirst => {
             let mut old = members.iter().filter(|m| m.set != Set::Current).peekable();
             if old.peek().is_none() {
-                decision.start = missing(replicas, members, Set::Current);
+                // One that is leaving still runs, also if it is of what is wanted again.
+                decision.start = replicas.saturating_sub(count(members.iter()));
             }
             decision.retire.extend(old.filter(|m| !m.leaving).map(|m| m.id.clone()));
             surplus(&mut decision, replicas, members, Set::Current);
@@ -169,4 +170,25 @@ fn rolling(decision: &mut Decision, replicas: u32, surge: u32, unavailable: u32,
 
     let room = (replicas + surge).saturating_sub(occupied);
     decision.start = replicas.saturating_sub(current).min(room);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(ordinal: u32, set: Set, leaving: bool) -> Member {
+        let id = format!("single-r1-{ordinal}").parse().unwrap();
+        Member { id, set, healthy: true, ready: true, leaving, failed: false }
+    }
+
+    #[test]
+    fn what_stops_first_never_runs_beside_one_that_leaves() {
+        let decide = |members: &[Member]| decide(Mode::StopFirst, 1, members);
+        let old = decide(&[member(1, Set::Other, false)]);
+        assert_eq!((old.start, old.retire.len()), (0, 1));
+        assert_eq!(decide(&[member(1, Set::Other, true)]), Decision::default());
+        // The same after a change of mind: what leaves is what is wanted again, but it cannot come back.
+        assert_eq!(decide(&[member(1, Set::Current, true)]), Decision::default());
+        assert_eq!(decide(&[]).start, 1);
+    }
 }

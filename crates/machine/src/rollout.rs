@@ -100,6 +100,11 @@ pub enum Event {
         /// Yes, or why not.
         answer: Result<(), String>,
     },
+    /// The evidence comes too slowly for the analysis.
+    Scarce {
+        /// The share of the traffic at which it would come in time.
+        weight: Permille,
+    },
     /// The evidence says something.
     Judged {
         /// What.
@@ -143,6 +148,7 @@ impl Rollout {
             deadline: at.saturating_add(millis(budget(&service.rollout))),
             paused: None,
             weight: Permille::ZERO,
+            raised: None,
             scale: None,
             matches: Vec::new(),
             mirror: None,
@@ -153,7 +159,16 @@ impl Rollout {
     }
 
     /// Goes on from what was written down.
-    pub fn resume(record: RolloutRecord, service: &Service, at: UnixMillis) -> Self {
+    ///
+    /// The clock may have been set back while no server lived. Then what lies in the future began now at the latest, and
+    /// nothing lasts longer than it would if it began now.
+    pub fn resume(mut record: RolloutRecord, service: &Service, at: UnixMillis) -> Self {
+        record.since = record.since.min(at);
+        record.deadline = record.deadline.min(at.saturating_add(millis(budget(&service.rollout))));
+        if let Some(paused) = &mut record.paused {
+            paused.since = paused.since.min(at);
+            paused.expires = paused.expires.min(at.saturating_add(millis(PAUSE_EXPIRES)));
+        }
         Self {
             record,
             spec: service.rollout.clone(),
@@ -232,8 +247,8 @@ impl Rollout {
             return replicas;
         }
         let weight = match self.step() {
-            Some(RolloutStep::Weight(weight)) => self.record.weight.max(*weight),
-            _ => self.record.weight,
+            Some(RolloutStep::Weight(weight)) => self.record.weight.max(self.floored(*weight)),
+            _ => self.record.weight.max(self.record.raised.unwrap_or_default()),
         };
         let copied = matches!(self.step(), Some(RolloutStep::Match(_) | RolloutStep::Mirror { .. }));
         let used = weight > Permille::ZERO || copied || !self.record.matches.is_empty() || self.record.mirror.is_some();
@@ -304,6 +319,7 @@ impl Rollout {
             Event::Look => {}
             Event::Command { command, by } => self.command(at, &command, &by, &mut out),
             Event::HookDone { call, answer } => self.hook_done(at, call, answer, &mut out),
+            Event::Scarce { weight } => self.raise(weight, &mut out),
             Event::Judged { outcome, reason } => self.judged(at, outcome, reason, &mut out),
         }
         self.look(at, seen, &mut out);
@@ -418,11 +434,13 @@ impl Rollout {
     ) -> bool {
         match step {
             RolloutStep::Weight(weight) => {
-                if self.record.weight == *weight {
+                let weight = self.floored(*weight);
+                if self.record.weight == weight {
                     return seen.routed && self.next_step(at, out);
                 }
                 if enough {
-                    self.record.weight = *weight;
+                    self.record.raised = self.record.raised.filter(|raised| *raised == weight);
+                    self.record.weight = weight;
                     out.push(Command::Persist);
                 }
                 // The routes follow.
@@ -472,7 +490,13 @@ impl Rollout {
                     }
                 }
             }
-            RolloutStep::Analysis(analysis) => self.take_analysis(at, analysis, out),
+            RolloutStep::Analysis(analysis) => {
+                if let Some(raised) = self.record.raised.filter(|raised| *raised > self.record.weight && enough) {
+                    self.record.weight = raised;
+                    out.push(Command::Persist);
+                }
+                self.take_analysis(at, analysis, out)
+            }
             RolloutStep::Hook(hook) => self.take_hook(at, hook, out),
         }
     }
@@ -499,6 +523,48 @@ impl Rollout {
             self.record.step = u32::try_from(self.stepped().map_or(0, |s| s.steps.len())).unwrap_or(u32::MAX);
         }
         out.push(Command::Persist);
+    }
+
+    // === raising ===
+
+    /// The time that an analysis has left, if the share may grow so that it is enough: not before an eighth of it has
+    /// shown how much traffic there is, and not while an earlier raise waits for instances.
+    pub fn may_raise(&self, at: UnixMillis) -> Option<Duration> {
+        let step = self.analysis().filter(|_| self.record.paused.is_none())?;
+        let limit = self.guard()?.raise_to?;
+        let passed = Duration::from_millis(at.saturating_sub(self.record.since));
+        let length = step.duration.duration();
+        let settled = self.record.raised.is_none_or(|raised| raised <= self.record.weight);
+        let may = settled && self.record.weight > Permille::ZERO && self.record.weight < limit;
+        (may && passed >= length / 8).then(|| length.saturating_sub(passed))
+    }
+
+    /// Raises the share, at least to twice what it was, so that it happens a few times only.
+    fn raise(&mut self, weight: Permille, out: &mut Vec<Command>) {
+        let limit = self.guard().and_then(|guard| guard.raise_to).unwrap_or_default();
+        let raised = weight.max(Permille::new(self.record.weight.get().saturating_mul(2))).min(limit);
+        if self.analysis().is_none() || self.record.paused.is_some() || raised <= self.record.weight {
+            return;
+        }
+        self.record.raised = Some(raised);
+        let message =
+            format!("the traffic is raised from {} to {raised}: evidence comes too slowly", self.record.weight);
+        out.push(Command::Note(EventKind::RolloutStep, message));
+        out.push(Command::Persist);
+    }
+
+    /// The share that a step with `weight` gives: not less than it was raised to, unless the step lowers what an earlier
+    /// one asked for.
+    fn floored(&self, weight: Permille) -> Permille {
+        let steps = self.stepped().map_or(&[][..], |stepped| &stepped.steps);
+        let earlier = steps.iter().take(self.record.step as usize).rev().find_map(|step| match step {
+            RolloutStep::Weight(weight) => Some(*weight),
+            _ => None,
+        });
+        match self.record.raised {
+            Some(raised) if weight >= earlier.unwrap_or_default() => weight.max(raised),
+            _ => weight,
+        }
     }
 
     // === verdicts ===
@@ -732,7 +798,11 @@ impl Rollout {
             RolloutStep::Match(_) => "matched requests".to_owned(),
             RolloutStep::Mirror { share, .. } => format!("mirror {share}"),
         };
-        format!("step {} of {total}: {what}", self.record.step + 1)
+        let raised = match self.record.raised {
+            Some(raised) => format!(", traffic raised to {raised}"),
+            None => String::new(),
+        };
+        format!("step {} of {total}: {what}{raised}", self.record.step + 1)
     }
 
     /// What it waits for, in words.

@@ -4,12 +4,15 @@
 //! The semantics are those of the Kubernetes `HorizontalPodAutoscaler` (`autoscaling/v2`), and a service may sleep: with
 //! `min: 0` it has no instance while nobody asks for one. The arithmetic is in `orchestra-machine`; these are the nouns.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::quantity::{ByteSize, Cpu, Measure, Percent, Timespan};
+use crate::{
+    consult::Selector,
+    quantity::{ByteSize, Cpu, Measure, Percent, Timespan},
+};
 
 /// The policy of one service. Complete: every default is filled in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -70,14 +73,17 @@ pub enum MetricSource {
     RequestsPerSecond,
     /// Requests that are under way or wait for an instance.
     RequestsInFlight,
-    /// Tokens of the responses that are under way.
+    /// Tokens that the responses under way have sent so far.
     TokensInFlight,
-    /// Work that waits, as the service itself says.
+    /// Requests that wait for an instance.
     QueueDepth,
-    /// A metric that the service exports.
+    /// A metric that the service exports (`Service::metrics`).
     Exported {
         /// Its name.
         name: String,
+        /// Labels that its series must have; those that fit are added up.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        labels: BTreeMap<String, String>,
     },
 }
 
@@ -85,6 +91,12 @@ impl MetricSource {
     /// Whether it says how busy instances are, and not what there is to do: an idle service may sleep whatever it says.
     pub const fn is_of_instances(&self) -> bool {
         matches!(self, Self::Cpu | Self::Memory)
+    }
+
+    /// What of the service's exported metrics it is, if it is one.
+    pub fn selector(&self) -> Option<Selector> {
+        let Self::Exported { name, labels } = self else { return None };
+        Some(Selector { name: name.clone(), labels: labels.clone() })
     }
 
     /// The level as people write it for this source.
@@ -111,7 +123,11 @@ impl fmt::Display for MetricSource {
             Self::RequestsInFlight => "requests_in_flight",
             Self::TokensInFlight => "tokens_in_flight",
             Self::QueueDepth => "queue_depth",
-            Self::Exported { name } => name,
+            Self::Exported { name, labels } if labels.is_empty() => name,
+            Self::Exported { name, labels } => {
+                let selector = Selector { name: name.clone(), labels: labels.clone() };
+                return f.pad(&selector.to_string());
+            }
         })
     }
 }

@@ -14,8 +14,10 @@ use serde::{Deserialize, Serialize};
 pub use crate::rollout::{Rollout, Strategy};
 use crate::{
     autoscale::Autoscale,
+    consult::Exporter,
     flag::FlagSet,
     id::{Digest, EnvironmentId, Name, ResourceId, ResourceKind},
+    preview::Preview,
     quantity::{ByteSize, Cpu, Timespan},
     text::{Reference, Text},
     traffic::PortPolicy,
@@ -33,6 +35,9 @@ pub struct Desired {
     /// Feature flags that its programs ask for.
     #[serde(default, skip_serializing_if = "FlagSet::is_empty")]
     pub flags: FlagSet,
+    /// What makes it a preview, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<Box<Preview>>,
 }
 
 /// Worlds that a stack can run in.
@@ -185,6 +190,9 @@ pub struct Service {
     /// How the number of instances follows the load. Never part of the launch digest: scaling replaces nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<Autoscale>,
+    /// Where its instances export metrics; present if somebody looks at them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Exporter>,
     /// Counts `orchestra restart`s: a change replaces the instances though nothing else changed.
     pub restarts: u64,
     /// Stable addresses in front of the instances, by port name.

@@ -75,10 +75,20 @@ pub enum EventKind {
     Verdict,
     /// A flag was switched, and why.
     FlagSwitched,
+    /// New requests to a service wait, and for whom and how long.
+    TrafficPaused,
+    /// New requests to a service go on, and why.
+    TrafficResumed,
     /// A hook was asked, or answered.
     Hook,
     /// The number of instances was changed by the autoscaler, and why.
     Scaled,
+    /// The time of a preview began anew.
+    PreviewRenewed,
+    /// The time of a preview will soon be over.
+    PreviewExpiring,
+    /// The time of a preview is over.
+    PreviewExpired,
     /// An instance waits for its start (back-off, dependency).
     InstancePending,
     /// An instance is being launched.
@@ -105,6 +115,10 @@ pub enum EventKind {
     DependencyLost,
     /// See above.
     DependencyRestored,
+    /// A port with TLS shows another certificate.
+    CertificateServed,
+    /// The files of a port's certificate cannot be used, and what is shown instead.
+    CertificateProblem,
     /// The server started.
     ServerStarted,
     /// The proxy was lost and is being replaced.

@@ -5,6 +5,7 @@
 //! the crates above it.
 
 pub mod autoscale;
+pub mod consult;
 pub mod desired;
 pub mod diagnostic;
 pub mod event;
@@ -12,6 +13,7 @@ pub mod flag;
 pub mod id;
 pub mod launch;
 pub mod plan;
+pub mod preview;
 pub mod quantity;
 pub mod record;
 pub mod rollout;

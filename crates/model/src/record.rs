@@ -16,8 +16,10 @@ use crate::{
     id::{Digest, EnvironmentId, Generation, InstanceId, Name, ReleaseNumber, ResourceId, ResourceKind, RunId},
     launch::Exit,
     plan::Plan,
+    preview::PreviewRecord,
     rollout::{RolloutRecord, VerdictRecord},
     time::UnixMillis,
+    traffic::PausedTraffic,
 };
 
 /// An environment that Orchestra knows.
@@ -48,6 +50,12 @@ pub struct EnvironmentRecord {
     /// Numbers of instances that follow the load, by service: they count, and not what the release says.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub scaled: BTreeMap<Name, ScaledRecord>,
+    /// Services whose new requests wait because a person said so.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub paused: BTreeMap<Name, PausedTraffic>,
+    /// What makes it a preview, if it is or was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<Box<PreviewRecord>>,
 }
 
 /// The number of instances of a service that scales by itself.

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    consult::{Selector, Token},
     desired::Service,
     id::{Name, ReleaseNumber, RunId},
     quantity::{Amount, Timespan},
@@ -219,9 +220,9 @@ pub struct Guard {
     /// What makes its first event slow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_token: Option<Timespan>,
-    /// Counters that the service exports in Prometheus text on `/metrics` of its `http` port: their increase is bad.
+    /// Counters that the service exports (`Service::metrics`): their increase is bad.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub counters: Vec<String>,
+    pub counters: Vec<Selector>,
     /// One client counts for at most so many bad responses.
     pub per_client: u32,
     /// Distinct clients that must have seen bad responses before it fails.
@@ -233,15 +234,28 @@ pub struct Guard {
     /// The share may grow up to this while the evidence comes too slowly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raise_to: Option<Permille>,
-    /// Path that is asked of both sets in pairs while there is too little traffic.
+    /// What is asked of both sets in pairs while there is too little traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub probe: Option<String>,
+    pub probe: Option<PairProbe>,
     /// A bad verdict turns this flag off instead of turning the release back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flag: Option<String>,
     /// Further sources.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prometheus: Vec<PrometheusMetric>,
+}
+
+/// A safe request that the server itself sends to one instance of each set at the same time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PairProbe {
+    /// Port that is asked, one that speaks HTTP/1.1.
+    pub port: Name,
+    /// Path with query, asked with `GET`.
+    pub path: String,
+    /// Pause between pairs.
+    pub every: Timespan,
+    /// Longest wait for an answer; none is a bad one.
+    pub timeout: Timespan,
 }
 
 /// What makes a response slow.
@@ -261,7 +275,7 @@ pub struct PrometheusMetric {
     pub name: String,
     /// `http://prometheus:9090`
     pub address: String,
-    /// A query (`PromQL`) with one number as its result.
+    /// A query (`PromQL`) with one number, or a few, as its result.
     pub query: String,
     /// Condition on `result` that makes a measurement good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -271,14 +285,36 @@ pub struct PrometheusMetric {
     pub failure: Option<String>,
     /// Pause between measurements.
     pub every: Timespan,
-    /// Bad measurements that are put up with.
-    pub failure_limit: u32,
-    /// Inconclusive ones that are put up with.
-    pub inconclusive_limit: u32,
-    /// Errors in a row that are put up with.
-    pub error_limit: u32,
+    /// Pause before the first one.
+    #[serde(default)]
+    pub initial_delay: Timespan,
+    /// Longest wait for an answer.
+    #[serde(default = "PrometheusMetric::default_timeout")]
+    pub timeout: Timespan,
+    /// Measurements after which it passes; `None` measures as long as the analysis lasts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+    /// Bad measurements that are put up with; `None` is any number.
+    pub failure_limit: Option<u32>,
+    /// Inconclusive ones that are put up with; `None` is any number.
+    pub inconclusive_limit: Option<u32>,
+    /// Errors in a row that are put up with; `None` is any number.
+    pub error_limit: Option<u32>,
+    /// Good ones in a row after which it passes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub success_limit: Option<u32>,
+    /// What opens the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<Token>,
     /// Only told, never decided by.
     pub dry_run: bool,
+}
+
+impl PrometheusMetric {
+    /// Ten seconds.
+    const fn default_timeout() -> Timespan {
+        Timespan::seconds(10)
+    }
 }
 
 /// What people ask of a rollout.
@@ -321,6 +357,10 @@ pub struct RolloutRecord {
     pub paused: Option<Paused>,
     /// Share of the traffic that was asked for last.
     pub weight: Permille,
+    /// Share that the traffic was raised to because the evidence came too slowly; no later step but one that lowers the
+    /// share goes below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raised: Option<Permille>,
     /// Instances that were asked for by a step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<u32>,

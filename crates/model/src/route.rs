@@ -10,7 +10,7 @@ use crate::{
     flag::ServedFlags,
     id::{EnvironmentId, InstanceId, Name, ReleaseNumber},
     quantity::Timespan,
-    traffic::{Arm, LoadReport, PortPolicy, Split, TrafficReport},
+    traffic::{Arm, CertificateReport, LoadReport, PortPolicy, Split, TrafficReport},
 };
 
 /// Everything the proxy does. A table with a version that is not newer than the last one is refused as stale.
@@ -158,6 +158,8 @@ pub enum ProxyEvent {
     Traffic(TrafficReport),
     /// How much a metered route carries.
     Load(LoadReport),
+    /// What a route with TLS shows to clients is another certificate, or there is a problem with it.
+    Certificate(CertificateReport),
 }
 
 /// Refused route tables.

@@ -13,6 +13,7 @@ use crate::{
     id::Name,
     quantity::{ByteSize, Timespan},
     route::RouteId,
+    time::UnixMillis,
 };
 
 /// What a stack says of a published port, beside address and protocol.
@@ -73,6 +74,17 @@ pub enum Tls {
         /// DNS names.
         names: BTreeSet<String>,
     },
+}
+
+/// Domains that the development authority can vouch for, each with everything below it: names that no public site has.
+/// `localhost` and `test`: RFC 6761; `internal`: reserved by ICANN in 2024; `home.arpa`: RFC 8375; `local`: RFC 6762.
+pub const DEVELOPMENT_DOMAINS: [&str; 5] = ["localhost", "test", "internal", "home.arpa", "local"];
+
+/// Whether the development authority can vouch for a DNS name.
+pub fn is_development_name(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let below = |domain: &&str| name.strip_suffix(*domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    DEVELOPMENT_DOMAINS.iter().any(below)
 }
 
 /// Something by which requests that belong together are recognised.
@@ -396,6 +408,48 @@ impl LatencyHistogram {
     }
 }
 
+/// What a route shows to clients that speak TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CertificateReport {
+    /// Route.
+    pub route: RouteId,
+    /// Why the certificate's files cannot be used as they are. What is shown then is an older certificate, or none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// DNS names and addresses that the certificate is for. Empty without one.
+    pub names: Vec<String>,
+    /// SHA-256 of the certificate, in lower-case hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+    /// End of the certificate, in Unix seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<u64>,
+}
+
+/// Longest time for which a person may pause the traffic of a service.
+pub const LONGEST_PAUSE: Timespan = Timespan::seconds(3600);
+
+/// A person wants new requests to a service to wait, or to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TrafficCommand {
+    /// New requests wait for so long, at most [`LONGEST_PAUSE`]; what is in flight goes on.
+    Pause(Timespan),
+    /// They go on at once.
+    Resume,
+}
+
+/// New requests to a service wait because a person said so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PausedTraffic {
+    /// Since when.
+    pub since: UnixMillis,
+    /// When they go on by themselves.
+    pub until: UnixMillis,
+    /// Who said so.
+    pub by: String,
+}
+
 /// How much a route carries, for whoever scales by it. Sent about once a second while it is asked for, and at once when
 /// a request begins to wait for want of an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -412,6 +466,9 @@ pub struct LoadReport {
     pub streams: u32,
     /// Events that streams sent: tokens, where a model answers.
     pub tokens: u64,
+    /// Those among all events that were sent by streams that are in flight now.
+    #[serde(default)]
+    pub tokens_in_flight: u64,
     /// Requests that wait for an instance.
     pub held: u32,
 }
@@ -440,6 +497,17 @@ mod tests {
         let mut twice = histogram.clone();
         twice.merge(&histogram);
         assert_eq!((twice.total(), twice.quantile(Permille::new(950))), (2000, Some(p95)));
+    }
+
+    #[test]
+    fn names_of_development_and_nobody_elses() {
+        for name in ["localhost", "app.localhost", "a.b.test", "LOCALHOST", "db.internal", "nas.home.arpa", "mac.local"]
+        {
+            assert!(is_development_name(name), "{name}");
+        }
+        for name in ["example.com", "notlocalhost", "localhost.example.com", "arpa", "", "mytest"] {
+            assert!(!is_development_name(name), "{name}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 };
 
 use orchestra_api::{BoxFuture, Transport};
-use orchestra_cli::{Deps, Ended, ServerControl, ServerOptions, Serving, Spawned, Terminal};
+use orchestra_cli::{Deps, Ended, ServerControl, ServerOptions, Serving, Spawned, System, Terminal};
 use orchestra_model::{Code, Diagnostic};
 use orchestra_server::{Backend, InProcess};
 use orchestra_task::TaskTree;
@@ -54,6 +54,7 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             random: Box::new(random),
             interrupts: interrupts(),
             server: Arc::new(Servers),
+            system: Arc::new(Machine),
         };
         orchestra_cli::run(arguments, deps).await
     });
@@ -94,6 +95,34 @@ fn interrupts() -> mpsc::Receiver<()> {
         });
     }
     receiver
+}
+
+/// This machine.
+struct Machine;
+
+impl System for Machine {
+    fn root(&self) -> PathBuf {
+        PathBuf::from("/")
+    }
+
+    fn is_macos(&self) -> bool {
+        cfg!(target_os = "macos")
+    }
+
+    fn is_root(&self) -> bool {
+        rustix::process::geteuid().is_root()
+    }
+
+    fn has(&self, program: &str) -> bool {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    }
+
+    fn run(&self, command: &[String]) -> io::Result<(bool, String)> {
+        let output = Command::new(&command[0]).args(&command[1..]).stdin(Stdio::null()).output()?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+    }
 }
 
 /// Starts servers.

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use orchestra_authority::CertifiedDataPlane;
 use orchestra_cli::{ServerOptions, Serving};
 use orchestra_engine::{Clock, ControlPlane};
 use orchestra_machine::Settings;
@@ -83,13 +84,14 @@ pub(crate) async fn run(options: ServerOptions, serving: oneshot::Sender<Serving
     let mut proxy = orchestra_proxy::Options::new(&options.home, &program);
     proxy.proxy_args = vec!["proxy".into()];
     let proxy = Box::pin(ProxyHandle::open(proxy, &tree)).await.map_err(|error| start_failure("no proxy", &error))?;
+    let proxy = CertifiedDataPlane::new(Arc::new(proxy), options.home.clone(), &tree);
     let facts = facts(home);
     let control = ControlPlane::open(orchestra_engine::Options {
         store,
         provider: Arc::new(provider),
         data_plane: Arc::new(proxy),
         tree: tree.clone(),
-        settings: settings(),
+        settings: settings(&options.home),
         volumes: facts.volumes.clone(),
     })
     .await
@@ -155,7 +157,7 @@ async fn wait(tree: &TaskTree, stop: &Notify) -> Result<(), Vec<Diagnostic>> {
     Ok(())
 }
 
-fn settings() -> Settings {
+fn settings(home: &Path) -> Settings {
     let mut base_env = BTreeMap::from([
         ("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
         ("LANG".to_owned(), "C.UTF-8".to_owned()),
@@ -163,6 +165,9 @@ fn settings() -> Settings {
     if let Ok(home) = std::env::var("HOME") {
         base_env.insert("HOME".to_owned(), home);
     }
+    // What programs must trust to call a port with `tls: development`.
+    let authority = orchestra_certificate::authority_path(home);
+    base_env.insert("ORCHESTRA_CA_FILE".to_owned(), authority.to_string_lossy().into_owned());
     Settings {
         // Different servers should not choose the same ports; nothing else depends on it.
         seed: u64::from(std::process::id()) ^ Clock::wall(),

@@ -32,7 +32,13 @@ fn services(count: usize) -> Desired {
         (fixture::rid(&name(at)), resource)
     });
     let environment = fixture::environment();
-    Desired { environment, target: Target::Process, resources: resources.collect(), flags: FlagSet::default() }
+    Desired {
+        environment,
+        target: Target::Process,
+        resources: resources.collect(),
+        flags: FlagSet::default(),
+        preview: None,
+    }
 }
 
 fn benchmark(criterion: &mut Criterion) {

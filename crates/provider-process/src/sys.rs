@@ -231,6 +231,9 @@ pub(crate) fn fork_exec(child: &Child, fds: &ChildFds<'_>) -> io::Result<Forked>
     let envp = pointers(&child.env);
     let mut in_cgroup = fds.cgroup.is_some();
     let mut pidfd: c_int = -1;
+    // The child is born as deaf as we are ([`IGNORED`]), and may be told to stop before it has run at all. A blocked signal
+    // waits even if it is ignored at that moment (signal(7)); `run_child` unblocks it once it has its default action.
+    let blocked = BlockedSignals::all()?;
     // SAFETY: one thread, so the copied address space is consistent; the arguments outlive the call.
     let mut pid = unsafe { clone3(&mut pidfd, fds.cgroup) };
     if pid < 0 && in_cgroup {
@@ -242,6 +245,9 @@ pub(crate) fn fork_exec(child: &Child, fds: &ChildFds<'_>) -> io::Result<Forked>
     if pid < 0 {
         // SAFETY: as above.
         pid = unsafe { libc::fork() }.into();
+    }
+    if pid != 0 {
+        drop(blocked);
     }
     match pid {
         0 => {
@@ -260,6 +266,32 @@ pub(crate) fn fork_exec(child: &Child, fds: &ChildFds<'_>) -> io::Result<Forked>
             Ok(Forked { pid, pidfd, in_cgroup })
         }
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// All signals wait until this is dropped.
+struct BlockedSignals {
+    before: libc::sigset_t,
+}
+
+impl BlockedSignals {
+    fn all() -> io::Result<Self> {
+        // SAFETY: only local signal sets are passed; the first is initialised by the C library, the second by the kernel.
+        unsafe {
+            let (mut all, mut before) = (mem::zeroed::<libc::sigset_t>(), mem::zeroed::<libc::sigset_t>());
+            libc::sigfillset(&raw mut all);
+            if libc::sigprocmask(libc::SIG_SETMASK, &raw const all, &raw mut before) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(Self { before })
+        }
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: the set is what the kernel gave us.
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const self.before, ptr::null_mut()) };
     }
 }
 

@@ -96,6 +96,7 @@ async fn up(home: &std::path::Path, tree: &TaskTree) -> ControlPlane {
         shown: "orchestra.yaml".to_owned(),
         text: stack(),
         environment: None,
+        preview: None,
     };
     let loaded = orchestra_engine::load(&source, "/bench/volumes").expect("a valid stack");
     let environment = loaded.desired.environment.clone();

@@ -1,9 +1,9 @@
 //! From the engine's views to the API's types.
 
 use orchestra_api::{
-    Address, CheckState, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus, InFlight,
-    InstancePhase, InstanceStatus, JobState, JobStatus, Progress, ProgressState, RolloutStatus, RunSummary,
-    ServiceState, ServiceStatus, VolumeState, VolumeStatus, Waiting,
+    Address, CheckState, Cost, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus, InFlight,
+    InstancePhase, InstanceStatus, JobState, JobStatus, PreviewStatus, Progress, ProgressState, RolloutStatus,
+    RunSummary, ServiceState, ServiceStatus, UsageNow, VolumeState, VolumeStatus, Waiting,
 };
 use orchestra_engine::{Shown, View};
 use orchestra_machine::{
@@ -14,6 +14,7 @@ use orchestra_model::{
     Code, Diagnostic, ResourceKind,
     desired::Protocol,
     plan::Step,
+    preview::{Preview, PreviewRecord},
     record::{RunState, StepState},
 };
 
@@ -125,6 +126,8 @@ pub(crate) fn summary(view: &View) -> EnvironmentSummary {
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     EnvironmentSummary {
         id: view.record.id.clone(),
+        preview: view.record.preview.as_deref().map(preview),
+        usage: None,
         source: view.record.source.clone(),
         health: environment_health(view),
         release: view.status.stable,
@@ -157,6 +160,7 @@ pub(crate) fn status(view: &View) -> EnvironmentStatus {
         release: view.status.stable,
         at: view.at,
         run: run(view),
+        preview: view.record.preview.as_deref().map(preview),
         services: Vec::new(),
         jobs: Vec::new(),
         volumes: Vec::new(),
@@ -173,9 +177,10 @@ pub(crate) fn status(view: &View) -> EnvironmentStatus {
                 release: resource.release,
                 desired: resource.replicas,
                 ready: resource.ready,
-                addresses: addresses(resource, shown),
+                addresses: addresses(view, resource, shown),
                 waits_for,
                 rollout: resource.rollout.as_ref().map(rollout),
+                traffic_paused: view.record.paused.get(&resource.id.name).cloned(),
                 scaling: resource.scaling.clone(),
                 problem: (resource.state != "ready").then(|| problem(resource)).flatten(),
                 instances,
@@ -200,7 +205,37 @@ pub(crate) fn status(view: &View) -> EnvironmentStatus {
     status
 }
 
-fn addresses(resource: &ResourceStatus, shown: Option<&Shown>) -> Vec<Address> {
+/// What is written down of a preview.
+pub(crate) fn preview(record: &PreviewRecord) -> PreviewStatus {
+    let Preview { from, ttl, owner, shared, prices } = &record.preview;
+    PreviewStatus {
+        from: from.clone(),
+        ttl: *ttl,
+        owner: owner.clone(),
+        shared: shared.clone(),
+        created_at: record.created_at,
+        expires_at: record.expires_at,
+        removed_at: record.removed_at,
+        used: record.used,
+        cost: Cost { millionths: record.used.cost(prices), currency: prices.currency.clone() },
+    }
+}
+
+pub(crate) fn usage(seen: orchestra_engine::UsageNow) -> UsageNow {
+    UsageNow { cpu_thousandths: seen.cpu_thousandths, memory: seen.memory, instances: seen.instances }
+}
+
+/// Where a preview is reached by people: browsers and curl find every name below `localhost` on this machine
+/// (RFC 6761, 6.3). What programs are given stays an address, because not every resolver does.
+fn by_name(view: &View, protocol: Protocol, url: String) -> String {
+    let is_preview = view.record.preview.as_deref().is_some_and(PreviewRecord::is_live);
+    if !is_preview || protocol == Protocol::Tcp {
+        return url;
+    }
+    url.replacen("://127.0.0.1:", &format!("://{}.localhost:", view.record.id.environment), 1)
+}
+
+fn addresses(view: &View, resource: &ResourceStatus, shown: Option<&Shown>) -> Vec<Address> {
     resource
         .addresses
         .iter()
@@ -211,7 +246,7 @@ fn addresses(resource: &ResourceStatus, shown: Option<&Shown>) -> Vec<Address> {
                 _ => None,
             };
             let protocol = protocol.unwrap_or(Protocol::Http);
-            Some(Address { port, protocol, url: url.clone()? })
+            Some(Address { port, protocol, url: by_name(view, protocol, url.clone()?) })
         })
         .collect()
 }

@@ -21,6 +21,7 @@ pub(crate) async fn report(app: &App) -> DoctorReport {
                 "it is started again by itself; its log is proxy/proxy.log in the state directory",
             ),
         });
+        checks.extend(crate::tls::checks(control, orchestra_engine::Clock::wall()));
         for id in control.environment_ids() {
             let Ok(view) = control.view(&id).await else { continue };
             let name = format!("environment {id}");

@@ -10,15 +10,18 @@ use axum::{
     routing::{get, post},
 };
 use orchestra_api::{
-    DoctorReport, Empty, EnvironmentStatus, EnvironmentSummary, EventsQuery, LogsQuery, MoveRollout, Page, PageQuery,
-    PlanRequest, PlanResponse, ReleaseSummary, ReleasesQuery, ResourceCount, Source, StartRun, StartedRun,
-    ValidateQuery, ValidateResponse, Version,
+    DoctorReport, Empty, EnvironmentStatus, EnvironmentSummary, EventsQuery, LogsQuery, MoveRollout, MoveTraffic, Page,
+    PageQuery, PlanRequest, PlanResponse, ReleaseSummary, ReleasesQuery, ResourceCount, Source, StartRun, StartedRun,
+    TrafficAction, TrafficStatus, ValidateQuery, ValidateResponse, Version,
 };
-use orchestra_engine::{EngineError, LoadedStack, RunRequest, StackSource};
+use orchestra_engine::{EngineError, LoadedStack, PreviewWish, RunRequest, StackSource, TrafficMove};
 use orchestra_model::{
     Code, Diagnostic, EnvironmentId, Event, Name, Plan, ReleaseNumber, ResourceId, RunId,
+    preview::PreviewRecord,
+    quantity::Timespan,
     record::{ReleaseRecord, ResourceRecord, RunRecord},
     rollout::RolloutCommand,
+    traffic::TrafficCommand,
 };
 use orchestra_provider::{LogQuery, LogStream};
 use orchestra_store::EventFilter;
@@ -28,7 +31,7 @@ use tokio::sync::Notify;
 use crate::{
     answer::{Body, Failure, Path, Query},
     backend::{App, Backend, Facts},
-    convert, doctor, flags, follow, validate,
+    convert, doctor, flags, follow, tls, validate,
 };
 
 /// Largest body that is read: a stack file of the largest size, escaped as JSON.
@@ -50,12 +53,14 @@ pub fn router(backend: Backend, facts: Facts, tree: TaskTree, stop: Arc<Notify>)
         .route("/v1/runs/{run}/events", get(run_events))
         .route("/v1/environments", get(environments))
         .route("/v1/environments/{stack}/{environment}", get(environment))
+        .route("/v1/environments/{stack}/{environment}/services/{service}/traffic", post(move_traffic))
         .route("/v1/environments/{stack}/{environment}/flags", get(flags::flags))
         .route("/v1/environments/{stack}/{environment}/flags/{flag}", get(flags::flag).post(flags::switch_flag))
         .route("/v1/environments/{stack}/{environment}/releases", get(releases))
         .route("/v1/environments/{stack}/{environment}/releases/{release}", get(release))
         .route("/v1/environments/{stack}/{environment}/events", get(events))
         .route("/v1/environments/{stack}/{environment}/logs", get(logs))
+        .route("/v1/tls", get(tls::tls))
         .route("/v1/doctor", get(doctor))
         .route("/v1/shutdown", post(shutdown))
         .route("/v1/openapi.json", get(openapi))
@@ -91,9 +96,20 @@ async fn version(State(app): State<App>) -> Json<Version> {
 pub(crate) async fn load(app: &App, source: Source) -> Result<LoadedStack, EngineError> {
     let volumes = app.facts.volumes.clone();
     let shown = source.shown_path().to_owned();
-    let source =
-        StackSource { path: source.source_path, shown, text: source.source_text, environment: source.environment };
-    let loaded = tokio::task::spawn_blocking(move || orchestra_engine::load(&source, &volumes)).await;
+    let wish = source.preview.map(|asked| PreviewWish { from: asked.from, ttl: asked.ttl, owner: asked.owner });
+    let mut source = StackSource {
+        path: source.source_path,
+        shown,
+        text: source.source_text,
+        environment: source.environment,
+        preview: None,
+    };
+    let reader = app.reader();
+    let loaded = tokio::task::spawn_blocking(move || {
+        source.preview = orchestra_engine::find_preview(&source, wish.as_ref(), reader.as_ref())?;
+        orchestra_engine::load(&source, &volumes)
+    });
+    let loaded = loaded.await;
     loaded.map_err(|_| EngineError::ShuttingDown)?
 }
 
@@ -158,27 +174,28 @@ impl Planned {
     }
 }
 
-/// What is recorded of an environment: release, resources and flags.
-type Recorded = (Option<ReleaseNumber>, BTreeMap<ResourceId, ResourceRecord>, orchestra_model::flag::FlagSet);
+/// What is recorded of an environment: release, resources, flags, and whether it is a preview.
+type Recorded = (Option<ReleaseNumber>, BTreeMap<ResourceId, ResourceRecord>, orchestra_model::flag::FlagSet, bool);
 
 /// A plan from what is recorded, while no server runs. Nothing is observed, so nothing is repaired.
 async fn recorded_plan(app: &App, environment: EnvironmentId, request: Planned) -> Result<Plan, EngineError> {
     let id = environment.clone();
     let recorded = app
         .read(move |reader| {
-            let base =
-                reader.environments()?.into_iter().find(|record| record.id == id).and_then(|record| record.stable);
+            let record = reader.environments()?.into_iter().find(|record| record.id == id);
+            let is_preview = record.as_ref().and_then(|r| r.preview.as_deref()).is_some_and(PreviewRecord::is_live);
+            let base = record.and_then(|record| record.stable);
             let flags = match base {
                 Some(base) => reader.release(&id, base)?.map(|release| release.desired.flags).unwrap_or_default(),
                 None => orchestra_model::flag::FlagSet::default(),
             };
-            Ok((base, reader.resources(&id)?, flags))
+            Ok((base, reader.resources(&id)?, flags, is_preview))
         })
         .await?;
-    let (base, resources, flags): Recorded = recorded.unwrap_or_default();
+    let (base, resources, flags, is_preview): Recorded = recorded.unwrap_or_default();
     match request {
         Planned::Up(stack) => orchestra_engine::plan_stack(base, resources, BTreeMap::new(), flags, &stack.desired),
-        Planned::Down { volumes } => orchestra_engine::plan_down(&environment, base, resources, volumes),
+        Planned::Down { volumes } => orchestra_engine::plan_down(&environment, base, resources, volumes || is_preview),
     }
 }
 
@@ -270,6 +287,7 @@ async fn environments(State(app): State<App>, Query(query): Query<PageQuery>) ->
         Backend::Recorded(_) => return Ok(Json(recorded_environments(&app).await?)),
     };
     let mut items = Vec::new();
+    let mut views = Vec::new();
     let mut next = None;
     for id in control
         .environment_ids()
@@ -280,7 +298,15 @@ async fn environments(State(app): State<App>, Query(query): Query<PageQuery>) ->
             next = items.last().map(|last: &EnvironmentSummary| last.id.to_string());
             break;
         }
-        items.push(convert::summary(&control.view(&id).await?));
+        let view = control.view(&id).await?;
+        items.push(convert::summary(&view));
+        views.push(view);
+    }
+    if query.usage {
+        let mut usage = control.usage(&views).await;
+        for item in &mut items {
+            item.usage = usage.remove(&item.id).map(convert::usage);
+        }
     }
     Ok(Json(Page { items, next }))
 }
@@ -302,10 +328,15 @@ async fn recorded_environments(app: &App) -> Result<Page<EnvironmentSummary>, Fa
             ready: 0,
             services: 0,
             run: None,
+            preview: record.preview.as_deref().map(convert::preview),
+            usage: None,
         })
         .collect();
     Ok(Page { items, next: None })
 }
+
+/// How long traffic is paused unless its person says otherwise.
+const PAUSE: Timespan = Timespan::seconds(300);
 
 type EnvironmentPath = Path<(Name, Name)>;
 
@@ -327,6 +358,24 @@ async fn move_rollout(
     let by = by.filter(|by| !by.trim().is_empty()).unwrap_or_else(|| "a person".to_owned());
     let record = app.live()?.rollout(&environment_id(path), service, command, by).await?;
     Ok((StatusCode::ACCEPTED, Json(record)).into_response())
+}
+
+async fn move_traffic(
+    State(app): State<App>,
+    Path((stack, environment, service)): Path<(Name, Name, Name)>,
+    Body(request): Body<MoveTraffic>,
+) -> Answer<TrafficStatus> {
+    let MoveTraffic { action, duration, by } = request;
+    let command = match action {
+        TrafficAction::Pause => TrafficCommand::Pause(duration.unwrap_or(PAUSE)),
+        TrafficAction::Resume => TrafficCommand::Resume,
+    };
+    let by = by.filter(|by| !by.trim().is_empty()).unwrap_or_else(|| "a person".to_owned());
+    let id = EnvironmentId { stack, environment };
+    let wish = TrafficMove { service: service.clone(), command, by };
+    let in_force = app.live()?.move_traffic(&id, wish).await?;
+    let paused = app.live()?.view(&id).await?.record.paused.get(&service).cloned();
+    Ok(Json(TrafficStatus { service, paused, in_force }))
 }
 
 async fn known(app: &App, id: &EnvironmentId) -> Result<(), Failure> {

@@ -15,6 +15,7 @@ mod handlers;
 mod in_process;
 mod metrics;
 mod serve;
+mod tls;
 mod validate;
 
 pub use backend::{Backend, Facts};

@@ -4,8 +4,8 @@
 //! environments is said once.
 
 use orchestra_api::{Source, ValidEnvironment};
-use orchestra_engine::{EngineError, StackSource};
-use orchestra_model::{Code, Diagnostic, Name, Severity};
+use orchestra_engine::{EngineError, LoadedStack, PreviewContext, StackSource};
+use orchestra_model::{Code, Diagnostic, Name, Severity, preview::BaseResource};
 
 use crate::{backend::App, handlers};
 
@@ -22,9 +22,15 @@ pub(crate) async fn others(app: &App, source: &Source) -> Result<Others, EngineE
     let mut others = Others::default();
     for name in names(source.clone()).await? {
         let source = Source { environment: Some(name.clone()), ..source.clone() };
-        match handlers::load(app, source).await {
+        match handlers::load(app, source.clone()).await {
             Ok(stack) => {
                 add(&mut others.warnings, within(&name, stack.warnings.clone()));
+                // Only a file that speaks of previews has anything to say of them.
+                if source.source_text.contains("preview") {
+                    let errors = in_a_preview(app, &source, &name, &stack).await?;
+                    let note = format!("in a preview of `{name}`");
+                    add(&mut others.errors, errors.into_iter().map(|error| error.note(note.clone())).collect());
+                }
                 let (environment, resources) = (stack.desired.environment.clone(), handlers::counts(&stack));
                 others.valid.push(ValidEnvironment { environment, resources });
             }
@@ -43,11 +49,46 @@ pub(crate) async fn others(app: &App, source: &Source) -> Result<Others, EngineE
     Ok(others)
 }
 
+/// What is wrong with a preview of an environment, as if all that it shares were up there.
+async fn in_a_preview(
+    app: &App,
+    source: &Source,
+    from: &Name,
+    stack: &LoadedStack,
+) -> Result<Vec<Diagnostic>, EngineError> {
+    let free = |name: &Name| name != from && !stack.environments.contains(name);
+    let Some(name) = ["preview", "preview-1", "preview-2"].iter().filter_map(|name| name.parse().ok()).find(free)
+    else {
+        return Ok(Vec::new());
+    };
+    let base = stack.desired.resources.iter().map(|(id, applied)| {
+        let ports = applied.as_service().into_iter().flat_map(|service| service.ports.keys());
+        let chosen_ports = ports.map(|port| (port.clone(), 1)).collect();
+        (id.clone(), BaseResource { applied: applied.clone(), chosen_ports })
+    });
+    let preview = PreviewContext { from: from.clone(), ttl: None, owner: None, base: base.collect() };
+    let source = StackSource {
+        path: source.source_path.clone(),
+        shown: source.shown_path().to_owned(),
+        text: source.source_text.clone(),
+        environment: Some(name),
+        preview: Some(preview),
+    };
+    let volumes = app.facts.volumes.clone();
+    let loaded = tokio::task::spawn_blocking(move || orchestra_engine::load(&source, &volumes)).await;
+    match loaded.map_err(|_| EngineError::ShuttingDown)? {
+        Ok(_) => Ok(Vec::new()),
+        Err(EngineError::Refused(errors)) => Ok(errors),
+        Err(error) => Err(error),
+    }
+}
+
 async fn names(source: Source) -> Result<Vec<Name>, EngineError> {
     let names = tokio::task::spawn_blocking(move || {
         let shown = source.shown_path().to_owned();
-        let source = StackSource { path: source.source_path, shown, text: source.source_text, environment: None };
-        orchestra_engine::environments(&source)
+        let source =
+            StackSource { path: source.source_path, shown, text: source.source_text, environment: None, preview: None };
+        orchestra_engine::outline(&source).environments
     });
     names.await.map_err(|_| EngineError::ShuttingDown)
 }

@@ -23,7 +23,7 @@ fn stack(services: u32) -> String {
 }
 
 fn loading(criterion: &mut Criterion) {
-    let context = Context { directory: "/srv".into(), volumes: "/state".into(), environment: None };
+    let context = Context { directory: "/srv".into(), volumes: "/state".into(), environment: None, preview: None };
     let mut group = criterion.benchmark_group("load");
     group.sample_size(20);
     for services in [100, 1_000, 10_000] {

@@ -21,8 +21,10 @@ use crate::{
     yaml::{Entry, Node, Scalar, Value, cut},
 };
 
+mod consult;
 mod flags;
 mod health;
+mod policy;
 mod program;
 mod rollout;
 mod scale;
@@ -33,6 +35,7 @@ mod template;
 pub(crate) use flags::flags;
 pub(crate) use program::Decoder;
 pub(crate) use scope::Scope;
+use template::main_port;
 
 /// The entries of a mapping that a [`Table`] describes.
 #[derive(Clone, Copy)]
@@ -367,4 +370,12 @@ pub(crate) fn without_nul(report: &mut Report<'_>, node: &Node<'_>, text: &str) 
         return false;
     }
     true
+}
+
+pub(crate) fn boolean(report: &mut Report<'_>, node: &Node<'_>) -> Option<bool> {
+    if let Value::Scalar(Scalar::Boolean, text) = &node.value {
+        return Some(text.eq_ignore_ascii_case("true"));
+    }
+    expected(report, node, "`true` or `false`", "");
+    None
 }

@@ -12,6 +12,7 @@ mod expression;
 mod graph;
 mod layer;
 mod load;
+mod preview;
 mod render;
 mod report;
 mod schema;
@@ -21,7 +22,8 @@ mod table;
 mod tables;
 mod yaml;
 
-pub use load::{Context, Loaded, environments, load};
+pub use load::{Context, Loaded, Outline, load, outline};
+pub use preview::PreviewContext;
 pub use render::render_text;
 pub use schema::{json_schema, reference_tables};
 pub use source::{MAX_BYTES, Source};

@@ -10,11 +10,13 @@ use orchestra_model::{
     desired::Target,
     diagnostic::{Code, Diagnostic},
     flag::FlagSet,
+    preview::Preview,
 };
 
 use crate::{
     decode::{self, Decoder, Fields, Scope, expected, name, named},
     graph, layer,
+    preview::{PreviewContext, Previews},
     report::{Report, help, plain},
     source::{File, Source, Sources, Span},
     suggest::nearest,
@@ -32,6 +34,8 @@ pub struct Context {
     /// The environment to load; `None` is the default one: `dev` if there is one, else the only one, else an implicit
     /// `dev` on the target `process`.
     pub environment: Option<Name>,
+    /// What makes it a preview, if it is one; `environment` is its name then.
+    pub preview: Option<PreviewContext>,
 }
 
 /// A stack file that was understood.
@@ -43,6 +47,8 @@ pub struct Loaded {
     pub warnings: Vec<Diagnostic>,
     /// Environments that the file defines, in order of their names; may be none.
     pub environments: Vec<Name>,
+    /// Most previews at one time.
+    pub preview_limit: u32,
     /// Line of the file on which each resource begins.
     pub lines: BTreeMap<ResourceId, u32>,
 }
@@ -62,22 +68,43 @@ pub fn load(source: Source<'_>, context: &Context) -> Result<Loaded, Vec<Diagnos
     }
     let parts = root.and_then(|root| assemble(&mut report, &root, context));
     let (errors, warnings) = report.finish();
-    let Some(Parts { environment, resources, flags, environments, lines }) = parts.filter(|_| errors.is_empty()) else {
+    let Some(Parts { environment, resources, flags, environments, lines, preview, preview_limit }) =
+        parts.filter(|_| errors.is_empty())
+    else {
         return Err(errors);
     };
-    let desired = Desired { environment, target: Target::Process, resources: resources.into_iter().collect(), flags };
-    Ok(Loaded { desired, warnings, environments, lines: lines.into_iter().collect() })
+    let desired = Desired {
+        environment,
+        target: Target::Process,
+        resources: resources.into_iter().collect(),
+        flags,
+        preview: preview.map(Box::new),
+    };
+    Ok(Loaded { desired, warnings, environments, preview_limit, lines: lines.into_iter().collect() })
 }
 
-/// Environments that a stack file defines, in the order of their names, as far as it can be read.
-pub fn environments(source: Source<'_>) -> Vec<Name> {
-    let Ok(file) = File::new(source) else { return Vec::new() };
+/// What can be said of a stack file before an environment is chosen, as far as it can be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outline {
+    /// Name of the stack.
+    pub stack: Option<Name>,
+    /// Environments that it defines, in the order of their names.
+    pub environments: Vec<Name>,
+}
+
+/// Looks through a stack file without judging it.
+pub fn outline(source: Source<'_>) -> Outline {
+    let Ok(file) = File::new(source) else { return Outline::default() };
     let sources = Sources(vec![file]);
     let root = yaml::parse(sources.0[0].text, 0, &mut Report::new(&sources));
     let section = root.as_ref().and_then(|root| root.get("environments"));
     let entries = section.and_then(|entry| entry.value.entries()).unwrap_or_default();
     let names: BTreeSet<Name> = entries.iter().filter_map(|entry| entry.key.parse().ok()).collect();
-    names.into_iter().collect()
+    let stack = root.as_ref().and_then(|root| match &root.get("name")?.value.value {
+        Value::Scalar(_, text) => text.parse().ok(),
+        _ => None,
+    });
+    Outline { stack, environments: names.into_iter().collect() }
 }
 
 /// A result in lists: maps grown one by one would be half empty.
@@ -87,6 +114,8 @@ struct Parts {
     flags: FlagSet,
     environments: Vec<Name>,
     lines: Vec<(ResourceId, u32)>,
+    preview: Option<Preview>,
+    preview_limit: u32,
 }
 
 /// The beginning of the first source.
@@ -115,14 +144,18 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
         let text = crate::decode::text(report, &entry.value, "a name")?;
         name(report, text, entry.value.span, "a stack")
     });
-    let (environment, environments, overlay) = environment(report, &fields, context);
+    let previews = Previews::read(report, &fields);
+    let (environment, environments, overlay) = environment(report, &fields, context, &previews);
+    let made_from = context.preview.as_ref();
 
     let section = |report: &mut Report<'_>, key: &str| -> Option<Rc<Node<'a>>> {
         let base = fields.get(key).map(|entry| &entry.value);
-        match overlay.as_ref().and_then(|overlay| overlay.get(key)).filter(|entry| !entry.value.is_null()) {
-            Some(entry) => Some(layer::over(report, base, &entry.value)),
-            None => base.cloned(),
-        }
+        let layers = [overlay.as_ref().and_then(|overlay| overlay.get(key)), made_from.and_then(|_| previews.get(key))];
+        layers
+            .into_iter()
+            .flatten()
+            .filter(|entry| !entry.value.is_null())
+            .fold(base.cloned(), |below, entry| Some(layer::over(report, below.as_ref(), &entry.value)))
     };
     let services = section(report, "services");
     let jobs = section(report, "jobs");
@@ -134,7 +167,7 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
     let stack = stack.unwrap_or_else(stand_in);
     let environment = environment.unwrap_or_else(stand_in);
     let sections = [services.as_deref(), jobs.as_deref(), volumes.as_deref(), flags.as_deref()];
-    let mut scope = Scope::read(report, context, stack.clone(), environment.clone(), sections);
+    let scope = Scope::read(report, context, stack.clone(), environment.clone(), sections);
 
     let count = scope.volumes.len() + scope.jobs.len() + scope.services.len();
     let mut resources = Vec::with_capacity(count);
@@ -148,6 +181,9 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
     let workloads = (scope.jobs.iter().map(|(name, entry)| (ResourceKind::Job, name, *entry)))
         .chain(scope.services.iter().map(|(name, outline)| (ResourceKind::Service, name, outline.entry)));
     for (kind, name, entry) in workloads {
+        if scope.shared.contains(&ResourceId::new(kind, name.clone())) {
+            continue;
+        }
         let decoder = Decoder::new(report, &scope, &mut expanded, &mut edges, kind, name.clone());
         let resource = match kind {
             ResourceKind::Service => decoder.service(entry).map(Resource::Service),
@@ -157,21 +193,21 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
         lines.push((id.clone(), report.sources.file(entry.key_span).line(entry.key_span.start)));
         resources.extend(resource.map(|resource| (id, resource)));
     }
-    // Others had to see the ports until now.
-    for (id, resource) in &mut resources {
-        if let Resource::Service(service) = resource
-            && let Some(outline) = scope.services.get_mut(&id.name)
-        {
-            service.ports = std::mem::take(&mut outline.ports);
-        }
-    }
     graph::check(report, &edges);
     let flags = flags.as_deref().map(|node| decode::flags(report, node)).unwrap_or_default();
     if scope.services.is_empty() && scope.jobs.is_empty() {
         let message = || "the stack has no services and no jobs".to_owned();
         report.warning(Code::MISSING_KEY, START, message, help("add one under `services`"));
     }
-    Some(Parts { environment: EnvironmentId { stack, environment }, resources, flags, environments, lines })
+    Some(Parts {
+        environment: EnvironmentId { stack, environment },
+        resources,
+        flags,
+        environments,
+        lines,
+        preview: made_from.map(|from| previews.preview(from, scope.shared.clone())),
+        preview_limit: previews.limit,
+    })
 }
 
 /// Checks the version before anything else: another one may mean anything else by its keys.
@@ -201,6 +237,7 @@ fn environment<'a>(
     report: &mut Report<'_>,
     fields: &Fields<'_, 'a>,
     context: &Context,
+    previews: &Previews<'a>,
 ) -> (Option<Name>, Vec<Name>, Option<Rc<Node<'a>>>) {
     let entries: &[Entry<'a>] = fields.get("environments").map_or(&[], |entry| named(report, &entry.value, true, ""));
     let mut found: BTreeMap<Name, &Entry<'a>> = BTreeMap::new();
@@ -211,11 +248,25 @@ fn environment<'a>(
     }
     let names: Vec<Name> = found.keys().cloned().collect();
     let dev: Name = "dev".parse().expect("`dev` is a name");
-    let chosen = match &context.environment {
+    let below = context.preview.as_ref().map(|preview| &preview.from);
+    let chosen = match below.or(context.environment.as_ref()) {
         Some(name) => name.clone(),
         None if found.contains_key(&dev) || names.len() != 1 => dev.clone(),
         None => names[0].clone(),
     };
+    // What the chosen overlay makes: the environment itself, or a preview of it.
+    let made = if below.is_some() { context.environment.clone() } else { Some(chosen.clone()) };
+    if let (Some(below), Some(made)) = (below, &made)
+        && (found.contains_key(made) || *made == dev)
+    {
+        let span = found.get(made).map_or(START, |entry| entry.key_span);
+        let message = || format!("`{made}` is an environment of the stack file and not a preview of `{below}`");
+        report.error(Code::PREVIEW, span, message, help("choose another name with `--env`, or leave `--from` out"));
+    }
+    // What is meant for a later version is no mistake until a preview is made.
+    if let Some(target) = previews.get("target").filter(|target| below.is_none() && !is_later_target(target)) {
+        check_target(report, target);
+    }
     for (name, entry) in &found {
         if *name != chosen && entry.value.entries().is_none() && !entry.value.is_null() {
             expected(report, &entry.value, "a mapping", "");
@@ -226,23 +277,28 @@ fn environment<'a>(
         if chosen != dev {
             undefined(report, fields, &chosen, &names);
         }
-        return (Some(chosen), names, None);
+        return (made, names, None);
     };
     if entry.value.is_null() {
-        return (Some(chosen), names, None);
+        return (made, names, None);
     }
-    let target = entry.value.get("target");
-    let known_target = target.is_none_or(|target| check_target(report, target));
+    let own_target = below.and_then(|_| previews.get("target"));
+    let target = own_target.or_else(|| entry.value.get("target"));
+    let known_target = target.is_none_or(|target| check_target(report, target)) && own_target.is_none();
     // What belongs to another target is not judged by the rules of this one.
     if known_target {
         let _ = Fields::read(report, &entry.value, &tables::ENVIRONMENT, entry.key_span);
     }
-    (Some(chosen), names, Some(Rc::clone(&entry.value)))
+    (made, names, Some(Rc::clone(&entry.value)))
+}
+
+fn is_later_target(entry: &Entry<'_>) -> bool {
+    matches!(&entry.value.value, Value::Scalar(Scalar::Text, text) if tables::LATER_TARGETS.contains(&text.as_ref()))
 }
 
 fn check_target(report: &mut Report<'_>, entry: &Entry<'_>) -> bool {
-    if let Value::Scalar(Scalar::Text, text) = &entry.value.value
-        && tables::LATER_TARGETS.contains(&text.as_ref())
+    if let Value::Scalar(_, text) = &entry.value.value
+        && is_later_target(entry)
     {
         let message = || format!("the target `{text}` is not supported yet");
         report.error(Code::NOT_YET_SUPPORTED, entry.value.span, message, help("write `target: process`"));

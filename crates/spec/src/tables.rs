@@ -3,14 +3,24 @@
 use crate::table::{Key, Shape, Table};
 
 mod flags;
+mod port;
+mod preview;
 mod rollout;
 mod scale;
 
 pub(crate) use flags::{FLAG, RULE, TEST};
-pub(crate) use rollout::{
-    ANALYSIS, BLUE_GREEN, CANARY, GUARD, HOLD, HOOK, LATENCY, MATCH, MIRROR, PAUSE, ROLLING, ROLLOUT, STEP,
+pub(crate) use port::{
+    BREAKER, CLIENT, DEVELOPMENT, FALLBACK, NONE, OUTLIER, PORT, REQUEST_LIMITS, RETRY, STICKY, TIMEOUTS, TLS,
 };
-pub(crate) use scale::{SCALE, SCALE_DOWN, SCALE_EXPORTED, SCALE_LEVEL, SCALE_METRIC, SCALE_POLICY, SCALE_UP, TO_ZERO};
+use preview::SHARED;
+pub(crate) use preview::{PREVIEWS, PRICES};
+pub(crate) use rollout::{
+    ANALYSIS, BLUE_GREEN, CANARY, GUARD, HOLD, HOOK, LATENCY, MATCH, MIRROR, PAIR_PROBE, PAUSE, PROMETHEUS, ROLLING,
+    ROLLOUT, STEP, TOKEN,
+};
+pub(crate) use scale::{
+    METRICS, SCALE, SCALE_DOWN, SCALE_EXPORTED, SCALE_LEVEL, SCALE_METRIC, SCALE_POLICY, SCALE_QUEUE, SCALE_UP, TO_ZERO,
+};
 
 /// Requirement document 004, probes.
 const PROBES: &str = "004 probes";
@@ -50,6 +60,11 @@ pub(crate) static ROOT: Table = Table {
             "Overlays of this file, by name.",
         )
         .default("an implicit `dev`"),
+        Key::new(
+            "previews",
+            Shape::Maybe(&Shape::Table(&PREVIEWS)),
+            "What holds for environments that are made from another one, for a while.",
+        ),
     ]],
     habits: &[("networks", "services of a stack reach each other at their published ports; delete this key")],
     later: &["models", "stores", "routes", "frontends", "memory", "monitoring", "alerts", "secrets", "config"],
@@ -165,7 +180,7 @@ pub(crate) static SERVICE: Table = Table {
     id: "service",
     noun: "a service",
     doc: "A program that is kept running.",
-    keys: &[PROGRAM, &[
+    keys: &[PROGRAM, SHARED, &[
         Key::new("replicas", Shape::Integer(0, 10_000), "How many instances; with `scale` only to begin with.").default("1").from(OURS),
         Key::new(
             "ports",
@@ -186,6 +201,12 @@ pub(crate) static SERVICE: Table = Table {
         ),
         Key::new("rollout", Shape::Table(&ROLLOUT), "How instances are replaced."),
         Key::new("scale", Shape::Table(&SCALE), "How the number of instances follows the load.").default("it does not"),
+        Key::new(
+            "metrics",
+            Shape::Any(&[Shape::Text, Shape::Table(&METRICS)]),
+            "Where its instances export metrics, for `guard: {counters: …}` and `scale`: the path, or a mapping.",
+        )
+        .default("`/metrics` of the port `metrics`, else `http`, else the only one, if something looks at them"),
         Key::new("watchdog", Shape::Duration, "Longest time between two `WATCHDOG=1` messages of the program.").default("none"),
     ]],
     habits: &[
@@ -197,6 +218,7 @@ pub(crate) static SERVICE: Table = Table {
         ("autoscale", "write `scale`"),
         ("autoscaling", "write `scale`"),
         ("instances", "write `replicas`"),
+        ("scrape", "write `metrics: {port: …, path: …}`"),
         ("retries", "a service is restarted, not retried: write `restart: {budget: …}`"),
         ("timeout", "only jobs have a timeout; a service has `health: {start_deadline: …}`"),
         ("backoff", "write `restart: {backoff: …}`"),
@@ -211,6 +233,7 @@ pub(crate) static JOB: Table = Table {
     doc: "A program that runs to completion.",
     keys: &[
         PROGRAM,
+        SHARED,
         &[
             Key::new("retries", Shape::Integer(0, 1_000), "How often it is tried again after a failure.")
                 .default("0")
@@ -252,7 +275,7 @@ pub(crate) static VOLUME: Table = Table {
         Shape::Template,
         "A directory of yours, relative to the folder of the stack file; Orchestra creates it and never deletes it. Only `stack` and `environment` values may be used in it.",
     )
-    .default("chosen by Orchestra, per stack and environment")]],
+    .default("chosen by Orchestra, per stack and environment")], SHARED],
     habits: &[
         ("driver", "a volume is a directory of this machine; delete this key"),
         ("external", "write `path: /where/it/is`"),
@@ -346,32 +369,6 @@ pub(crate) static STOP: Table = Table {
 
 /// Protocols of ports.
 pub(crate) const PROTOCOLS: &[&str] = &["http", "h2c", "grpc", "tcp"];
-
-pub(crate) static PORT: Table = Table {
-    id: "port",
-    noun: "a port",
-    doc: "A stable address in front of the instances.",
-    keys: &[&[
-        Key::new(
-            "port",
-            Shape::Any(&[Shape::Integer(1, 65_535), Shape::Choice(&["auto"])]),
-            "Number to listen on; `auto` lets the machine choose once.",
-        )
-        .default("auto"),
-        Key::new("host", Shape::Host, "IP address to listen on.").default("127.0.0.1").from(OURS),
-        Key::new("protocol", Shape::Choice(PROTOCOLS), "What is spoken on it.")
-            .default("by the port's name")
-            .from("as Istio: a name that is, or begins with, `grpc`, `h2c` or `tcp` and a `-`; else `http`"),
-    ]],
-    habits: &[
-        ("published", "write `port`"),
-        ("target", "each instance gets a free port in its environment; delete this key"),
-        ("ip", "write `host`"),
-        ("address", "write `host`"),
-    ],
-    later: &["tls"],
-    one_of: &[],
-};
 
 pub(crate) static HEALTH: Table = Table {
     id: "health",

@@ -195,6 +195,8 @@ impl<'a> Write<'a> {
             rollouts: record.rollouts.clone(),
             flag_overrides: record.flag_overrides.clone(),
             scaled: record.scaled.clone(),
+            paused: record.paused.clone(),
+            preview: record.preview.clone(),
         };
         let row = encode(&format!("{id} {}", record.generation.0), &stripped);
         self.prepare("INSERT OR REPLACE INTO environments (id, generation, json, sum) VALUES (?1, ?2, ?3, ?4)")?

@@ -68,6 +68,7 @@ pub(crate) fn line(event: &Event, palette: Palette) -> String {
         | EventKind::InstanceReady
         | EventKind::DependencyRestored
         | EventKind::RolloutPromoted
+        | EventKind::CertificateServed
         | EventKind::ProxyServing => Tone::Good,
         EventKind::RunFailed
         | EventKind::RunReverting
@@ -75,6 +76,8 @@ pub(crate) fn line(event: &Event, palette: Palette) -> String {
         | EventKind::InstanceUnready
         | EventKind::InstanceFailed
         | EventKind::DependencyLost
+        | EventKind::PreviewExpired
+        | EventKind::CertificateProblem
         | EventKind::ProxyLost => Tone::Bad,
         _ => Tone::Plain,
     };

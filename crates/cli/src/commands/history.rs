@@ -1,5 +1,7 @@
 //! `orchestra history` and `orchestra show`
 
+use std::fmt::Write as _;
+
 use orchestra_api::ReleasesQuery;
 use orchestra_model::{
     Code, Diagnostic, ReleaseNumber,
@@ -147,7 +149,62 @@ fn verdict(verdict: &VerdictRecord, output: &Output) -> String {
         let words = format!("chance of such evidence if it were no worse: {chance:.4} (fails below {alpha})\n");
         text.push_str(&output.palette.dim(&words));
     }
+    for table in [counters(verdict), questions(verdict)] {
+        if !table.is_empty() {
+            text.push_str(&table.render(output.palette, output.columns()));
+        }
+    }
+    if let Some(why) = verdict.evidence.get("counters_unread").and_then(serde_json::Value::as_str) {
+        let _ = writeln!(text, "counters were not read: {}", printable(why));
+    }
     text
+}
+
+/// By how much the counters grew that the service exports.
+fn counters(verdict: &VerdictRecord) -> Table {
+    let mut table = Table::new(["COUNTER", "NEW", "OLD"]);
+    for counter in verdict.evidence.get("counters").and_then(serde_json::Value::as_array).into_iter().flatten() {
+        let of = |arm: &str| {
+            let number = |at: usize| counter[arm][at].as_u64().unwrap_or(0);
+            format!("{} in {}", number(0), number(1))
+        };
+        table.row([counter["name"].as_str().unwrap_or_default().into(), of("canary").into(), of("stable").into()]);
+    }
+    table
+}
+
+/// What Prometheus servers said.
+fn questions(verdict: &VerdictRecord) -> Table {
+    let mut table =
+        Table::new(["PROMETHEUS", "SAYS", "GOOD", "BAD", "INCONCLUSIVE", "ERRORS", "LAST VALUE", "CONDITION", "QUERY"]);
+    for source in verdict.evidence.get("prometheus").and_then(serde_json::Value::as_array).into_iter().flatten() {
+        let words = |key: &str| source[key].as_str();
+        let number = |key: &str| source[key].as_u64().unwrap_or(0).to_string();
+        let dry = source["dry_run"].as_bool().unwrap_or(false);
+        let settled = words("settled").unwrap_or("nothing yet");
+        let (says, tone) = match settled {
+            _ if dry => (format!("{settled} (dry run)"), Tone::Dim),
+            "pass" => (settled.to_owned(), Tone::Good),
+            "fail" | "error" => (settled.to_owned(), Tone::Bad),
+            other => (other.to_owned(), Tone::Busy),
+        };
+        let success = words("success").map(|condition| format!("good: {condition}"));
+        let failure = words("failure").map(|condition| format!("bad: {condition}"));
+        let conditions: Vec<String> = success.into_iter().chain(failure).collect();
+        let value = source["value"].as_f64().map_or_else(|| "none".to_owned(), |value| value.to_string());
+        table.row([
+            words("name").unwrap_or_default().into(),
+            Cell::new(says, tone),
+            number("successful").into(),
+            number("failed").into(),
+            number("inconclusive").into(),
+            number("errors").into(),
+            value.into(),
+            conditions.join(", ").into(),
+            words("query").unwrap_or_default().into(),
+        ]);
+    }
+    table
 }
 
 fn changes(base: Option<&ReleaseRecord>, release: &ReleaseRecord, output: &Output) -> String {

@@ -81,7 +81,8 @@ mod tests {
     #[test]
     fn the_template_is_valid() {
         let text = TEMPLATE.replace("{name}", "shop").replace("{schema}", SCHEMA);
-        let context = orchestra_spec::Context { directory: "/w".into(), volumes: "/v".into(), environment: None };
+        let context =
+            orchestra_spec::Context { directory: "/w".into(), volumes: "/v".into(), environment: None, preview: None };
         let load =
             |text: &str| orchestra_spec::load(orchestra_spec::Source { path: STACK, bytes: text.as_bytes() }, &context);
         let loaded = load(&text).unwrap_or_else(|errors| panic!("{}", orchestra_spec::render_text(&errors, false)));

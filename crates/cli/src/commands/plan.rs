@@ -4,13 +4,20 @@ use orchestra_api::{Down, PlanRequest, ResourceCount};
 use orchestra_model::{EnvironmentId, ResourceKind};
 use orchestra_plan::Style;
 
-use crate::{args::PlanArgs, exit::Exit, failure::Result, output::Output, saved_plan, session::Session};
+use crate::{
+    args::{PlanArgs, ValidateArgs},
+    exit::Exit,
+    failure::Result,
+    output::Output,
+    saved_plan,
+    session::Session,
+};
 
-pub(crate) async fn validate(session: &Session, output: &mut Output) -> Result<Exit> {
+pub(crate) async fn validate(args: &ValidateArgs, session: &Session, output: &mut Output) -> Result<Exit> {
     let file = session.stack_file()?;
     let environment = session.environment_name();
     let is_one = environment.is_some();
-    let source = file.read(environment)?;
+    let source = session.source(&args.preview)?;
     let client = session.reader(output).await?;
     let valid = if is_one { client.validate(&source).await? } else { client.validate_all(&source).await? };
     if output.json {
@@ -47,7 +54,7 @@ pub(crate) async fn plan(args: &PlanArgs, session: &Session, output: &mut Output
         let environment = session.environment(&client).await?;
         (PlanRequest::Down(Down { environment, volumes: args.volumes }), None)
     } else {
-        let source = session.stack_file()?.read(session.environment_name())?;
+        let source = session.source(&args.preview)?;
         let path = source.source_path.clone();
         (PlanRequest::Up(source), Some(path))
     };

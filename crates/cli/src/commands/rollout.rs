@@ -9,7 +9,7 @@ use crate::{
     failure::Result,
     output::Output,
     session::Session,
-    text::age,
+    text::{age, printable},
 };
 
 pub(crate) async fn promote(args: &PromoteArgs, session: &Session, output: &mut Output) -> Result<Exit> {
@@ -118,8 +118,17 @@ fn reasons(service: &ServiceStatus, now: UnixMillis) -> Vec<String> {
 
 /// A rollout in sentences.
 pub(crate) fn sentences(service: &ServiceStatus, now: UnixMillis) -> Vec<String> {
-    let Some(rollout) = &service.rollout else { return Vec::new() };
-    let mut lines = vec![headline(rollout, now)];
+    let mut lines = Vec::new();
+    if let Some(paused) = &service.traffic_paused {
+        let left = age(paused.until.saturating_sub(now));
+        let by = printable(&paused.by);
+        lines.push(format!(
+            "new requests wait, by {by}: `orchestra traffic resume {}`, or in {left} by themselves",
+            service.name
+        ));
+    }
+    let Some(rollout) = &service.rollout else { return lines };
+    lines.push(headline(rollout, now));
     match (&rollout.paused, &rollout.waits_for) {
         (Some(paused), _) => {
             let left = age(paused.expires.saturating_sub(now));

@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use orchestra_api::{Apply, Client, ClientError, Down, Restart, Rollback, RunEvent, Scale, StartRun, StartedRun, Up};
+use orchestra_api::{
+    Apply, Client, ClientError, Down, PreviewStatus, Restart, Rollback, RunEvent, Scale, StartRun, StartedRun, Up,
+};
 use orchestra_model::{
-    Code, Diagnostic,
+    Code, Diagnostic, EnvironmentId,
     record::{RunKind, RunRecord, RunState},
+    time::UnixMillis,
 };
 
 use crate::{
     args::{DownArgs, RestartArgs, RollbackArgs, ScaleArgs, UpArgs},
-    commands::status::addresses,
+    commands::{environments::left, status::addresses},
     exit::Exit,
     failure::{Failure, Result},
     follow::{ATTEMPTS, Interrupts, PAUSE, follow},
@@ -33,7 +36,7 @@ pub(crate) async fn up(
             let (plan, source_path) = saved_plan::read(&session.cwd.join(path))?;
             StartRun::Apply(Box::new(Apply { plan, source_path }))
         }
-        None => StartRun::Up(Up { source: session.stack_file()?.read(session.environment_name())? }),
+        None => StartRun::Up(Up { source: session.source(&args.preview)? }),
     };
     let client = interrupts.guard(session.server(output)).await?;
     start(&request, args.detach.detach, client, session, output, interrupts).await
@@ -174,6 +177,16 @@ async fn begin(
     }
 }
 
+/// `preview of production, taken down in 24h; sooner: orchestra down --env preview-42`
+fn words(preview: &PreviewStatus, environment: &EnvironmentId, now: UnixMillis) -> String {
+    let name = &environment.environment;
+    let when = match preview.expires_at {
+        Some(at) => format!("taken down in {}; sooner", left(at, now)),
+        None => "it stays until it is taken down".to_owned(),
+    };
+    format!("preview of {}, {when}: orchestra down --env {name}", preview.from)
+}
+
 /// Says how a run ended. `back`: somebody wanted to go back, so that a run that was turned back is what they wanted.
 async fn conclude(run: &RunRecord, back: bool, client: &Client, output: &mut Output) -> Result<Exit> {
     let exit = match run.state {
@@ -226,6 +239,9 @@ async fn conclude(run: &RunRecord, back: bool, client: &Client, output: &mut Out
     output.line(&output.palette.good(&text))?;
     // The run is over whatever becomes of this question.
     if let Ok(status) = client.environment(environment).await {
+        if let Some(preview) = &status.preview {
+            output.line(&words(preview, environment, status.at))?;
+        }
         let table = addresses(&status).render(output.palette, output.columns());
         if status.services.iter().any(|service| !service.addresses.is_empty()) {
             output.text(&table)?;

@@ -1,16 +1,16 @@
 //! `orchestra status`
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use orchestra_api::{
     CheckState, Client, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, EventsQuery, InstancePhase,
-    InstanceStatus, JobState, ServiceState, VolumeState, Waiting,
+    InstanceStatus, JobState, PreviewStatus, ServiceState, VolumeState, Waiting,
 };
 use orchestra_model::{EnvironmentId, record::RunState, time::UnixMillis};
 
 use crate::{
     args::StatusArgs,
-    commands::rollout::sentences,
+    commands::{environments::left, rollout::sentences},
     exit::Exit,
     failure::Result,
     output::Output,
@@ -56,7 +56,7 @@ pub(crate) async fn status(args: &StatusArgs, session: &Session, output: &mut Ou
     Ok(Exit::Success)
 }
 
-fn nothing(output: &mut Output) -> Result<Exit> {
+pub(crate) fn nothing(output: &mut Output) -> Result<Exit> {
     if output.json {
         output.line("[]")?;
     } else {
@@ -134,7 +134,7 @@ fn list(environments: &[EnvironmentSummary]) -> Table {
     table
 }
 
-fn health(health: EnvironmentHealth) -> (&'static str, Tone) {
+pub(crate) fn health(health: EnvironmentHealth) -> (&'static str, Tone) {
     match health {
         EnvironmentHealth::Down => ("down", Tone::Dim),
         EnvironmentHealth::Changing => ("changing", Tone::Busy),
@@ -165,6 +165,10 @@ pub(crate) fn render(status: &EnvironmentStatus, now: UnixMillis, palette: Palet
         tone.paint(palette, word),
         palette.dim(&source)
     );
+    if let Some(preview) = &status.preview {
+        text.push_str(&preview_line(preview, now));
+        text.push('\n');
+    }
     if let Some(run) = &status.run {
         let doing = if run.state == RunState::Reverting {
             "has been putting back what it changed"
@@ -182,7 +186,7 @@ pub(crate) fn render(status: &EnvironmentStatus, now: UnixMillis, palette: Palet
         }
     }
     let mut rollouts = Vec::new();
-    for service in status.services.iter().filter(|service| service.rollout.is_some()) {
+    for service in &status.services {
         rollouts.extend(sentences(service, now).into_iter().map(|line| format!("{}: {line}", service.name)));
     }
     for (at, line) in rollouts.iter().enumerate() {
@@ -209,6 +213,25 @@ pub(crate) fn render(status: &EnvironmentStatus, now: UnixMillis, palette: Palet
         text.push('\n');
     }
     text
+}
+
+/// `preview of production, of ada, shares service.db; is taken down in 23h`
+fn preview_line(preview: &PreviewStatus, now: UnixMillis) -> String {
+    let mut line = format!("preview of {}", preview.from);
+    if let Some(owner) = &preview.owner {
+        let _ = write!(line, ", of {}", printable(owner));
+    }
+    if !preview.shared.is_empty() {
+        let shared: Vec<String> = preview.shared.iter().map(ToString::to_string).collect();
+        let _ = write!(line, ", shares {}", shared.join(", "));
+    }
+    let _ = match (preview.removed_at, preview.expires_at) {
+        (Some(at), _) => write!(line, "; was removed {} ago", age(now.saturating_sub(at))),
+        (None, Some(at)) if at > now => write!(line, "; is taken down in {}", left(at, now)),
+        (None, Some(_)) => write!(line, "; its time is over"),
+        (None, None) => write!(line, "; stays until it is taken down"),
+    };
+    line
 }
 
 fn waits(waiting: &[Waiting]) -> String {

@@ -5,7 +5,10 @@ use std::{
     ffi::OsString,
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,7 +16,7 @@ use orchestra_api::{
     BoxFuture, Endpoint, SocketTransport, Transport,
     scripted::{Exchange, ScriptedServer},
 };
-use orchestra_cli::{Deps, Ended, Exit, ServerControl, ServerOptions, Serving, Spawned, Terminal};
+use orchestra_cli::{Deps, Ended, Exit, ServerControl, ServerOptions, Serving, Spawned, System, Terminal};
 use orchestra_model::{Code, Diagnostic};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
@@ -130,10 +133,84 @@ impl ServerControl for Handle {
     }
 }
 
+/// A machine whose files are in a folder of its own.
+pub(crate) struct Machine {
+    pub(crate) root: tempfile::TempDir,
+    is_root: AtomicBool,
+    programs: Mutex<Vec<&'static str>>,
+    ran: Mutex<Vec<String>>,
+    failure: Mutex<Option<String>>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            root: tempfile::tempdir().unwrap(),
+            is_root: AtomicBool::new(false),
+            programs: Mutex::default(),
+            ran: Mutex::default(),
+            failure: Mutex::default(),
+        }
+    }
+}
+
+impl Machine {
+    /// It keeps its trust store as Debian does.
+    pub(crate) fn debian(&self) {
+        std::fs::create_dir_all(self.root.path().join("usr/local/share/ca-certificates")).unwrap();
+        self.programs.lock().unwrap().push("update-ca-certificates");
+    }
+
+    /// The certificates that it trusts.
+    pub(crate) fn bundle(&self, pem: &str) {
+        std::fs::create_dir_all(self.root.path().join("etc/ssl/certs")).unwrap();
+        std::fs::write(self.root.path().join("etc/ssl/certs/ca-certificates.crt"), pem).unwrap();
+    }
+
+    pub(crate) fn become_root(&self) {
+        self.is_root.store(true, Ordering::SeqCst);
+    }
+
+    /// Every program that is run fails and says this.
+    pub(crate) fn fail(&self, says: &str) {
+        *self.failure.lock().unwrap() = Some(says.to_owned());
+    }
+
+    /// Everything that was run.
+    pub(crate) fn ran(&self) -> Vec<String> {
+        self.ran.lock().unwrap().clone()
+    }
+}
+
+impl System for Machine {
+    fn root(&self) -> PathBuf {
+        self.root.path().to_owned()
+    }
+
+    fn is_macos(&self) -> bool {
+        false
+    }
+
+    fn is_root(&self) -> bool {
+        self.is_root.load(Ordering::SeqCst)
+    }
+
+    fn has(&self, program: &str) -> bool {
+        self.programs.lock().unwrap().contains(&program)
+    }
+
+    fn run(&self, command: &[String]) -> io::Result<(bool, String)> {
+        self.ran.lock().unwrap().push(command.join(" "));
+        let failure = self.failure.lock().unwrap().clone();
+        Ok((failure.is_none(), failure.unwrap_or_default()))
+    }
+}
+
 /// A hermetic place for commands.
 pub(crate) struct TestEnvironment {
     folder: tempfile::TempDir,
     control: Arc<Control>,
+    pub(crate) system: Arc<Machine>,
     variables: BTreeMap<String, String>,
     terminal: Option<(u16, u16)>,
     pub(crate) interrupts: mpsc::Sender<()>,
@@ -152,6 +229,7 @@ impl TestEnvironment {
         let environment = Self {
             folder,
             control: Arc::default(),
+            system: Arc::default(),
             variables: BTreeMap::new(),
             terminal: None,
             interrupts,
@@ -262,6 +340,7 @@ impl TestEnvironment {
             }),
             interrupts: self.receiver.take().unwrap_or_else(|| mpsc::channel(1).1),
             server: Arc::new(Handle(self.control.clone())),
+            system: self.system.clone(),
         }
     }
 

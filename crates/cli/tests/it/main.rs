@@ -5,3 +5,4 @@ mod environment;
 mod local;
 mod runs;
 mod servers;
+mod tls;

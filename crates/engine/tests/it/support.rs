@@ -75,6 +75,7 @@ impl Running {
             shown: "orchestra.yaml".to_owned(),
             text: text.to_owned(),
             environment: None,
+            preview: None,
         };
         orchestra_engine::load(&source, self.control.volumes())
     }

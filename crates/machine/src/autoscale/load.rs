@@ -13,6 +13,14 @@ use orchestra_model::{Name, Now, autoscale::MetricSource, quantity::Measure, rou
 
 use super::sample::{Activity, Reading};
 
+/// What is read off the routes.
+const SOURCES: [MetricSource; 4] = [
+    MetricSource::RequestsPerSecond,
+    MetricSource::RequestsInFlight,
+    MetricSource::TokensInFlight,
+    MetricSource::QueueDepth,
+];
+
 /// Reports of the routes of one service.
 #[derive(Clone, Debug)]
 pub struct LoadMeter {
@@ -27,6 +35,7 @@ struct Route {
     begun: u64,
     in_flight: u64,
     held: u64,
+    tokens: u64,
 }
 
 impl LoadMeter {
@@ -58,6 +67,7 @@ impl LoadMeter {
         route.begun = route.begun.saturating_add(report.requests);
         route.in_flight = u64::from(report.in_flight);
         route.held = u64::from(report.held);
+        route.tokens = report.tokens_in_flight;
     }
 
     /// Requests, unless a route is silent.
@@ -71,20 +81,23 @@ impl LoadMeter {
         })
     }
 
-    /// Requests per second and requests in flight, of the service as a whole.
+    /// Requests per second, requests and tokens in flight, and requests that wait, of the service as a whole.
     pub fn readings(&self, now: Now) -> BTreeMap<MetricSource, Reading> {
         let silent = || Reading::Unavailable("the proxy has not reported it for 10s".to_owned());
         let Some(activity) = self.activity(now) else {
-            return [MetricSource::RequestsPerSecond, MetricSource::RequestsInFlight].map(|s| (s, silent())).into();
+            return SOURCES.map(|source| (source, silent())).into();
         };
         let rates = self.routes.values().map(|route| route.thousandths_per_second(now, self.window));
         let rate = rates.fold(0, u64::saturating_add);
+        let tokens = self.routes.values().map(|route| route.tokens).fold(0, u64::saturating_add);
         [
             (MetricSource::RequestsPerSecond, Reading::Total(Measure::thousandths(rate))),
             (
                 MetricSource::RequestsInFlight,
                 Reading::Total(Measure::whole(activity.in_flight.saturating_add(activity.held))),
             ),
+            (MetricSource::TokensInFlight, Reading::Total(Measure::whole(tokens))),
+            (MetricSource::QueueDepth, Reading::Total(Measure::whole(activity.held))),
         ]
         .into()
     }

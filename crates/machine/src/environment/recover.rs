@@ -88,6 +88,8 @@ impl Environment {
         }
 
         this.recover_rollouts(now);
+        this.recover_preview(now);
+        this.recover_traffic(now);
         this.routes.touch();
         let everything: Vec<ResourceId> = this.resources.keys().cloned().collect();
         this.changed.extend(everything);

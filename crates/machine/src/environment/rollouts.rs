@@ -1,21 +1,31 @@
 //! Rollouts of an environment: begun by a step of the run, looked at whenever their service is, forgotten when the old
 //! set is let go.
 
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
 use orchestra_model::{
-    Code, Diagnostic, EventKind, Name, Now, ReleaseNumber, Resource, ResourceId,
-    desired::Service,
+    Code, Diagnostic, EnvironmentId, EventKind, InstanceId, Name, Now, ReleaseNumber, Resource, ResourceId,
+    consult::{Answer, Exporter, Question, ScrapeTarget},
+    desired::{Protocol, Service},
     flag::{FlagName, Override, OverrideBy, OverrideServe},
     record::{Change, RunKind, RunState},
     rollout::{HookCall, RolloutCommand, RolloutPhase, VerdictOutcome, VerdictRecord},
     time::UnixMillis,
-    traffic::TrafficReport,
+    traffic::{Permille, TrafficReport},
 };
 
-use super::{Environment, service_id, workload::Want};
+use super::{
+    Environment, service_id,
+    workload::{Want, Workload},
+};
 use crate::{
-    Effect, HookKey,
+    About, ConsultKey, Effect, HookKey,
     instance::Instance,
-    rollout::{Command, Event, Rollout, Seen, judge::Judge},
+    replacement::Set,
+    rollout::{
+        Command, Event, Rollout, Seen,
+        judge::{Due, Judge},
+    },
 };
 
 /// Pause between two notes of what the judge knows: what a crash may cost is evidence of that time.
@@ -29,7 +39,7 @@ impl Environment {
     }
 
     /// The first moment at which `at` has been reached.
-    fn moment(&self, at: UnixMillis) -> Now {
+    pub(super) fn moment(&self, at: UnixMillis) -> Now {
         Now::at(std::time::Duration::from_millis(at.saturating_sub(self.settings.epoch)))
     }
 
@@ -138,8 +148,9 @@ impl Environment {
         let event = self.ask_judge(now, id, &seen, event);
         let workload = self.workloads.get_mut(id).expect("seen above");
         let Some(rollout) = &mut workload.rollout else { return };
-        let before = rollout.split();
+        let (before, was_frozen) = (rollout.split(), rollout.is_frozen());
         let commands = rollout.handle(at, event, &seen);
+        let thawed = was_frozen && !rollout.is_frozen();
         let split_changed = rollout.split() != before;
         let deadline =
             if rollout.is_over() && self.run.is_none() { Some(rollout.cold_at()) } else { rollout.deadline() };
@@ -152,7 +163,12 @@ impl Environment {
             let moment = self.moment(deadline);
             self.alarm(id, moment.max(now));
         }
+        if thawed {
+            self.goes_on(now, id);
+        }
         self.carry_out_rollout(now, id, commands);
+        self.consult_for_verdict(now, id);
+        self.ask_pair(now, id);
         self.cool_down(now, id);
     }
 
@@ -228,14 +244,114 @@ impl Environment {
         let current = workload.rollout.as_ref().is_some_and(|rollout| rollout.record().to.0 == report.watch);
         let Some(judge) = workload.judge.as_mut().filter(|_| current) else { return };
         let frozen = judge.observe(now, report);
-        if workload.judge_kept.is_none_or(|kept| now.since(kept) >= KEEP_JUDGE) {
-            self.keep_judge(now, &id);
-        }
+        workload.pairs.served(report);
+        self.keep_judge_now_and_then(now, &id);
         if frozen {
             self.routes.touch();
         }
         self.look_at_rollout(now, &id, Event::Look);
         self.changed.insert(id);
+    }
+
+    /// Asks for the numbers from elsewhere that are due.
+    fn consult_for_verdict(&mut self, now: Now, id: &ResourceId) {
+        let Some(workload) = self.workloads.get(id) else { return };
+        let (Some(rollout), Some(judge), Some(want)) = (&workload.rollout, &workload.judge, &workload.want) else {
+            return;
+        };
+        if rollout.is_over() {
+            return;
+        }
+        let release = rollout.record().to;
+        let exporter = want.resource.as_service().and_then(|service| service.metrics.clone());
+        let record = rollout.record();
+        let EnvironmentId { stack, environment } = &self.record.id;
+        let places = [
+            ("$stack", stack.to_string()),
+            ("$environment", environment.to_string()),
+            ("$service", id.name.to_string()),
+            ("$release", record.to.to_string()),
+            ("$baseline", record.from.to_string()),
+        ];
+        let ask = |due: Due| match due {
+            Due::Metric(index) => {
+                let metric = judge.metric(index)?;
+                let query = fill(&metric.query, &places);
+                let question = Question::Query { address: metric.address.clone(), query, token: metric.token.clone() };
+                Some((due, Some(question), metric.every, metric.timeout, BTreeSet::new()))
+            }
+            Due::Counters => {
+                let exporter = exporter.as_ref()?;
+                let (targets, canary) = self.exporting(workload, exporter);
+                let (path, series) = (exporter.path.clone(), judge.series().to_vec());
+                let question = (!canary.is_empty()).then_some(Question::Scrape { targets, path, series });
+                Some((due, question, exporter.every, exporter.timeout, canary))
+            }
+        };
+        let questions: Vec<_> = judge.due(now).into_iter().filter_map(ask).collect();
+        for (due, question, every, timeout, canary) in questions {
+            let judge = self.workloads.get_mut(id).and_then(|workload| workload.judge.as_mut()).expect("seen above");
+            let Some(question) = question else {
+                judge.skipped(now, due, every.duration());
+                continue;
+            };
+            self.asked += 1;
+            if due == Due::Counters {
+                judge.looks_at(canary);
+            }
+            judge.asked(now, due, self.asked, every.duration(), timeout.duration());
+            let key = ConsultKey { service: id.name.clone(), about: About::Verdict(release, due), number: self.asked };
+            self.out.effects.push(Effect::Consult { key, question, timeout });
+        }
+        let judge = self.workloads.get(id).and_then(|workload| workload.judge.as_ref());
+        if let Some(at) = judge.and_then(Judge::deadline).filter(|at| *at > now) {
+            self.alarm(id, at);
+        }
+    }
+
+    /// Instances that serve and export metrics, and those of the new set among them.
+    fn exporting(&self, workload: &Workload, exporter: &Exporter) -> (Vec<ScrapeTarget>, BTreeSet<(InstanceId, u32)>) {
+        let members = workload.members.iter().filter_map(|member| self.instances.get(member));
+        let serving = members.filter(|i| i.is_ready() && !super::is_leaving(i) && self.routes.admits(i));
+        let (mut targets, mut canary) = (Vec::new(), BTreeSet::new());
+        for instance in serving {
+            let record = instance.record();
+            let Some(port) = record.ports.get(&exporter.port) else { continue };
+            if workload.set_of(&record.launch_digest) == Set::Current {
+                canary.insert((record.id.clone(), record.attempt));
+            }
+            targets.push(ScrapeTarget {
+                instance: record.id.clone(),
+                attempt: record.attempt,
+                address: (Ipv4Addr::LOCALHOST, *port).into(),
+            });
+        }
+        (targets, canary)
+    }
+
+    /// Numbers from elsewhere.
+    pub(super) fn consulted(&mut self, now: Now, key: &ConsultKey, answer: Answer) {
+        let id = service_id(&key.service);
+        match key.about {
+            About::Scale => self.exported(now, &id, key.number, answer),
+            About::Verdict(release, due) => {
+                let Some(workload) = self.workloads.get_mut(&id) else { return };
+                let current = workload.rollout.as_ref().is_some_and(|rollout| rollout.record().to == release);
+                let Some(judge) = workload.judge.as_mut().filter(|_| current) else { return };
+                judge.consulted(due, key.number, answer);
+                self.keep_judge(now, &id);
+                self.look_at_rollout(now, &id, Event::Look);
+            }
+        }
+        self.changed.insert(id);
+    }
+
+    /// Writes down what the judge would need after a crash, unless that was done a moment ago.
+    pub(super) fn keep_judge_now_and_then(&mut self, now: Now, id: &ResourceId) {
+        let kept = self.workloads.get(id).and_then(|workload| workload.judge_kept);
+        if kept.is_none_or(|kept| now.since(kept) >= KEEP_JUDGE) {
+            self.keep_judge(now, id);
+        }
     }
 
     /// Writes down what the judge would need after a crash.
@@ -254,12 +370,23 @@ impl Environment {
         let Some(workload) = self.workloads.get_mut(id) else { return event };
         let (Some(rollout), Some(judge)) = (&workload.rollout, &mut workload.judge) else { return event };
         let record = rollout.record();
+        if rollout.analysis().is_some() && record.raised == Some(record.weight) {
+            judge.raised(record.weight);
+        }
         judge.follow(record.weight, record.step, seen.available);
+        if !rollout.is_over() {
+            let place = (record.step, rollout.analysis().is_some());
+            let foreign = !record.matches.is_empty() || record.mirror.is_some();
+            judge.look(now, place, record.weight > Permille::ZERO && seen.available > 0, foreign);
+        }
         if !matches!(event, Event::Look) || rollout.is_over() {
             return event;
         }
         let wanted = rollout.wants_verdict(at);
-        let Some((outcome, reason)) = judge.verdict(wanted == Some(true)) else { return event };
+        let Some((outcome, reason)) = judge.verdict(wanted == Some(true)) else {
+            let weight = rollout.may_raise(at).and_then(|remains| judge.advice(remains));
+            return weight.map_or(event, |weight| Event::Scarce { weight });
+        };
         if outcome != VerdictOutcome::Fail && wanted.is_none() {
             return event;
         }
@@ -461,12 +588,23 @@ impl Environment {
             let mut own = own.filter(|instance| instance.record().launch_digest == *digest);
             own.find_map(Instance::waits_for)
         };
-        let detail = if seen.available < rollout.canary_wanted(seen.replicas) { of_instance() } else { None };
+        let of_judge = || {
+            let judge = workload.judge.as_ref()?;
+            rollout.analysis()?;
+            let words: Vec<String> = std::iter::once(judge.words()).chain(judge.sources()).collect();
+            Some(words.join("; "))
+        };
+        let detail = if seen.available < rollout.canary_wanted(seen.replicas) { of_instance() } else { of_judge() };
         Some(match detail {
             Some(detail) => format!("{}: {waits}: {detail}", rollout.step_words()),
             None => format!("{}: {waits}", rollout.step_words()),
         })
     }
+}
+
+/// A query with what it asks about. A `$` that begins no known word stays what it is.
+fn fill(query: &str, places: &[(&str, String)]) -> String {
+    places.iter().fold(query.to_owned(), |query, (place, value)| query.replace(place, value))
 }
 
 /// What becomes of a service's rollout when something else is wanted of it.
@@ -485,5 +623,6 @@ enum Next {
 fn judge(service: &Service, memory: Option<&serde_json::Value>) -> Option<Judge> {
     let guard = service.rollout.strategy.stepped()?.guard.as_ref()?;
     let sticky = service.ports.values().any(|port| port.policy.sticky.is_some() || port.policy.pin);
-    Some(Judge::resume(guard, sticky, memory))
+    let blind = service.ports.values().all(|port| port.protocol == Protocol::Tcp);
+    Some(Judge::resume(guard, sticky, memory).blind(blind))
 }

@@ -17,7 +17,7 @@ use orchestra_model::{
     traffic::{Arm, Split},
 };
 
-use super::{Environment, workload::Workload};
+use super::{Environment, traffic::prolonged, workload::Workload};
 use crate::{Effect, instance::Instance, replacement::Set, rollout::Rollout};
 
 /// Pause before a refused revision is offered again.
@@ -303,6 +303,9 @@ impl Environment {
             _ => (self.settings.hold, self.settings.hold_limit),
         };
         let hold = self.cold_start(workload, service).unwrap_or(hold);
+        // New requests wait through a pause.
+        let pause = self.traffic_pause(&id.name).filter(|_| !leaving);
+        let hold = prolonged(hold, pause);
         let route = |(port, published): (&Name, &Port)| {
             let chosen = self.record.chosen_ports.get(&id.name).and_then(|ports| ports.get(port)).copied();
             Route {
@@ -313,7 +316,10 @@ impl Environment {
                 hold_limit,
                 drain: service.rollout.drain,
                 policy: published.policy.clone(),
-                split: split(workload, published.protocol),
+                split: {
+                    let split = split(workload, published.protocol);
+                    Split { paused: split.paused || pause.is_some(), ..split }
+                },
                 metered: service.scale.is_some(),
                 backends: self.backends(workload, port),
                 flags: None,

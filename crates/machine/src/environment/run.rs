@@ -36,7 +36,7 @@ use crate::{
 
 /// Time for a volume to be made or deleted.
 const VOLUME_DEADLINE: Duration = Duration::from_secs(60);
-/// Pause between looks at a step whose deadline its rollout keeps.
+/// Pause, at least, between looks at a step whose deadline its rollout keeps.
 const ROLLOUT_LOOK: Duration = Duration::from_secs(60);
 /// Time beyond grace and drain for a workload to be gone.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
@@ -131,6 +131,10 @@ impl Environment {
             self.releases.insert(number, release);
             self.note(EventKind::ReleaseCreated, None, None, Some(number), reason);
         }
+        let preview = run.plan.desired.as_ref().and_then(|desired| desired.preview.as_ref());
+        if let (RunKind::Up, Some(preview)) = (&run.kind, preview) {
+            self.enter_preview(now, &preview.clone());
+        }
         self.out.changes.push(Change::Run(Box::new(run.clone())));
         let cause = describe(&run.kind, run.release);
         self.run = Some(ActiveRun::new(run));
@@ -199,6 +203,13 @@ impl Environment {
         }
     }
 
+    /// A rollout goes on after a pause: its step's own time counts again, if it has any.
+    pub(super) fn goes_on(&mut self, now: Now, id: &ResourceId) {
+        if let Some(at) = self.run.as_mut().and_then(|run| run.deadlines.get_mut(id)) {
+            *at = (*at).min(now + ROLLOUT_LOOK);
+        }
+    }
+
     pub(super) fn run_tick(&mut self, now: Now) {
         let Some(run) = &self.run else { return };
         let due: Vec<ResourceId> =
@@ -211,8 +222,10 @@ impl Environment {
             // A rollout in steps has clocks of its own, and a paused one stands still.
             let rollout = self.rollout(&id).filter(|_| self.run().is_some_and(|run| run.state == RunState::Running));
             if rollout.is_some_and(|rollout| rollout.keeps_both() || rollout.is_frozen()) {
+                // Once when it has a deadline again, not once a minute in a pause of a day.
+                let next = rollout.and_then(Rollout::deadline).map_or(now, |at| self.moment(at));
                 let run = self.run.as_mut().expect("seen above");
-                run.deadlines.insert(id, now + ROLLOUT_LOOK);
+                run.deadlines.insert(id, next.max(now + ROLLOUT_LOOK));
                 continue;
             }
             let waits = self.step_waits_for(&id).unwrap_or_else(|| "nothing that is known".to_owned());
@@ -227,8 +240,13 @@ impl Environment {
                     self.begin_revert(now, message);
                 }
                 RunState::Running => {
-                    let problem = Diagnostic::error(Code::RUN_TIMED_OUT, format!("{id} did not finish in time"))
-                        .note(format!("it waited for {waits}"));
+                    let stops = run.step(&id).is_some_and(|step| step.action == Action::Delete);
+                    let problem = if stops && id.kind != ResourceKind::Volume {
+                        Diagnostic::error(Code::STOP_FAILED, format!("{id} could not be stopped"))
+                    } else {
+                        Diagnostic::error(Code::RUN_TIMED_OUT, format!("{id} did not finish in time"))
+                    };
+                    let problem = problem.note(format!("it waited for {waits}"));
                     self.fail_step(now, &id, problem);
                 }
                 RunState::Reverting => {
@@ -669,8 +687,9 @@ impl Environment {
                 }
                 self.clear_job(now, id);
             }
-            // A volume keeps its data: it is only forgotten, and found again by the next `up`.
-            (ResourceKind::Volume, None) => self.release_volume(id),
+            // A volume keeps its data: it is only forgotten, and found again by the next `up`. Those of a preview are
+            // deleted, because nobody looks for them again.
+            (ResourceKind::Volume, None) if self.preview().is_none() => self.release_volume(id),
             (_, previous) => self.set_target(now, id, previous),
         }
         self.changed.insert(id.clone());
@@ -729,6 +748,9 @@ impl Environment {
     fn succeed(&mut self, now: Now) {
         let Some(mut run) = self.run.take() else { return };
         run.record.state = RunState::Succeeded;
+        if matches!(run.record.kind, RunKind::Down { .. }) {
+            self.preview_removed(now);
+        }
         if let Some(old) = self.record.stable
             && Some(old) != run.record.release
         {

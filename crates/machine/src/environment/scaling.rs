@@ -4,11 +4,17 @@
 //! moves it. What is wanted of a workload carries that number, so everything else reads `service.replicas` as ever: whether
 //! instances are started, replaced or retired for load or for a release, they take the same way.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+    time::Duration,
+};
 
 use orchestra_model::{
     EventKind, InstanceId, Name, Now, Resource, ResourceId,
     autoscale::{Autoscale, MetricSource, ScaleDecision},
+    consult::{Answer, Exporter, Question, ScrapeTarget, Scraped, Selector},
     desired::Service,
     launch::{LaunchKey, Usage},
     quantity::{Measure, Timespan},
@@ -18,7 +24,7 @@ use orchestra_model::{
 
 use super::{Environment, is_leaving, service_id, workload::Workload};
 use crate::{
-    Effect,
+    About, ConsultKey, Effect,
     autoscale::{Autoscaler, InstancePhase, InstanceSample, LoadMeter, Point, Reading, Sample},
     instance::{Instance, Phase},
     replacement::Set,
@@ -31,6 +37,8 @@ const MEASURE_EVERY: Duration = Duration::from_secs(15);
 const ANSWER: Duration = Duration::from_secs(2);
 /// A measurement that is older says nothing about now.
 const MEASURED_FOR: Duration = Duration::from_secs(60);
+/// The same for exported metrics that are looked at often.
+const EXPORTED_FOR: Duration = Duration::from_secs(15);
 
 /// What scales one service.
 #[derive(Clone, Debug)]
@@ -43,6 +51,63 @@ pub(super) struct Scaling {
     measure_at: Now,
     /// Until when a decision waits for the answer to the last look.
     answer_by: Option<Now>,
+    exports: Exports,
+}
+
+/// What the instances export, as far as it is scaled by.
+#[derive(Clone, Debug, Default)]
+struct Exports {
+    /// Where; `None` if nobody asks for it.
+    exporter: Option<Exporter>,
+    /// When to look again.
+    look_at: Now,
+    /// Pause between two looks.
+    pause: Duration,
+    /// Number of the open question, and until when a decision waits for its answer.
+    asked: Option<(u64, Now)>,
+    /// The question before was not answered: no decision waits for this one.
+    impatient: bool,
+    /// By instance: which start of it, when, and the numbers that it had.
+    read: BTreeMap<InstanceId, (u32, Now, BTreeMap<Selector, f64>)>,
+    /// Why an instance could not be read the last time.
+    problem: Option<String>,
+}
+
+impl Exports {
+    /// Of one metric.
+    fn reading(&self, now: Now, selector: &Selector) -> Reading {
+        let Some(exporter) = &self.exporter else {
+            return Reading::Unavailable("the service exports no metrics".to_owned());
+        };
+        // Two looks may fail, and an instance may be slow to answer.
+        let fresh = EXPORTED_FOR.max(self.pause.saturating_mul(3)) + exporter.timeout.duration();
+        let point = |(id, (_, at, values)): (&InstanceId, &(u32, Now, BTreeMap<Selector, f64>))| {
+            let value = measure(*values.get(selector)?)?;
+            (now.since(*at) < fresh).then(|| (id.clone(), Point { value, at: *at, over: Duration::ZERO }))
+        };
+        let points: BTreeMap<InstanceId, Point> = self.read.iter().filter_map(point).collect();
+        match &self.problem {
+            Some(problem) if points.is_empty() => Reading::Unavailable(problem.clone()),
+            None if points.is_empty() && !self.read.is_empty() => {
+                Reading::Unavailable(format!("no instance exports it on {}", exporter.path))
+            }
+            _ => Reading::PerInstance(points),
+        }
+    }
+}
+
+/// A number as the autoscaler takes it; what is below 0 cannot be scaled by.
+fn measure(value: f64) -> Option<Measure> {
+    if value.is_nan() || value < 0.0 {
+        return None;
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the cast saturates; it is not negative"
+    )]
+    let thousandths = (value * 1000.0).round() as u64;
+    Some(Measure::thousandths(thousandths))
 }
 
 /// What one start of an instance used when it was looked at last.
@@ -66,6 +131,7 @@ impl Scaling {
             usage: BTreeMap::new(),
             measure_at: Now::ZERO,
             answer_by: None,
+            exports: Exports::default(),
         }
     }
 
@@ -74,19 +140,27 @@ impl Scaling {
         self.autoscaler.explain(now)
     }
 
-    fn measures(&self) -> bool {
+    pub(super) fn measures(&self) -> bool {
         self.autoscaler.policy().on.iter().any(|metric| metric.source.is_of_instances())
     }
 
     /// When a decision is due. It waits for a look that has just begun.
     fn decide_at(&self) -> Now {
         let due = self.autoscaler.deadline();
-        self.answer_by.map_or(due, |by| due.max(by))
+        let exported = self.exports.asked.filter(|_| !self.exports.impatient).map(|(_, by)| by);
+        self.answer_by.into_iter().chain(exported).fold(due, Now::max)
+    }
+
+    /// What is scaled by of what the instances export.
+    fn series(&self) -> Vec<Selector> {
+        self.autoscaler.policy().on.iter().filter_map(|metric| metric.source.selector()).collect()
     }
 
     fn deadline(&self) -> Now {
         let decide = self.decide_at();
-        if self.measures() { decide.min(self.measure_at) } else { decide }
+        let measure = self.measures().then_some(self.measure_at);
+        let look = (self.exports.exporter.is_some() && self.exports.asked.is_none()).then_some(self.exports.look_at);
+        measure.into_iter().chain(look).fold(decide, Now::min)
     }
 
     fn readings(&self, now: Now) -> BTreeMap<MetricSource, Reading> {
@@ -94,18 +168,18 @@ impl Scaling {
         let mut readings = self.meter.readings(now);
         for metric in &self.autoscaler.policy().on {
             let reading = match &metric.source {
-                MetricSource::RequestsPerSecond | MetricSource::RequestsInFlight => continue,
+                MetricSource::RequestsPerSecond
+                | MetricSource::RequestsInFlight
+                | MetricSource::TokensInFlight
+                | MetricSource::QueueDepth => continue,
                 MetricSource::Cpu => Reading::PerInstance(
                     fresh().filter_map(|(id, measured)| Some((id.clone(), measured.cpu?))).collect(),
                 ),
                 MetricSource::Memory => {
                     Reading::PerInstance(fresh().map(|(id, measured)| (id.clone(), measured.memory)).collect())
                 }
-                MetricSource::TokensInFlight => {
-                    Reading::Unavailable("this version does not count the tokens of open responses".to_owned())
-                }
-                MetricSource::QueueDepth | MetricSource::Exported { .. } => {
-                    Reading::Unavailable("this version does not read the metrics of services".to_owned())
+                MetricSource::Exported { name, labels } => {
+                    self.exports.reading(now, &Selector { name: name.clone(), labels: labels.clone() })
                 }
             };
             readings.insert(metric.source.clone(), reading);
@@ -232,6 +306,10 @@ impl Environment {
         }
         scaling.autoscaler.set_policy(policy.clone());
         scaling.meter.expect(service.ports.keys());
+        let exporter = service.metrics.clone().filter(|_| !scaling.series().is_empty());
+        if scaling.exports.exporter != exporter {
+            scaling.exports = Exports { exporter, ..Exports::default() };
+        }
     }
 
     // === what happens ===
@@ -265,9 +343,81 @@ impl Environment {
         self.changed.insert(id);
     }
 
+    /// What the instances export.
+    pub(super) fn exported(&mut self, now: Now, id: &ResourceId, number: u64, answer: Answer) {
+        let Some(scaling) = self.workloads.get_mut(id).and_then(|workload| workload.scaling.as_mut()) else { return };
+        let series = scaling.series();
+        let exports = &mut scaling.exports;
+        if exports.asked.take_if(|(open, _)| *open == number).is_none() {
+            return;
+        }
+        exports.problem = None;
+        match answer {
+            Answer::Scraped(scraped) => {
+                let present: BTreeSet<&InstanceId> = scraped.iter().map(|it| &it.instance).collect();
+                exports.read.retain(|instance, _| present.contains(instance));
+                for Scraped { instance, attempt, values } in scraped {
+                    match values {
+                        Ok(values) => {
+                            let known = series.iter().zip(values);
+                            let known = known.filter_map(|(series, value)| Some((series.clone(), value?))).collect();
+                            exports.read.insert(instance, (attempt, now, known));
+                        }
+                        Err(why) => {
+                            // What another start of it said is nothing that this one does.
+                            exports.read.retain(|id, (start, ..)| *id != instance || *start == attempt);
+                            exports.problem = Some(format!("{instance}: {why}"));
+                        }
+                    }
+                }
+            }
+            Answer::Error(why) => exports.problem = Some(why),
+            Answer::Values(_) => {}
+        }
+    }
+
+    /// Asks the instances for what they export.
+    fn look_at_exports(&mut self, now: Now, id: &ResourceId) {
+        let Some(workload) = self.workloads.get(id) else { return };
+        let Some(scaling) = &workload.scaling else { return };
+        let Some(exporter) = scaling.exports.exporter.clone() else { return };
+        let open = scaling.exports.asked.is_some_and(|(_, by)| by > now);
+        if open || scaling.exports.look_at > now {
+            return;
+        }
+        let members = workload.members.iter().filter_map(|member| self.instances.get(member));
+        let running = members.filter(|instance| instance.is_started() && !is_leaving(instance));
+        let target = |instance: &Instance| {
+            let record = instance.record();
+            let address = (Ipv4Addr::LOCALHOST, *record.ports.get(&exporter.port)?).into();
+            Some(ScrapeTarget { instance: record.id.clone(), attempt: record.attempt, address })
+        };
+        let targets: Vec<ScrapeTarget> = running.filter_map(target).collect();
+        let series = scaling.series();
+        let scaling = self.workloads.get_mut(id).and_then(|workload| workload.scaling.as_mut()).expect("seen above");
+        // Each decision has numbers of its own.
+        let every = exporter.every.duration().min(scaling.autoscaler.policy().every.duration());
+        scaling.exports.look_at = now + every;
+        scaling.exports.pause = every;
+        scaling.exports.impatient = scaling.exports.asked.take().is_some();
+        if scaling.exports.impatient {
+            scaling.exports.problem = Some("no answer".to_owned());
+        }
+        if targets.is_empty() {
+            scaling.exports.read.clear();
+            return;
+        }
+        self.asked += 1;
+        scaling.exports.asked = Some((self.asked, now + exporter.timeout.duration() + ANSWER));
+        let question = Question::Scrape { targets, path: exporter.path.clone(), series };
+        let key = ConsultKey { service: id.name.clone(), about: About::Scale, number: self.asked };
+        self.out.effects.push(Effect::Consult { key, question, timeout: exporter.timeout });
+    }
+
     /// Measures and decides what is due.
     pub(super) fn look_at_scaling(&mut self, now: Now, id: &ResourceId) {
         self.measure_usage(now, id);
+        self.look_at_exports(now, id);
         let Some(workload) = self.workloads.get(id) else { return };
         let Some(scaling) = &workload.scaling else { return };
         let mut members = workload.members.iter().filter_map(|member| self.instances.get(member));

@@ -8,7 +8,7 @@ use orchestra_model::{
     record::{Change, InstanceIntent, InstanceRecord},
 };
 
-use super::{Environment, VolumeState, is_leaving, scaling::Scaling};
+use super::{Environment, VolumeState, is_leaving, pairs::Pairs, scaling::Scaling};
 use crate::{
     health::Health,
     instance::{Event, Instance, Phase, Policy},
@@ -27,6 +27,8 @@ pub(super) struct Workload {
     pub(super) judge: Option<Judge>,
     /// When what the judge knows was written down last.
     pub(super) judge_kept: Option<Now>,
+    /// Synthetic requests to both sets of its rollout.
+    pub(super) pairs: Pairs,
     /// What scales it by itself.
     pub(super) scaling: Option<Scaling>,
     /// What was wanted last, for as long as its instances leave.
@@ -164,6 +166,9 @@ impl Environment {
         self.launch_pending(now, id);
         if self.workloads.get(id).is_some_and(|w| w.want.is_none() && w.members.is_empty()) {
             self.workloads.remove(id);
+            if id.kind == ResourceKind::Service {
+                self.forget_traffic(&id.name);
+            }
             self.routes.retry(&id.name);
         }
     }

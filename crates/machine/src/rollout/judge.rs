@@ -3,17 +3,28 @@
 //! It keeps the time between reports, freezes the bound of lateness once the old set has answered often enough, and
 //! translates. What it must remember after a crash is one value, written down with the rollout.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use orchestra_model::{
-    Now,
+    InstanceId, Now,
+    consult::{Answer, Selector},
     quantity::Timespan,
-    rollout::{Guard, LatencyBound, OnInconclusive, VerdictOutcome},
+    rollout::{Guard, LatencyBound, OnInconclusive, PrometheusMetric, VerdictOutcome},
     route::RouteId,
     traffic::{self, LatencyHistogram, Permille, TrafficReport, Watch},
 };
-use orchestra_stats::{Analysis, Arm, Bad, Bounds, Cell, Outcome, Policy, Settings, Tick, Unit, Verdict, WarmUp};
+use orchestra_stats::{
+    Advice, Analysis, Arm, Bad, Bounds, Cell, Outcome, Pair, Policy, Settings, Tick, Unit, Verdict, WarmUp,
+};
 use serde::{Deserialize, Serialize};
+
+mod sources;
+
+pub use self::sources::Due;
+use self::sources::Sources;
 
 /// Pause between two reports of the data plane.
 const EVERY: Timespan = Timespan::millis(250);
@@ -31,6 +42,9 @@ pub struct Judge {
     /// Step and number of available instances that it was told last.
     place: Option<(u32, u32)>,
     sequences: BTreeMap<RouteId, u64>,
+    sources: Sources,
+    /// No request of the service is seen: only the sources judge.
+    blind: bool,
 }
 
 /// What outlives a crash.
@@ -44,6 +58,12 @@ struct Memory {
     weight: Permille,
     /// Mirrored requests: agreed, and not.
     mirrored: (u64, u64),
+    /// The last bad answer of the new set to a synthetic request.
+    #[serde(default)]
+    probed: Option<String>,
+    /// What others were asked.
+    #[serde(default)]
+    sources: sources::Memory,
 }
 
 impl Judge {
@@ -56,7 +76,7 @@ impl Judge {
             client_cap: guard.per_client,
             min_clients: guard.clients,
             warm_up: WarmUp { time: guard.warm_up.duration(), requests: 0, errors_too: false },
-            counters: guard.counters.clone(),
+            counters: guard.counters.iter().map(ToString::to_string).collect(),
             probes: guard.probe.is_some(),
             inconclusive: match guard.inconclusive {
                 OnInconclusive::Hold => Policy::Hold,
@@ -71,9 +91,20 @@ impl Judge {
             bound: None,
             weight: Permille::ZERO,
             mirrored: (0, 0),
+            probed: None,
+            sources: sources::Memory::default(),
         };
         memory.analysis.latency(bounds(guard, None));
-        Self { memory, guard: guard.clone(), last: None, place: None, sequences: BTreeMap::new() }
+        memory.sources.fit(guard.prometheus.len());
+        Self {
+            memory,
+            guard: guard.clone(),
+            last: None,
+            place: None,
+            sequences: BTreeMap::new(),
+            sources: Sources::new(guard),
+            blind: false,
+        }
     }
 
     /// Goes on from what was written down; begins anew if that cannot be read.
@@ -81,6 +112,7 @@ impl Judge {
         let mut this = Self::new(guard, sticky);
         if let Some(memory) = memory.and_then(|memory| serde_json::from_value(memory.clone()).ok()) {
             this.memory = memory;
+            this.memory.sources.fit(guard.prometheus.len());
         }
         this
     }
@@ -126,6 +158,35 @@ impl Judge {
         }
     }
 
+    /// The share grows in the midst of a step: what was gathered in it stays.
+    pub fn raised(&mut self, weight: Permille) {
+        if weight != self.memory.weight {
+            self.memory.weight = weight;
+            self.memory.analysis.reweigh(share(weight));
+        }
+    }
+
+    /// The share at which the step would be decided in the time that `remains`, if that is another one and there is any
+    /// traffic.
+    pub fn advice(&self, remains: Duration) -> Option<Permille> {
+        let share = match self.memory.analysis.advice(remains)? {
+            Advice::Wait(_) => return None,
+            Advice::RaiseWeight(weight) | Advice::SyntheticProbes { weight, .. } => weight,
+        };
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share from 0 to 1")]
+        let permille = Permille::new((share * 1000.0).ceil() as u16);
+        (permille > self.memory.weight).then_some(permille)
+    }
+
+    /// What a pair of synthetic requests was answered.
+    pub fn pair(&mut self, canary: &Result<(), String>, stable: &Result<(), String>) {
+        if let Err(reason) = canary {
+            self.memory.probed = Some(reason.clone());
+        }
+        let pairs = vec![Pair { canary_bad: canary.is_err(), stable_bad: stable.is_err() }];
+        self.memory.analysis.observe(&Tick { pairs, ..Tick::default() });
+    }
+
     /// A step begins at the same share.
     pub fn step(&mut self) {
         self.memory.analysis.step(share(self.memory.weight));
@@ -148,6 +209,7 @@ impl Judge {
             let reports = u32::try_from(report.sequence - expected.unwrap_or_default()).unwrap_or(u32::MAX);
             self.memory.analysis.lost(EVERY.duration().saturating_mul(reports));
         }
+        self.sources.served(&report.cells);
         let cells = report.cells.iter().map(|it| cell(it, self.guard.errors)).collect();
         let covers = since.min(SILENCE);
         self.memory.analysis.observe(&Tick { covers, cells, counters: Vec::new(), pairs: Vec::new() });
@@ -156,9 +218,73 @@ impl Judge {
         self.freeze(&report.stable_latency)
     }
 
-    /// Growth of counters that the service exports.
-    pub fn count(&mut self, counters: Vec<orchestra_stats::Counter>) {
-        self.memory.analysis.observe(&Tick { counters, ..Tick::default() });
+    // === sources ===
+
+    /// The service has no port whose requests are seen.
+    #[must_use]
+    pub fn blind(self, blind: bool) -> Self {
+        Self { blind, ..self }
+    }
+
+    /// Where the rollout is, for what is asked of others: its step, whether that is an analysis, whether the new set may
+    /// get requests, and whether some of them are not sent there by chance.
+    pub fn look(&mut self, now: Now, step: (u32, bool), exposed: bool, foreign: bool) {
+        self.sources.follow(now, &mut self.memory.sources, step, exposed, foreign);
+    }
+
+    /// What is to be asked now.
+    pub fn due(&self, now: Now) -> Vec<Due> {
+        self.sources.due(now)
+    }
+
+    /// It was asked, with this number, and will be again after `every`.
+    pub fn asked(&mut self, now: Now, due: Due, number: u64, every: Duration, timeout: Duration) {
+        self.sources.asked(now, due, number, every, timeout);
+    }
+
+    /// It cannot be asked now, and will be tried again after `every`.
+    pub fn skipped(&mut self, now: Now, due: Due, every: Duration) {
+        self.sources.skipped(now, due, every);
+    }
+
+    /// When it must be looked at again.
+    pub fn deadline(&self) -> Option<Now> {
+        self.sources.deadline()
+    }
+
+    /// A metric of a Prometheus server.
+    pub fn metric(&self, index: usize) -> Option<&PrometheusMetric> {
+        self.sources.metric(index)
+    }
+
+    /// The counters that instances export.
+    pub fn series(&self) -> &[Selector] {
+        self.sources.series()
+    }
+
+    /// These starts of instances of the new set will be asked for their counters, and those of the old one.
+    pub fn looks_at(&mut self, canary: BTreeSet<(InstanceId, u32)>) {
+        self.sources.looks_at(canary);
+    }
+
+    /// An answer.
+    pub fn consulted(&mut self, due: Due, number: u64, answer: Answer) {
+        match due {
+            Due::Metric(index) => {
+                self.sources.measured(&mut self.memory.sources, index, number, answer);
+            }
+            Due::Counters => {
+                let counters = self.sources.scraped(number, answer);
+                if !counters.is_empty() {
+                    self.memory.analysis.observe(&Tick { counters, ..Tick::default() });
+                }
+            }
+        }
+    }
+
+    /// How the sources stand, in words.
+    pub fn sources(&self) -> Vec<String> {
+        self.sources.words(&self.memory.sources)
     }
 
     fn freeze(&mut self, latency: &LatencyHistogram) -> bool {
@@ -178,9 +304,20 @@ impl Judge {
         true
     }
 
-    /// The verdict; before the step is over only a fail or an early pass.
+    /// The verdict; before the step is over only a fail or an early pass. Of several sources the worst word stands.
     pub fn verdict(&self, step_over: bool) -> Option<(VerdictOutcome, String)> {
-        let verdict: Verdict = self.memory.analysis.verdict(step_over || self.memory.analysis.enough())?;
+        let policy = self.memory.analysis.settings().inconclusive;
+        let mut verdicts = self.sources.verdicts(&self.memory.sources, step_over, policy);
+        if !self.blind || verdicts.is_empty() {
+            let early = self.memory.analysis.enough();
+            verdicts.insert(0, self.memory.analysis.verdict(step_over || early));
+        }
+        let complete = verdicts.iter().all(Option::is_some);
+        let verdict = Verdict::worst(verdicts.into_iter().flatten())?;
+        // What is not certain yet may still become worse.
+        if verdict.outcome != Outcome::Fail && !step_over && (!complete || verdict.outcome != Outcome::Pass) {
+            return None;
+        }
         let outcome = match verdict.outcome {
             Outcome::Pass => VerdictOutcome::Pass,
             Outcome::Inconclusive => VerdictOutcome::Inconclusive,
@@ -206,6 +343,12 @@ impl Judge {
             let (agreed, differed) = self.memory.mirrored;
             evidence.insert("mirrored".to_owned(), serde_json::json!({"agreed": agreed, "differed": differed}));
         }
+        if let Some(reason) = &self.memory.probed {
+            evidence.insert("probed".to_owned(), reason.clone().into());
+        }
+        let (prometheus, unread) = self.sources.evidence(&self.memory.sources);
+        evidence.extend(prometheus.map(|metrics| ("prometheus".to_owned(), metrics)));
+        evidence.extend(unread.map(|why| ("counters_unread".to_owned(), why.into())));
         evidence
     }
 }

@@ -30,6 +30,7 @@ fn service(strategy: Strategy) -> Service {
         },
         replicas: 4,
         scale: None,
+        metrics: None,
         restarts: 0,
         ports: BTreeMap::new(),
         depends_on: BTreeMap::new(),
@@ -376,4 +377,95 @@ fn matched_requests_and_copies_need_an_instance() {
     bench.wait(10);
     let split = bench.rollout.split().unwrap();
     assert_eq!((split.matches.len(), split.mirror, split.canary), (0, None, Some(Permille::ALL)));
+}
+
+fn raising(limit: u16) -> Guard {
+    Guard {
+        alpha: Permille::new(10),
+        errors: true,
+        max_errors: None,
+        latency: None,
+        first_byte: None,
+        first_token: None,
+        counters: vec![],
+        per_client: 2,
+        clients: 2,
+        warm_up: Timespan::default(),
+        inconclusive: OnInconclusive::Hold,
+        raise_to: Some(Permille::new(limit)),
+        probe: None,
+        flag: None,
+        prometheus: vec![],
+    }
+}
+
+#[test]
+fn little_traffic_raises_the_share_and_no_later_step_lowers_it() {
+    let steps = vec![weight(50), analysis(None), weight(100), analysis(None), weight(10), pause(10)];
+    let mut bench = Bench::guarded(steps, Some(raising(400)));
+    // Not before there is a notion of how much traffic there is.
+    assert_eq!(bench.rollout.may_raise(bench.now), None);
+    bench.wait(10);
+    assert_eq!(bench.rollout.may_raise(bench.now), Some(Duration::from_secs(20)));
+    bench.prompt = false;
+    bench.send(Event::Scarce { weight: Permille::new(60) });
+    // It grows when there are instances for it, and is not raised again meanwhile.
+    assert_eq!((bench.weight(), bench.rollout.record().raised), (50, Some(Permille::new(100))));
+    assert_eq!(bench.rollout.may_raise(bench.now), None);
+    bench.prompt = true;
+    bench.look();
+    assert_eq!(bench.weight(), 100);
+    assert!(bench.log.iter().any(|line| line.contains("raised from 5 % to 10 %")), "{:?}", bench.log);
+    bench.send(Event::Scarce { weight: Permille::new(900) });
+    bench.look();
+    assert_eq!(bench.weight(), 400);
+    assert_eq!(bench.rollout.canary_wanted(4), 2);
+    assert_eq!(bench.rollout.may_raise(bench.now), None);
+    assert_eq!(bench.rollout.step_words(), "step 2 of 6: analysis for at most 30s, traffic raised to 40 %");
+    // It survives its server.
+    let spec = service(Strategy::Canary(bench.rollout.stepped().unwrap().clone()));
+    bench.rollout = Rollout::resume(bench.rollout.record().clone(), &spec, bench.now);
+    bench.send(verdict(VerdictOutcome::Pass));
+    bench.look();
+    assert_eq!((bench.rollout.record().step, bench.weight()), (3, 400));
+    bench.send(verdict(VerdictOutcome::Pass));
+    bench.look();
+    // This one asks for less than the one before.
+    assert_eq!((bench.rollout.record().step, bench.weight()), (5, 10));
+    assert_eq!(bench.rollout.record().raised, None);
+}
+
+#[test]
+fn nothing_is_raised_without_leave() {
+    let mut guard = raising(400);
+    guard.raise_to = None;
+    let mut bench = Bench::guarded(vec![weight(50), analysis(None)], Some(guard));
+    bench.wait(10);
+    assert_eq!(bench.rollout.may_raise(bench.now), None);
+    bench.send(Event::Scarce { weight: Permille::new(500) });
+    bench.look();
+    assert_eq!(bench.weight(), 50);
+    let mut bench = Bench::guarded(vec![weight(50), analysis(None)], Some(raising(400)));
+    bench.wait(10);
+    bench.ask(RolloutCommand::Pause);
+    bench.send(Event::Scarce { weight: Permille::new(500) });
+    assert_eq!((bench.weight(), bench.rollout.record().raised), (50, None));
+}
+
+#[test]
+fn a_clock_that_was_set_back_prolongs_nothing() {
+    let mut bench = Bench::new(vec![weight(50), pause(60), weight(500), pause(10)]);
+    bench.wait(5);
+    bench.ask(RolloutCommand::Pause);
+    let record = bench.rollout.record().clone();
+    let spec = service(Strategy::Canary(bench.rollout.stepped().unwrap().clone()));
+    let hour = 3_600_000;
+    let earlier = bench.now - hour.min(bench.now - 1);
+    let resumed = Rollout::resume(record.clone(), &spec, earlier);
+    let (budget, day) = (millis(budget(&spec.rollout)), 86_400_000);
+    assert_eq!(resumed.record().deadline, record.deadline.min(earlier + budget));
+    assert!(resumed.record().since <= earlier);
+    assert_eq!(resumed.record().paused.as_ref().unwrap().expires, earlier + day);
+    // One that goes on as it should stays as it is.
+    assert_eq!(*Rollout::resume(record.clone(), &spec, bench.now).record(), record);
 }

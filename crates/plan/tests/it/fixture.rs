@@ -65,6 +65,7 @@ pub(crate) fn service(command: &str) -> Service {
         program: program(command),
         replicas: 1,
         scale: None,
+        metrics: None,
         restarts: 0,
         ports: [(
             "http".parse().expect("a name"),
@@ -135,6 +136,7 @@ pub(crate) fn desired(resources: impl IntoIterator<Item = (&'static str, Resourc
         target: Target::Process,
         resources: resources.into_iter().map(|(id, resource)| (rid(id), resource)).collect(),
         flags: FlagSet::default(),
+        preview: None,
     }
 }
 

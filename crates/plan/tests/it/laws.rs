@@ -44,7 +44,7 @@ fn build(parts: &[Part]) -> Desired {
         ids.push(id.clone());
         resources.insert(id, resource);
     }
-    Desired { environment: environment(), target: Target::Process, resources, flags: FlagSet::default() }
+    Desired { environment: environment(), target: Target::Process, resources, flags: FlagSet::default(), preview: None }
 }
 
 fn stacks() -> impl Strategy<Value = Desired> {

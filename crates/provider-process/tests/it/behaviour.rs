@@ -319,3 +319,26 @@ async fn two_providers_that_race_start_one_program() {
         assert_eq!(joined(&lines), format!("{round}\n").into_bytes());
     }
 }
+
+/// Who is stopped at once may not have run at all yet: the word must reach it nevertheless.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_right_after_the_start_is_not_lost() {
+    let (_world, bench) = bench("stop-at-once", Cgroups::Auto);
+    let mut server = bench.serve();
+    for round in 0..40 {
+        let mut launch = bench.launch(round, Program::Run);
+        launch.command = vec!["sleep".into(), "1000".into()];
+        let key = launch.key.clone();
+        server.provider.start(launch).await.unwrap();
+        server.provider.terminate(key.clone(), term(Timespan::millis(30_000))).await.unwrap();
+        let seen = server.gone(&key).await;
+        let ends: Vec<_> = seen
+            .iter()
+            .filter_map(|event| match event {
+                ProviderEvent::Exited { exit, .. } => Some(exit),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(ends, [&Exit::Signal(15)], "round {round}: {seen:?}");
+    }
+}

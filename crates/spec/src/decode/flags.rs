@@ -16,7 +16,7 @@ use orchestra_model::{
 };
 use serde_json::{Map, Number, Value as Json};
 
-use super::{Fields, choice, conflict, expected, invalid, named, number, quantity, text, unknown};
+use super::{Fields, boolean, choice, conflict, expected, invalid, named, number, quantity, text, unknown};
 use crate::{
     report::{Report, help},
     source::Span,
@@ -200,14 +200,6 @@ fn state(report: &mut Report<'_>, node: &Node<'_>) -> Option<bool> {
         return boolean(report, node);
     }
     choice(report, node, &[("on", true), ("off", false)])
-}
-
-fn boolean(report: &mut Report<'_>, node: &Node<'_>) -> Option<bool> {
-    if let Value::Scalar(Scalar::Boolean, text) = &node.value {
-        return Some(text.eq_ignore_ascii_case("true"));
-    }
-    expected(report, node, "`true` or `false`", "");
-    None
 }
 
 fn json_number(report: &mut Report<'_>, node: &Node<'_>) -> Option<Number> {

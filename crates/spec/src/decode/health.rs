@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use orchestra_model::{
     Name, ResourceId, ResourceKind,
-    desired::{Check, Port, Probe},
+    desired::{Check, Port, Probe, Protocol},
     diagnostic::Code,
+    rollout::PairProbe,
 };
 
 use super::{Decoder, Fields, expected, invalid, template::main_port, text, unknown, without_nul};
@@ -42,6 +43,37 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             Surroundings { ports, broken, live: std::ptr::eq(table, &raw const tables::LIVE), required: true };
         let check = self.check(&fields, surroundings);
         self.timed(&fields, check)
+    }
+
+    /// What both sets of a rollout are asked in pairs.
+    pub(super) fn pair_probe(&mut self, entry: &'n Entry<'a>) -> Option<PairProbe> {
+        let node = entry.value.as_ref();
+        let fields = if node.entries().is_some() {
+            Fields::read(self.report, node, &tables::PAIR_PROBE, entry.key_span)?
+        } else {
+            Fields::empty(&tables::PAIR_PROBE)
+        };
+        let outline = self.scope.services.get(&self.workload.name)?;
+        let around = Surroundings { ports: &outline.ports, broken: outline.broken, live: false, required: true };
+        let port = match fields.get("port") {
+            Some(port) => self.own_port(&port.value, around),
+            None => self.some_port(entry, around, &["http"]),
+        };
+        let path = fields.get("path").map_or(node, |path| path.value.as_ref());
+        let written = text(self.report, path, "a path such as `/ready`")?;
+        self.check_path(path, written);
+        if let Some(port) = port.as_ref().and_then(|name| outline.ports.get(name))
+            && port.protocol != Protocol::Http
+        {
+            let message = || "probes speak HTTP/1.1, and the port does not".to_owned();
+            invalid(self.report, entry.value.span, message, "name a port with `protocol: http`");
+        }
+        Some(PairProbe {
+            port: port?,
+            path: written.to_owned(),
+            every: fields.positive(self.report, "every"),
+            timeout: fields.positive(self.report, "timeout"),
+        })
     }
 
     /// The readiness check of a service that names none: each of its ports accepts connections. An open port is little,
@@ -301,6 +333,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             unknown(self.report, node.span, || format!("there is no service `{}`", cut(name)), known, name);
             return None;
         };
+        self.must_be_here(service, node.span, "a `dependency` check");
         if around.required && !around.live {
             let to = ResourceId::new(ResourceKind::Service, service.clone());
             self.edges.push(Edge::health(self.workload.id(), &to, node.span));

@@ -287,6 +287,9 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                             continue;
                         };
                         let Some(id) = self.dependency_id(name, item.span) else { continue };
+                        if self.is_elsewhere(&id) {
+                            continue;
+                        }
                         let dependency = Dependency { until: default_condition(id.kind), on_loss: OnLoss::Ignore };
                         self.edges.push(Edge::new(self.workload.id(), &id, dependency.until, item.span));
                         if dependencies.insert(id, dependency).is_some() {
@@ -303,6 +306,9 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                     for entry in entries {
                         let Some(id) = self.dependency_id(&entry.key, entry.key_span) else { continue };
                         let Some(dependency) = self.dependency(&id, entry) else { continue };
+                        if self.is_elsewhere(&id) {
+                            continue;
+                        }
                         self.edges.push(Edge::new(self.workload.id(), &id, dependency.until, entry.key_span));
                         dependencies.insert(id, dependency);
                     }
@@ -320,6 +326,21 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             dependencies.entry(ResourceId::new(ResourceKind::Volume, volume)).or_insert(dependency);
         }
         dependencies
+    }
+
+    /// Whether a workload is the business of the environment that a preview is made from: it runs there already, and
+    /// what happens to it there is nothing to wait for.
+    fn is_elsewhere(&self, id: &ResourceId) -> bool {
+        id.kind != ResourceKind::Volume && self.scope.shared.contains(id)
+    }
+
+    /// Refuses what needs a service to be of this environment.
+    pub(super) fn must_be_here(&mut self, service: &Name, span: Span, what: &str) {
+        if self.is_elsewhere(&ResourceId::new(ResourceKind::Service, service.clone())) {
+            let message = || format!("{what} cannot name `{service}`, which this preview shares");
+            let remedy = help("replace it under `previews`, or write `preview: own` for the service");
+            self.report.error(Code::PREVIEW, span, message, remedy);
+        }
     }
 
     fn dependency_id(&mut self, name: &str, span: Span) -> Option<ResourceId> {

@@ -261,6 +261,18 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             let message = || format!("`alpha` cannot be {alpha}");
             invalid(self.report, span, message, "write a share from 0.1% to 20%; 1% is usual");
         }
+        let raise_to = share(self.report, "raise_to");
+        if raise_to.is_some_and(|share| share > Permille::new(500)) {
+            let span = fields.get("raise_to").map_or(fields.at, |entry| entry.value.span);
+            let message = || "`raise_to` cannot be above 50 %".to_owned();
+            invalid(
+                self.report,
+                span,
+                message,
+                "write at most `50%`: there each response says most about the difference",
+            );
+        }
+        let probe = fields.get("probe").and_then(|entry| self.pair_probe(entry));
         let optional = |report: &mut Report<'_>, key: &str| {
             fields.get(key).and_then(|entry| timespan(report, &entry.value)).filter(|span| *span != Timespan::default())
         };
@@ -271,15 +283,15 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             latency: fields.get("latency").and_then(|entry| self.latency(entry)),
             first_byte: optional(self.report, "first_byte"),
             first_token: optional(self.report, "first_token"),
-            counters: Vec::new(),
+            counters: fields.get("counters").map(|entry| self.counters(entry)).unwrap_or_default(),
             per_client: fields.integer(self.report, "per_client", 1..=1000),
             clients: fields.integer(self.report, "clients", 1..=1000),
             warm_up: fields.timespan(self.report, "warm_up"),
             inconclusive: fields.choice(self.report, "inconclusive", INCONCLUSIVE),
-            raise_to: None,
-            probe: None,
+            raise_to,
+            probe,
             flag: fields.get("flag").and_then(|entry| self.flag(entry)),
-            prometheus: Vec::new(),
+            prometheus: fields.get("prometheus").map(|entry| self.prometheus(entry)).unwrap_or_default(),
         }
     }
 
@@ -325,7 +337,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         read.collect()
     }
 
-    fn pairs(&mut self, entry: &Entry<'_>) -> BTreeMap<String, String> {
+    pub(super) fn pairs(&mut self, entry: &Entry<'_>) -> BTreeMap<String, String> {
         let Value::Mapping(entries) = &entry.value.value else {
             expected(self.report, &entry.value, "a mapping of names to values", "");
             return BTreeMap::new();
@@ -347,11 +359,7 @@ fn amount(report: &mut Report<'_>, fields: &Fields<'_, '_>, key: &str) -> Amount
 
 fn boolean(report: &mut Report<'_>, fields: &Fields<'_, '_>, key: &str) -> bool {
     let Some(entry) = fields.get(key) else { return false };
-    if let Value::Scalar(Scalar::Boolean, text) = &entry.value.value {
-        return text.eq_ignore_ascii_case("true");
-    }
-    expected(report, &entry.value, "`true` or `false`", "");
-    false
+    super::boolean(report, &entry.value).unwrap_or(false)
 }
 
 /// A share in percent, exact to a tenth, with or without the sign.

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use orchestra_model::{
     autoscale::{Autoscale, Behavior, Change, Level, Metric, MetricSource, ScalePolicy, Select, ToZero},
+    consult::Selector,
     desired::{Protocol, Resources},
     diagnostic::Code,
     quantity::{Cpu, Measure, Timespan},
@@ -135,7 +136,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                 (MetricSource::Memory, self.of_resource(entry, needed, read)?)
             }
             "exported" => return self.exported(entry),
-            "queue_depth" => (MetricSource::QueueDepth, self.level(value)?),
+            "queue_depth" => return self.queue(entry),
             key => {
                 self.counts_requests(entry);
                 let source = match key {
@@ -186,18 +187,48 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let node = entry.value.as_ref();
         let fields = Fields::read(self.report, node, &tables::SCALE_EXPORTED, entry.key_span)?;
         let target = self.average_or_value(&fields, node);
-        let name = fields.get("name").and_then(|entry| {
-            let name = text(self.report, &entry.value, "the name of a metric")?;
-            // https://prometheus.io/docs/concepts/data_model/#metric-names-and-labels
-            let first = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_' || c == ':');
-            if !first || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':') || name.len() > 200 {
-                let message = || format!("`{}` is not the name of a metric", cut(name));
-                let rule = "letters, digits, `_` and `:`, not beginning with a digit, at most 200 characters";
-                self.report.error(Code::INVALID_NAME, entry.value.span, message, help(rule));
+        let source = fields.get("name").and_then(|entry| self.series(entry, fields.get("labels")));
+        Some(Metric { source: source?, target: target? })
+    }
+
+    /// Requests that wait, or a metric that says what does.
+    fn queue(&mut self, entry: &'n Entry<'a>) -> Option<Metric> {
+        let node = entry.value.as_ref();
+        if node.entries().is_none() {
+            self.counts_requests(entry);
+            return Some(Metric { source: MetricSource::QueueDepth, target: self.level(node)? });
+        }
+        let fields = Fields::read(self.report, node, &tables::SCALE_QUEUE, entry.key_span)?;
+        let target = self.average_or_value(&fields, node);
+        let source = if let Some(metric) = fields.get("metric") {
+            self.series(metric, fields.get("labels"))
+        } else {
+            if let Some(labels) = fields.get("labels") {
+                let message = || "`labels` belong to a metric, and none is named".to_owned();
+                self.report.error(Code::MISSING_KEY, labels.key_span, message, help("add `metric: NAME`"));
             }
-            Some(name.to_owned())
+            self.counts_requests(entry);
+            Some(MetricSource::QueueDepth)
+        };
+        Some(Metric { source: source?, target: target? })
+    }
+
+    /// A metric that is exported: a name as in a query, with labels there or apart.
+    fn series(&mut self, entry: &Entry<'a>, labels: Option<&'n Entry<'a>>) -> Option<MetricSource> {
+        let name = text(self.report, &entry.value, "the name of a metric")?;
+        let labels = labels.map(|labels| self.pairs(labels)).unwrap_or_default();
+        let selector = name.parse::<Selector>().and_then(|mut selector| {
+            selector.labels.extend(labels);
+            selector.checked()
         });
-        Some(Metric { source: MetricSource::Exported { name: name? }, target: target? })
+        match selector {
+            Ok(Selector { name, labels }) => Some(MetricSource::Exported { name, labels }),
+            Err(error) => {
+                let rule = "letters, digits, `_` and `:`, not beginning with a digit";
+                self.report.error(Code::INVALID_NAME, entry.value.span, || error.to_string(), help(rule));
+                None
+            }
+        }
     }
 
     /// A number is an average per instance.

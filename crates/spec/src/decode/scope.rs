@@ -6,16 +6,17 @@ use std::{
 };
 
 use orchestra_model::{
-    Name,
+    Name, ResourceId, ResourceKind,
     desired::{Port, Protocol, Volume},
     diagnostic::Code,
     route::RouteId,
-    traffic::PortPolicy,
+    traffic::{PortPolicy, Tls},
 };
 
 use super::{Fields, choice, expected, integer, invalid, name, named, scale, template};
 use crate::{
     load::Context,
+    preview,
     report::{Report, help},
     source::Span,
     tables,
@@ -30,6 +31,8 @@ pub(crate) struct Scope<'n, 'a> {
     pub(crate) services: BTreeMap<Name, ServiceOutline<'n, 'a>>,
     pub(crate) jobs: BTreeMap<Name, &'n Entry<'a>>,
     pub(crate) volumes: BTreeMap<Name, VolumeOutline>,
+    /// What a preview uses of the environment that it is made from.
+    pub(crate) shared: BTreeSet<ResourceId>,
     /// Names of flags, also of those with errors.
     pub(crate) flags: BTreeSet<String>,
 }
@@ -77,6 +80,7 @@ impl<'n, 'a> Scope<'n, 'a> {
             services: BTreeMap::new(),
             jobs: BTreeMap::new(),
             volumes: BTreeMap::new(),
+            shared: BTreeSet::new(),
             flags: flags.and_then(Node::entries).into_iter().flatten().map(|entry| entry.key.to_string()).collect(),
         };
         for entry in volumes.map_or(&[][..], |node| named(report, node, true, NAMED)) {
@@ -90,7 +94,18 @@ impl<'n, 'a> Scope<'n, 'a> {
                     let remedy = help("rename it: the proxy serves the flags under this name");
                     report.error(Code::INVALID_NAME, entry.key_span, message, remedy);
                 }
-                let outline = service(report, entry, &name, &mut published);
+                let mut outline = service(report, entry, &name, &mut published);
+                if let (Some(span), Some(from)) = (preview::says_shared(report, entry), &context.preview) {
+                    published.retain(|published| published.service != name);
+                    let ports = preview::ports_of(report, from, &name, span);
+                    outline.broken |= ports.is_none();
+                    outline.ports = ports.unwrap_or_default();
+                    scope.shared.insert(ResourceId::new(ResourceKind::Service, name.clone()));
+                } else if context.preview.is_some() {
+                    // The numbers are those of the other environment.
+                    published.retain(|published| published.service != name);
+                    outline.ports.values_mut().for_each(|port| port.port = None);
+                }
                 scope.services.insert(name, outline);
             }
         }
@@ -105,6 +120,10 @@ impl<'n, 'a> Scope<'n, 'a> {
                         .help("rename one: instances are named after their workload")
                 });
             }
+            if let (Some(span), Some(from)) = (preview::says_shared(report, entry), &context.preview) {
+                preview::shared(report, from, ResourceKind::Job, &name, span);
+                scope.shared.insert(ResourceId::new(ResourceKind::Job, name.clone()));
+            }
             scope.jobs.insert(name, entry);
         }
         conflicts(report, published);
@@ -118,10 +137,15 @@ impl<'n, 'a> Scope<'n, 'a> {
             .then(|| Fields::read(report, node, &tables::VOLUME, entry.key_span))
             .flatten()
             .and_then(|fields| fields.get("path"))
-            .map(|path| template::stack_path(report, self, &path.value).unwrap_or_default());
-        let managed = path.is_none();
+            .map(|path| template::stack_path(report, self, &path.value, "a volume").unwrap_or_default());
+        let (says_shared, from) = (preview::says_shared(report, entry), self.context.preview.as_ref());
+        let managed = path.is_none() || from.is_some();
         let chosen = || format!("{}/{}/{}/{name}", self.context.volumes, self.stack, self.environment);
-        let volume = Volume { path: path.unwrap_or_else(chosen), managed };
+        let mut volume = Volume { path: path.filter(|_| !managed).unwrap_or_else(chosen), managed };
+        if let (Some(span), Some(from)) = (says_shared, from) {
+            volume = preview::volume_of(report, from, &name, span).unwrap_or(volume);
+            self.shared.insert(ResourceId::new(ResourceKind::Volume, name.clone()));
+        }
         self.volumes.insert(name, VolumeOutline { volume, span: entry.key_span });
     }
 }
@@ -208,6 +232,8 @@ fn port(report: &mut Report<'_>, entry: &Entry<'_>) -> Option<Port> {
             if let Some(protocol) = fields.get("protocol") {
                 port.protocol = choice(report, &protocol.value, PROTOCOLS)?;
             }
+            // URLs have to tell; the rest of the policy comes with the second pass.
+            port.policy.tls = fields.get("tls").map(|_| Tls::Development { names: BTreeSet::new() });
         }
         _ => {
             expected(report, node, "a port such as `8080`, `127.0.0.1:8080` or `auto`", "");

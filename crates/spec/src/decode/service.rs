@@ -40,7 +40,6 @@ impl<'d, 'n, 'a> Decoder<'d, 'n, 'a> {
         }
     }
 
-    /// The service without its ports, which the caller moves over from the outline.
     pub(crate) fn service(mut self, entry: &'n Entry<'a>) -> Option<Service> {
         let fields = Fields::read(self.report, &entry.value, &tables::SERVICE, entry.key_span)?;
         let outline = self.scope.services.get(&self.workload.name)?;
@@ -53,13 +52,15 @@ impl<'d, 'n, 'a> Decoder<'d, 'n, 'a> {
         let restart = self.restart(&fields);
         let rollout = self.rollout(&fields, outline.replicas);
         let scale = fields.get("scale").and_then(|entry| self.scale(&fields, entry, &program.resources));
+        let metrics = self.exporter(&fields, outline, &rollout, scale.as_ref());
         let stop = self.stop(&fields);
         Some(Service {
             program,
             replicas: outline.replicas,
             scale,
+            metrics,
             restarts: 0,
-            ports: BTreeMap::new(),
+            ports: self.ports(&fields, outline),
             depends_on: self.depends_on(&fields),
             health,
             restart,

@@ -306,7 +306,7 @@ pub(super) fn main_port<'p, P>(ports: &'p std::collections::BTreeMap<Name, P>, p
 }
 
 /// A path in which only values of the stack itself may stand, so that no two paths can depend on each other.
-pub(super) fn stack_path(report: &mut Report<'_>, scope: &Scope<'_, '_>, node: &Node<'_>) -> Option<String> {
+pub(super) fn stack_path(report: &mut Report<'_>, scope: &Scope<'_, '_>, node: &Node<'_>, of: &str) -> Option<String> {
     let source = text(report, node, "a path")?;
     if !without_nul(report, node, source) {
         return None;
@@ -323,11 +323,10 @@ pub(super) fn stack_path(report: &mut Report<'_>, scope: &Scope<'_, '_>, node: &
             Ok(Piece::Path { path: expression, start, end }) => {
                 let span = places.find(node.span, &source[start..end]);
                 let value = parts(expression).and_then(|parts| match parts[0] {
-                    "services" | "volumes" | "instance" | "self" => Err(Trouble::expression(format!(
-                        "`{}` cannot be used in the path of a volume",
-                        cut(expression)
-                    ))
-                    .help("only values of `stack` and `environment` can")),
+                    "services" | "volumes" | "instance" | "self" => {
+                        Err(Trouble::expression(format!("`{}` cannot be used in the path of {of}", cut(expression)))
+                            .help("only values of `stack` and `environment` can"))
+                    }
                     _ => of_stack(scope, expression, &parts),
                 });
                 match value {

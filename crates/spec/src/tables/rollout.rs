@@ -3,6 +3,9 @@
 use super::{DRAIN, KUBERNETES, OURS};
 use crate::table::{Key, Shape, Table};
 
+/// Argo Rollouts.
+const ARGO: &str = "as Argo Rollouts";
+
 const PAUSE_WORDS: &[&str] = &["manual"];
 const EXPIRY_WORDS: &[&str] = &["roll_back", "promote"];
 const INCONCLUSIVE_WORDS: &[&str] = &["hold", "promote_and_watch", "roll_back"];
@@ -273,6 +276,18 @@ pub(crate) static GUARD: Table = Table {
         .default("none"),
         Key::new("first_byte", Shape::Duration, "Responses whose head comes later are bad.").default("none"),
         Key::new("first_token", Shape::Duration, "Streams whose first event comes later are bad.").default("none"),
+        Key::new(
+            "counters",
+            Shape::List(&Shape::Text),
+            "Counters that the instances export (`metrics`), such as `errors_total` or `http_total{code=\"500\"}`: more of them per request is worse.",
+        )
+        .default("none"),
+        Key::new(
+            "prometheus",
+            Shape::Any(&[Shape::Table(&PROMETHEUS), Shape::List(&Shape::Table(&PROMETHEUS))]),
+            "Questions to Prometheus servers as further sources of the verdict.",
+        )
+        .default("none"),
         Key::new("per_client", Shape::Integer(1, 1000), "One client counts for at most so many bad responses.")
             .default("2")
             .from(OURS),
@@ -293,6 +308,18 @@ pub(crate) static GUARD: Table = Table {
         Key::new("inconclusive", Shape::Choice(INCONCLUSIVE_WORDS), "What too little evidence means.")
             .default("hold")
             .from(OURS),
+        Key::new(
+            "raise_to",
+            Shape::Weight,
+            "The share of the traffic may grow up to this, at most 50, where an analysis would end without enough evidence.",
+        )
+        .default("none"),
+        Key::new(
+            "probe",
+            Shape::Any(&[Shape::Text, Shape::Table(&PAIR_PROBE)]),
+            "Path that the server itself asks of both sets in pairs, while real requests are rarer than that.",
+        )
+        .default("none"),
         Key::new("flag", Shape::Text, "A bad verdict turns this flag off instead of turning the release back.")
             .default("none"),
     ]],
@@ -301,8 +328,104 @@ pub(crate) static GUARD: Table = Table {
         ("error_rate", "write `max_errors`"),
         ("success_rate", "write `max_errors`, the complement"),
     ],
-    later: &["counters", "raise_to", "probe", "prometheus"],
+    later: &[],
     one_of: &[],
+};
+
+pub(crate) static PAIR_PROBE: Table = Table {
+    id: "pair-probe",
+    noun: "`probe`",
+    doc: "The same safe request to one instance of each set at the same time.",
+    keys: &[&[
+        Key::new("path", Shape::Text, "Path with query, asked with `GET`; begins with `/`.").required(),
+        Key::new("port", Shape::Name, "Name of the port that is asked.").default("`http`, or the only port"),
+        Key::new("every", Shape::Duration, "Pause between pairs.").default("1s").from(OURS),
+        Key::new("timeout", Shape::Duration, "Longest wait for an answer; none is a bad one.").default("5s").from(OURS),
+    ]],
+    habits: &[("http", "write `path`"), ("url", "write `path`"), ("interval", "write `every`")],
+    later: &[],
+    one_of: &[],
+};
+
+pub(crate) static PROMETHEUS: Table = Table {
+    id: "prometheus",
+    noun: "`prometheus`",
+    doc: "A question to a Prometheus server, with the conditions and limits of Argo Rollouts. No data is inconclusive, never a failure.",
+    keys: &[&[
+        Key::new("name", Shape::Text, "How it is called in events.").default("`prometheus`, `prometheus-2`, …"),
+        Key::new("address", Shape::Text, "`http://prometheus:9090`, perhaps with a path in front of `/api/v1`.")
+            .required(),
+        Key::new("query", Shape::Text, "A query (PromQL) with one number, or a few, as its result.").required(),
+        Key::new(
+            "success",
+            Shape::Text,
+            "Condition on `result` that makes a measurement good, such as `result < 0.01`.",
+        )
+        .default("none: `failure` does not hold"),
+        Key::new("failure", Shape::Text, "Condition on `result` that makes it bad.")
+            .default("none: `success` does not hold"),
+        Key::new("every", Shape::Duration, "Pause between measurements: `1s` to `1h`.").default("10s").from(OURS),
+        Key::new("initial_delay", Shape::Duration, "Pause before the first one.").default("0s").from(ARGO),
+        Key::new("timeout", Shape::Duration, "Longest wait for an answer: up to `1m`; then it is an error.")
+            .default("10s")
+            .from(OURS),
+        Key::new("count", Shape::CountLimit(1, 100_000), "Measurements after which it passes.")
+            .default("unlimited")
+            .from(ARGO),
+        Key::new("failure_limit", Shape::CountLimit(0, 100_000), "Bad measurements that are put up with.")
+            .default("0")
+            .from(ARGO),
+        Key::new("inconclusive_limit", Shape::CountLimit(0, 100_000), "Inconclusive ones that are put up with.")
+            .default("0")
+            .from(ARGO),
+        Key::new("consecutive_error_limit", Shape::CountLimit(0, 100_000), "Errors in a row that are put up with.")
+            .default("4")
+            .from(ARGO),
+        Key::new(
+            "consecutive_success_limit",
+            Shape::CountLimit(1, 100_000),
+            "Good measurements in a row after which it passes.",
+        )
+        .default("unlimited")
+        .from(ARGO),
+        Key::new("token", Shape::Table(&TOKEN), "Bearer token that opens the server.").default("none"),
+        Key::new("dry_run", Shape::Boolean, "It is measured and shown, and decides nothing.").default("false"),
+    ]],
+    habits: &[
+        ("successCondition", "write `success`"),
+        ("success_condition", "write `success`"),
+        ("failureCondition", "write `failure`"),
+        ("failure_condition", "write `failure`"),
+        ("interval", "write `every`"),
+        ("initialDelay", "write `initial_delay`"),
+        ("failureLimit", "write `failure_limit`"),
+        ("inconclusiveLimit", "write `inconclusive_limit`"),
+        ("consecutiveErrorLimit", "write `consecutive_error_limit`"),
+        ("consecutiveSuccessLimit", "write `consecutive_success_limit`"),
+        ("error_limit", "write `consecutive_error_limit`"),
+        ("dryRun", "write `dry_run`"),
+        ("provider", "write `address` and `query` directly"),
+        ("url", "write `address`"),
+        ("authentication", "write `token: {file: …}` or `token: {env: …}`"),
+    ],
+    later: &[],
+    one_of: &[],
+};
+
+pub(crate) static TOKEN: Table = Table {
+    id: "token",
+    noun: "`token`",
+    doc: "Where a token is read from whenever it is needed. It is kept and shown nowhere.",
+    keys: &[&[
+        Key::new("file", Shape::Text, "File whose first line it is, relative to the folder of the stack file."),
+        Key::new("env", Shape::Text, "Variable of the server's environment."),
+    ]],
+    habits: &[
+        ("value", "a token does not belong into the stack file: write `file` or `env`"),
+        ("secret", "write `file` or `env`"),
+    ],
+    later: &[],
+    one_of: &["file", "env"],
 };
 
 pub(crate) static LATENCY: Table = Table {

@@ -86,12 +86,12 @@ pub(crate) static SCALE_METRIC: Table = Table {
         Key::new(
             "tokens_in_flight",
             Shape::Any(&[Shape::Measure, Shape::Table(&SCALE_LEVEL)]),
-            "Tokens of the responses that are under way.",
+            "Tokens (events of streams, messages of gRPC) that the responses under way have sent so far.",
         ),
         Key::new(
             "queue_depth",
-            Shape::Any(&[Shape::Measure, Shape::Table(&SCALE_LEVEL)]),
-            "Work that waits, as the service says it.",
+            Shape::Any(&[Shape::Measure, Shape::Table(&SCALE_QUEUE)]),
+            "Requests that wait for an instance; with `metric`, work that waits as the instances export it.",
         ),
         Key::new("exported", Shape::Table(&SCALE_EXPORTED), "A metric that the service exports."),
     ]],
@@ -128,11 +128,51 @@ pub(crate) static SCALE_LEVEL: Table = Table {
     one_of: &["average", "value"],
 };
 
+const LABELS: Key =
+    Key::new("labels", Shape::Map(&Shape::Text), "Labels that its series must have; those that fit are added up.")
+        .default("any");
+
+pub(crate) static SCALE_QUEUE: Table = Table {
+    id: "scale-queue",
+    noun: "`queue_depth`",
+    doc: "How long a queue should be.",
+    keys: &[&[
+        Key::new("metric", Shape::Text, "Metric that the instances export, such as `vllm:num_requests_waiting`.")
+            .default("none: requests that wait for an instance"),
+        LABELS,
+        AVERAGE,
+        VALUE,
+    ]],
+    habits: &[
+        ("averageValue", "write `average`"),
+        ("target", "write `average` or `value`"),
+        ("name", "write `metric`"),
+    ],
+    later: &[],
+    one_of: &["average", "value"],
+};
+
+pub(crate) static METRICS: Table = Table {
+    id: "metrics",
+    noun: "`metrics`",
+    doc: "Where the instances of a service export metrics, in the text format of Prometheus or OpenMetrics. Each instance is asked at its own port.",
+    keys: &[&[
+        Key::new("port", Shape::Reference, "Published port; plain HTTP is spoken with it.")
+            .default("`metrics`, else `http`, else the only one"),
+        Key::new("path", Shape::Text, "Path.").default("/metrics"),
+        Key::new("every", Shape::Duration, "Pause between two looks: `1s` to `5m`.").default("5s").from(OURS),
+        Key::new("timeout", Shape::Duration, "Longest wait for an instance: up to `30s`.").default("2s").from(OURS),
+    ]],
+    habits: &[("interval", "write `every`"), ("scrape_interval", "write `every`"), ("metrics_path", "write `path`")],
+    later: &[],
+    one_of: &[],
+};
+
 pub(crate) static SCALE_EXPORTED: Table = Table {
     id: "scale-exported",
     noun: "`exported`",
     doc: "A metric that the service exports, and what it should be.",
-    keys: &[&[Key::new("name", Shape::Text, "Its name.").required(), AVERAGE, VALUE]],
+    keys: &[&[Key::new("name", Shape::Text, "Its name.").required(), LABELS, AVERAGE, VALUE]],
     habits: &[("averageValue", "write `average`"), ("target", "write `average` or `value`")],
     later: &[],
     one_of: &["average", "value"],

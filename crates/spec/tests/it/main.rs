@@ -1,10 +1,13 @@
 //! One binary: fixtures and their golden output, the JSON Schema against both, hostile input, laws.
 
+mod consult;
 mod fixtures;
 mod flags;
 mod hostile;
 mod interpolation;
 mod laws;
+mod ports;
+mod previews;
 mod reference;
 mod scaling;
 mod values;
@@ -20,6 +23,7 @@ pub(crate) fn context(environment: Option<&str>) -> Context {
         directory: "/srv/demo".to_owned(),
         volumes: "/state/volumes".to_owned(),
         environment: environment.map(|name| name.parse().unwrap()),
+        preview: None,
     }
 }
 

@@ -51,7 +51,7 @@ fn the_tables_of_the_reference_are_the_generated_ones() {
 
 #[test]
 fn examples_in_the_reference_are_valid() {
-    let pages = ["docs/reference/stack-file.md", "docs/guide/flags.md"];
+    let pages = ["docs/reference/stack-file.md", "docs/guide/flags.md", "docs/guide/previews.md"];
     let page = pages.map(|page| std::fs::read_to_string(repository(page)).unwrap()).join("\n");
     let examples: Vec<&str> = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     assert!(examples.len() >= 5, "only {} examples", examples.len());
@@ -63,6 +63,7 @@ fn examples_in_the_reference_are_valid() {
             || example.starts_with("jobs:")
             || example.starts_with("flags:")
             || example.starts_with("environments:")
+            || example.starts_with("previews:")
         {
             format!("version: 1\nname: example\n{example}")
         } else {

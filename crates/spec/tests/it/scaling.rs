@@ -17,17 +17,17 @@ fn service(keys: &str) -> Service {
 #[test]
 fn the_number_to_begin_with_lies_within_the_bounds() {
     for (keys, replicas) in [
-        ("scale: {min: 3, max: 5, on: [{queue_depth: 1}]}", 3),
-        ("scale: {max: 5, on: [{queue_depth: 1}]}", 1),
-        ("replicas: 4\n    scale: {min: 3, max: 5, on: [{queue_depth: 1}]}", 4),
-        ("ports: {http: auto}\n    scale: {min: 0, max: 5, on: [{queue_depth: 1}]}", 1),
-        ("ports: {http: auto}\n    replicas: 0\n    scale: {min: 0, max: 5, on: [{queue_depth: 1}]}", 0),
+        ("scale: {min: 3, max: 5, on: [{memory: 1Gi}]}", 3),
+        ("scale: {max: 5, on: [{memory: 1Gi}]}", 1),
+        ("replicas: 4\n    scale: {min: 3, max: 5, on: [{memory: 1Gi}]}", 4),
+        ("ports: {http: auto}\n    scale: {min: 0, max: 5, on: [{memory: 1Gi}]}", 1),
+        ("ports: {http: auto}\n    replicas: 0\n    scale: {min: 0, max: 5, on: [{memory: 1Gi}]}", 0),
     ] {
         assert_eq!(service(keys).replicas, replicas, "{keys}");
     }
     for replicas in [0, 2, 6] {
         let text = format!(
-            "version: 1\nname: demo\nservices:\n  a: {{command: [a], scale: {{min: 3, max: 5, on: [{{queue_depth: 1}}]}}}}\n\
+            "version: 1\nname: demo\nservices:\n  a: {{command: [a], scale: {{min: 3, max: 5, on: [{{memory: 1Gi}}]}}}}\n\
              environments:\n  dev: {{services: {{a: {{replicas: {replicas}}}}}}}\n"
         );
         let errors = errors(text.as_bytes());
@@ -39,7 +39,7 @@ fn the_number_to_begin_with_lies_within_the_bounds() {
 #[test]
 fn scaling_replaces_no_instance() {
     let plain = service("replicas: 3");
-    let scaled = service("scale: {min: 3, max: 5, on: [{queue_depth: 1}]}");
+    let scaled = service("scale: {min: 3, max: 5, on: [{memory: 1Gi}]}");
     assert_eq!(plain.launch_digest(), scaled.launch_digest());
     // A stack that was recorded before there was scaling reads as one that does not scale.
     let recorded = serde_json::to_value(&plain).unwrap();
@@ -56,7 +56,7 @@ fn targets_have_the_notations_of_what_they_measure() {
     .scale
     .unwrap();
     let targets: Vec<(&MetricSource, Level)> = scale.on.iter().map(|metric| (&metric.source, metric.target)).collect();
-    let exported = MetricSource::Exported { name: "a_b".to_owned() };
+    let exported = MetricSource::Exported { name: "a_b".to_owned(), labels: std::collections::BTreeMap::new() };
     assert_eq!(
         targets,
         [

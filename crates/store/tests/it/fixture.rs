@@ -39,6 +39,8 @@ pub(crate) fn environment() -> EnvironmentRecord {
         rollouts: BTreeMap::new(),
         flag_overrides: BTreeMap::new(),
         scaled: BTreeMap::new(),
+        paused: BTreeMap::new(),
+        preview: None,
     }
 }
 
@@ -92,7 +94,7 @@ pub(crate) fn volume(name: &str, path: &str) -> (ResourceId, Resource) {
 
 pub(crate) fn desired(paths: &[&str]) -> Desired {
     let resources = paths.iter().enumerate().map(|(at, path)| volume(&format!("v{at}"), path)).collect();
-    Desired { environment: id(), target: Target::Process, resources, flags: FlagSet::default() }
+    Desired { environment: id(), target: Target::Process, resources, flags: FlagSet::default(), preview: None }
 }
 
 pub(crate) fn release(number: u64, run: u64) -> ReleaseRecord {

@@ -10,14 +10,23 @@
 //! | `GET /version` | release, style and instance |
 //!
 //! Environment: `PORT`, `DATA_DIR`; optional `RELEASE_LABEL`, `INSTANCE`, `AGENT_STYLE` (calm or brisk), `PACE_MS` between
-//! tokens (30), `TOOL_TIMEOUT_MS` (5000), and `FAIL_READY=1`, which makes a release that never becomes ready.
+//! tokens (30), `TOOL_TIMEOUT_MS` (5000); two ways to be a bad release: `FAIL_READY=1` never becomes ready, and `FAIL_EVERY=3`
+//! becomes ready and answers every third request with 500.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Path, State},
+    extract::{DefaultBodyLimit, Path, Request, State},
     http::StatusCode,
+    middleware::{Next, from_fn_with_state},
     response::{
         IntoResponse, Response,
         sse::{KeepAlive, Sse},
@@ -51,6 +60,9 @@ struct Api {
     pace: Duration,
     tool_timeout: Duration,
     fail_ready: bool,
+    /// Every so manieth request fails; 0 is none.
+    fail_every: u64,
+    asked: Arc<AtomicU64>,
 }
 
 #[derive(Deserialize)]
@@ -90,6 +102,8 @@ fn main() -> ExitCode {
             pace: settings::millis("PACE_MS", 30)?,
             tool_timeout: settings::millis("TOOL_TIMEOUT_MS", 5_000)?,
             fail_ready: settings::text("FAIL_READY").as_deref() == Some("1"),
+            fail_every: settings::value("FAIL_EVERY", 0)?,
+            asked: Arc::default(),
         };
         log(format_args!("agent-api release {} style {}", api.release, api.style));
         let gate = api.gate.clone();
@@ -97,9 +111,11 @@ fn main() -> ExitCode {
             .route("/v1/chat", post(chat))
             .route("/v1/sessions", get(sessions))
             .route("/v1/sessions/{id}", get(session))
+            .route("/version", get(version))
+            .layer(from_fn_with_state(api.clone(), fail_some))
+            // Its checks pass: only requests can tell that it is bad.
             .route("/ready", get(ready))
             .route("/health", get(async || "ok\n"))
-            .route("/version", get(version))
             .layer(DefaultBodyLimit::max(64 * 1024))
             .with_state(api);
         serve(router, gate, end).await
@@ -118,6 +134,14 @@ async fn ready(State(api): State<Api>) -> (StatusCode, String) {
         }
     };
     (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n"))
+}
+
+async fn fail_some(State(api): State<Api>, request: Request, next: Next) -> Response {
+    if api.fail_every > 0 && api.asked.fetch_add(1, Ordering::Relaxed) % api.fail_every == 0 {
+        let reason = format!("FAIL_EVERY={}: this release fails at times", api.fail_every);
+        return Refused(StatusCode::INTERNAL_SERVER_ERROR, reason).into_response();
+    }
+    next.run(request).await
 }
 
 async fn version(State(api): State<Api>) -> Json<Value> {

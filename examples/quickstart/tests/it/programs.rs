@@ -174,6 +174,15 @@ fn not_ready_when_told_so_or_before_the_migration() {
 }
 
 #[test]
+fn every_third_request_fails_when_told_so_and_no_check() {
+    let data = data();
+    let api = Program::start(API, data.path(), &[("FAIL_EVERY", "3")]);
+    let answers: Vec<u16> = (0..6).map(|_| api.get("/version").0).collect();
+    assert_eq!(answers, [500, 200, 200, 500, 200, 200]);
+    assert!((0..6).all(|_| api.get("/ready").0 == 200 && api.get("/health").0 == 200));
+}
+
+#[test]
 fn bad_requests_are_refused() {
     let data = data();
     let api = Program::start(API, data.path(), &[]);

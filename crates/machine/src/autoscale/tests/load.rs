@@ -11,7 +11,7 @@ fn name(text: &str) -> Name {
 fn report(port: &str, requests: u64, in_flight: u32, held: u32) -> LoadReport {
     let route = RouteId { environment: "demo/dev".parse().unwrap(), service: name("api"), port: name(port) };
     let over = Timespan::seconds(1);
-    LoadReport { route, over, requests, in_flight, streams: 0, tokens: 0, held }
+    LoadReport { route, over, requests, in_flight, streams: 0, tokens: 0, tokens_in_flight: 0, held }
 }
 
 fn meter(ports: &[&str]) -> LoadMeter {

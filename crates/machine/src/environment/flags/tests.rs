@@ -66,6 +66,7 @@ fn service(version: u32, strategy: Strategy) -> Service {
         },
         replicas: 1,
         scale: None,
+        metrics: None,
         restarts: 0,
         ports: [(name("http"), port)].into(),
         depends_on: BTreeMap::new(),
@@ -143,6 +144,8 @@ impl World {
             rollouts: BTreeMap::new(),
             flag_overrides: BTreeMap::new(),
             scaled: BTreeMap::new(),
+            paused: BTreeMap::new(),
+            preview: None,
         };
         let disk = EnvironmentState {
             environment: record.clone(),
@@ -207,6 +210,7 @@ impl World {
             target: Target::Process,
             resources: service.map_or(kept, |service| [(api(), Resource::Service(service))].into()),
             flags: FlagSet { flags: after.clone(), overrides: BTreeMap::new() },
+            preview: None,
         };
         let run = RunRecord {
             id: RunId(number.0),

@@ -80,6 +80,7 @@ fn service(version: u32, scale: Option<Autoscale>) -> Service {
         },
         replicas: 1,
         scale,
+        metrics: None,
         restarts: 0,
         ports: [("http".parse().unwrap(), port)].into(),
         depends_on: BTreeMap::new(),
@@ -116,6 +117,15 @@ struct Traffic {
     held: u32,
 }
 
+/// What comes of asking an instance.
+#[derive(Clone, Debug)]
+enum Exported {
+    /// This, or nothing of that name, or why it cannot be read.
+    Is(Result<Option<f64>, String>),
+    /// No answer comes.
+    Lost,
+}
+
 struct World {
     machine: Environment,
     disk: EnvironmentState,
@@ -126,6 +136,8 @@ struct World {
     traffic: Traffic,
     /// CPU that every instance uses, in thousandths of a core.
     cpu: u64,
+    /// What every instance exports.
+    exported: Exported,
     /// Instances are started and do not live.
     broken: bool,
     /// Instances take for ever to start.
@@ -149,6 +161,8 @@ impl World {
             rollouts: BTreeMap::new(),
             flag_overrides: BTreeMap::new(),
             scaled: BTreeMap::new(),
+            paused: BTreeMap::new(),
+            preview: None,
         };
         let disk = EnvironmentState {
             environment: record.clone(),
@@ -166,6 +180,7 @@ impl World {
             notes: Vec::new(),
             traffic: Traffic::default(),
             cpu: 0,
+            exported: Exported::Lost,
             broken: false,
             slow: false,
             launches: 0,
@@ -202,6 +217,7 @@ impl World {
             target: Target::Process,
             resources: [(id(), Resource::Service(service))].into(),
             flags: FlagSet::default(),
+            preview: None,
         };
         let step = Step {
             resource: id(),
@@ -321,6 +337,15 @@ impl World {
                     };
                     events.push_back(Event::Usage { service, usage: keys.into_iter().map(usage).collect() });
                 }
+                Effect::Consult { key, question: Question::Scrape { targets, series, .. }, .. } => {
+                    let Exported::Is(values) = &self.exported else { continue };
+                    let scraped = targets.into_iter().map(|target| Scraped {
+                        instance: target.instance,
+                        attempt: target.attempt,
+                        values: values.clone().map(|value| vec![value; series.len()]),
+                    });
+                    events.push_back(Event::Consulted { key, answer: Answer::Scraped(scraped.collect()) });
+                }
                 _ => {}
             }
         }
@@ -397,6 +422,7 @@ impl World {
             in_flight,
             streams: 0,
             tokens: 0,
+            tokens_in_flight: 0,
             held,
         }));
     }
@@ -643,4 +669,50 @@ fn during_a_rollout_it_grows_in_all_and_does_not_sleep() {
     assert!(world.machine.run().is_none());
     world.pass(330);
     world.expect(0);
+}
+
+/// A queue of five per instance, as the instances export it.
+fn exporting() -> (Autoscale, Exporter) {
+    let source = MetricSource::Exported { name: "queue".to_owned(), labels: BTreeMap::new() };
+    let scale = policy(1, 16, source, Level::Average(Measure::whole(5)));
+    let second = Timespan::seconds(1);
+    let exporter =
+        Exporter { port: "http".parse().unwrap(), path: "/metrics".to_owned(), every: second, timeout: second };
+    (scale, exporter)
+}
+
+#[test]
+fn what_instances_export_is_scaled_by() {
+    let (scale, exporter) = exporting();
+    let mut world = World::new();
+    world.exported = Exported::Is(Ok(Some(4.0)));
+    world.up(Service { metrics: Some(exporter), ..service(1, Some(scale)) });
+    world.pass(40);
+    world.expect(1);
+    world.exported = Exported::Is(Ok(Some(9.0)));
+    world.pass(40);
+    world.expect(8);
+    let lines = |world: &World| world.machine.workloads[&id()].scaling.as_ref().unwrap().explain(world.now).join("\n");
+    assert!(lines(&world).contains("queue is 9 of 5 per instance"), "{}", lines(&world));
+
+    // Whatever keeps it from being read is said, and moves nothing; a decision does not wait for ever.
+    for (exported, words) in [
+        (Exported::Is(Ok(None)), "no instance exports it on /metrics"),
+        (Exported::Is(Ok(Some(-1.0))), "no instance exports it on /metrics"),
+        (Exported::Is(Err("HTTP 404".to_owned())), "HTTP 404"),
+        (Exported::Lost, "queue: no answer"),
+    ] {
+        world.exported = exported;
+        world.pass(100);
+        assert!(lines(&world).contains(words), "{words}: {}", lines(&world));
+        world.expect(8);
+        world.exported = Exported::Is(Ok(Some(5.0)));
+        world.pass(30);
+        assert!(lines(&world).contains("queue is 5 of 5"), "{}", lines(&world));
+    }
+    // After a crash it is asked at once.
+    world.recover();
+    world.exported = Exported::Is(Ok(Some(10.0)));
+    world.pass(30);
+    world.expect(16);
 }

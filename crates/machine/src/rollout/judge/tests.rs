@@ -1,8 +1,11 @@
-use orchestra_model::traffic::{Arm, TrafficCell};
+use orchestra_model::{
+    rollout::PairProbe,
+    traffic::{Arm, TrafficCell},
+};
 
 use super::*;
 
-fn guard() -> Guard {
+pub(super) fn guard() -> Guard {
     Guard {
         alpha: Permille::new(10),
         errors: true,
@@ -106,4 +109,61 @@ fn the_bound_of_lateness_is_frozen_once() {
     assert!(!judge.observe(second(4), &report(4, vec![])));
     let resumed = Judge::resume(&guard(), false, judge.memory().as_ref());
     assert_eq!(resumed.watch(2), judge.watch(2));
+}
+
+#[test]
+fn a_raise_within_an_analysis_keeps_what_was_gathered() {
+    let mut judge = Judge::new(&guard(), false);
+    judge.follow(Permille::new(50), 0, 1);
+    judge.follow(Permille::new(50), 1, 1);
+    for n in 0..12 {
+        judge.observe(second(n), &report(n, cells(n, Arm::Canary, 10, 0)));
+    }
+    // 40 requests a second are enough for two minutes, and not for one second.
+    assert_eq!(judge.advice(Duration::from_secs(120)), None);
+    assert!(judge.advice(Duration::from_secs(1)).unwrap() > Permille::new(50));
+    judge.raised(Permille::new(400));
+    judge.follow(Permille::new(400), 1, 1);
+    for n in 12..20 {
+        judge.observe(second(n), &report(n, cells(n, Arm::Canary, 10, 0)));
+    }
+    assert_eq!(judge.verdict(false).unwrap().0, VerdictOutcome::Pass);
+    // The next step gathers anew.
+    judge.follow(Permille::new(400), 2, 1);
+    assert_eq!(judge.verdict(false), None);
+}
+
+#[test]
+fn pairs_of_probes_turn_back_alone_and_let_nothing_pass_alone() {
+    let path = PairProbe {
+        port: "http".parse().unwrap(),
+        path: "/".to_owned(),
+        every: Timespan::seconds(1),
+        timeout: Timespan::seconds(1),
+    };
+    let guard = Guard { probe: Some(path), ..guard() };
+    let (mut bad, mut good) = (Judge::new(&guard, false), Judge::new(&guard, false));
+    for n in 0..300 {
+        for judge in [&mut bad, &mut good] {
+            judge.follow(Permille::new(50), 1, 1);
+            judge.observe(second(n), &report(n, vec![]));
+        }
+        if n < 12 {
+            bad.pair(&Err("HTTP 500".to_owned()), &Ok(()));
+        }
+        good.pair(&Ok(()), &Ok(()));
+    }
+    assert_eq!(bad.verdict(false).unwrap().0, VerdictOutcome::Fail);
+    assert_eq!(bad.evidence()["probed"], "HTTP 500");
+    assert_eq!(good.verdict(false), None);
+    let (outcome, reason) = good.verdict(true).unwrap();
+    assert_eq!(outcome, VerdictOutcome::Inconclusive);
+    assert!(reason.contains("probes alone let nothing pass"), "{reason}");
+    // What fails on both says nothing.
+    let mut outage = Judge::new(&guard, false);
+    for n in 0..300 {
+        outage.observe(second(n), &report(n, vec![]));
+        outage.pair(&Err("HTTP 503".to_owned()), &Err("HTTP 503".to_owned()));
+    }
+    assert_eq!(outage.verdict(false), None);
 }

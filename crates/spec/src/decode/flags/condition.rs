@@ -5,9 +5,9 @@ use orchestra_model::{
     flag::{Attribute, Condition, Scalar as Constant, Test, VersionRange},
 };
 
-use super::{boolean, constant, json_number, parsed};
+use super::{constant, json_number, parsed};
 use crate::{
-    decode::{Fields, expected, invalid, text},
+    decode::{Fields, boolean, expected, invalid, text},
     report::{Report, help},
     source::Span,
     tables,

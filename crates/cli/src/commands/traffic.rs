@@ -1,0 +1,45 @@
+//! `orchestra traffic`: new requests to a service wait, or go on.
+
+use orchestra_api::{MoveTraffic, TrafficAction};
+use orchestra_model::{Code, Diagnostic};
+
+use crate::{
+    args::{TrafficArgs, TrafficSubcommand},
+    exit::Exit,
+    failure::Result,
+    output::Output,
+    session::Session,
+    text::age,
+};
+
+pub(crate) async fn traffic(args: &TrafficArgs, session: &Session, output: &mut Output) -> Result<Exit> {
+    let Some(client) = session.server_if_state(output).await? else {
+        return Err(Diagnostic::error(Code::NOT_FOUND, "nothing is up")
+            .help("`orchestra up` starts the stack of this folder")
+            .into());
+    };
+    let environment = session.environment(&client).await?;
+    let (service, action, duration) = match &args.command {
+        TrafficSubcommand::Pause { service, duration } => (service, TrafficAction::Pause, Some(*duration)),
+        TrafficSubcommand::Resume { service } => (service, TrafficAction::Resume, None),
+    };
+    let request = MoveTraffic { action, duration, by: session.user.clone() };
+    let status = client.move_traffic(&environment, service, &request).await?;
+    if output.json {
+        output.json(&status)?;
+        return Ok(Exit::Success);
+    }
+    match &status.paused {
+        Some(paused) => {
+            let left = age(paused.until.saturating_sub((session.now)()));
+            let on = format!("orchestra traffic resume {service}");
+            output
+                .line(&format!("new requests to {service} of {environment} wait for {left}; `{on}` lets them go on"))?;
+        }
+        None => output.line(&format!("requests to {service} of {environment} go on"))?,
+    }
+    if !status.in_force {
+        output.note("it is written down, but the proxy does not do so yet: see `orchestra status`");
+    }
+    Ok(Exit::Success)
+}

@@ -1,0 +1,119 @@
+//! Pauses over time, restarts and changed clocks, where nothing runs.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use orchestra_model::{
+    EnvironmentId, Generation, ReleaseNumber,
+    record::{Change, EnvironmentRecord, EnvironmentState},
+    time::UnixMillis,
+};
+
+use super::*;
+use crate::{Settings, environment::Event};
+
+/// The wall clock when a machine starts, in milliseconds.
+const EPOCH: UnixMillis = 1_000_000_000;
+const MINUTE: UnixMillis = 60_000;
+
+fn settings(epoch: UnixMillis) -> Arc<Settings> {
+    Arc::new(Settings {
+        seed: 1,
+        ports: (20_000, 20_999),
+        base_env: BTreeMap::new(),
+        hold: Timespan::seconds(1),
+        hold_limit: 1,
+        log_max_bytes: 1,
+        log_keep: 1,
+        epoch,
+    })
+}
+
+fn api() -> Name {
+    "api".parse().unwrap()
+}
+
+/// What is on disk of an environment in which `api` was paused.
+fn paused(since: UnixMillis, until: UnixMillis) -> EnvironmentState {
+    let id: EnvironmentId = "shop/dev".parse().unwrap();
+    let environment = EnvironmentRecord {
+        id,
+        source: String::new(),
+        generation: Generation(0),
+        stable: None,
+        last_release: ReleaseNumber(0),
+        run: None,
+        chosen_ports: BTreeMap::new(),
+        ordinals: BTreeMap::new(),
+        rollouts: BTreeMap::new(),
+        flag_overrides: BTreeMap::new(),
+        scaled: BTreeMap::new(),
+        paused: [(api(), PausedTraffic { since, until, by: "ada".to_owned() })].into(),
+        preview: None,
+    };
+    EnvironmentState {
+        environment,
+        resources: BTreeMap::new(),
+        instances: BTreeMap::new(),
+        run: None,
+        releases: BTreeMap::new(),
+    }
+}
+
+/// A machine over it when the wall clock shows `epoch`.
+fn recovered(state: EnvironmentState, epoch: UnixMillis) -> Environment {
+    Environment::recover(state, &BTreeMap::new(), settings(epoch), Now::ZERO).0
+}
+
+fn moved(command: TrafficCommand) -> TrafficMove {
+    TrafficMove { service: api(), command, by: "ada".to_owned() }
+}
+
+#[test]
+fn a_pause_survives_the_server_and_ends_on_time() {
+    let mut machine = recovered(paused(EPOCH - MINUTE, EPOCH + 4 * MINUTE), EPOCH);
+    let end = Now::at(Duration::from_secs(240));
+    assert_eq!(machine.deadline(), Some(end));
+    assert_eq!(machine.traffic_pause(&api()), Some(Timespan::seconds(300)));
+    let early = machine.handle(Now::at(Duration::from_secs(239)), Event::Tick);
+    assert!(early.changes.is_empty());
+    let batch = machine.handle(end, Event::Tick);
+    let ended = |change: &Change| matches!(change, Change::Environment(record) if record.paused.is_empty());
+    assert!(batch.changes.iter().any(ended), "{:?}", batch.changes);
+    let said = |change: &Change| matches!(change, Change::Event(event) if event.kind == EventKind::TrafficResumed);
+    assert!(batch.changes.iter().any(said), "{:?}", batch.changes);
+    assert_eq!((machine.deadline(), machine.traffic_pause(&api())), (None, None));
+}
+
+#[test]
+fn a_pause_that_ended_while_no_server_ran_is_over_at_once() {
+    let mut machine = recovered(paused(EPOCH - 9 * MINUTE, EPOCH - 4 * MINUTE), EPOCH);
+    assert_eq!(machine.deadline(), Some(Now::ZERO));
+    machine.handle(Now::ZERO, Event::Tick);
+    assert!(machine.record().paused.is_empty());
+}
+
+#[test]
+fn a_clock_that_was_set_back_prolongs_a_pause_by_its_time_at_most() {
+    let machine = recovered(paused(EPOCH, EPOCH + 5 * MINUTE), EPOCH - 1_000 * MINUTE);
+    assert_eq!(machine.deadline(), Some(Now::at(Duration::from_secs(300))));
+}
+
+#[test]
+fn a_person_lets_go_on_what_is_paused_and_nothing_else() {
+    let mut machine = recovered(paused(EPOCH, EPOCH + MINUTE), EPOCH);
+    assert_eq!(machine.can_move_traffic(&moved(TrafficCommand::Resume)), Ok(()));
+    machine.handle(Now::ZERO, Event::MoveTraffic(moved(TrafficCommand::Resume)));
+    assert!(machine.record().paused.is_empty());
+    assert_eq!(machine.can_move_traffic(&moved(TrafficCommand::Resume)).unwrap_err().code, Code::NOT_FOUND);
+    // No such service here, and never for longer than an hour.
+    let pause = |span| machine.can_move_traffic(&moved(TrafficCommand::Pause(span))).unwrap_err();
+    assert_eq!(pause(Timespan::seconds(60)).code, Code::NOT_FOUND);
+    assert_eq!(pause(Timespan::seconds(3601)).code, Code::BAD_REQUEST);
+    assert_eq!(pause(Timespan::seconds(0)).code, Code::BAD_REQUEST);
+}
+
+#[test]
+fn a_pause_prolongs_the_time_that_requests_wait() {
+    assert_eq!(prolonged(Timespan::seconds(5), None), Timespan::seconds(5));
+    assert_eq!(prolonged(Timespan::seconds(5), Some(Timespan::seconds(300))), Timespan::seconds(305));
+}
