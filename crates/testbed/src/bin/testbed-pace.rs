@@ -2,8 +2,8 @@
 //!
 //! `testbed-pace rate ADDRESS PATH kept|fresh|http2 RATE SECONDS CONNECTIONS SEED` prints one line of JSON.
 //!
-//! `testbed-pace hold ADDRESS PATH COUNT` opens connections one after the other, asks for the path on each, reads what
-//! comes first and keeps it open; prints how many are open, and ends when its standard input does.
+//! `testbed-pace hold ADDRESS PATH COUNT` opens connections, asks for the path on each, reads what comes first and
+//! keeps them open; prints how many are open, and ends when its standard input does.
 
 use std::{
     io::{self, Read, Write},
@@ -15,6 +15,9 @@ use orchestra_testbed::pace::{Plan, Wire, run};
 
 const USAGE: &str = "usage: testbed-pace rate ADDRESS PATH kept|fresh|http2 RATE SECONDS CONNECTIONS SEED\n\
     \x20      testbed-pace hold ADDRESS PATH COUNT";
+
+/// Connections that are asked at a time.
+const TOGETHER: usize = 50;
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -51,22 +54,31 @@ fn hold(address: SocketAddr, path: &str, count: usize) -> io::Result<()> {
     let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n");
     let mut open = Vec::with_capacity(count);
     let mut buffer = vec![0; 64 << 10];
-    for _ in 0..count {
-        let mut tcp = TcpStream::connect(address)?;
-        tcp.set_read_timeout(Some(Duration::from_secs(10)))?;
-        tcp.write_all(request.as_bytes())?;
-        let mut answer = 0;
-        // The head, and what follows it in the first event or the short body.
-        while !buffer[..answer].windows(4).any(|part| part == b"\r\n\r\n") || buffer[..answer].ends_with(b"\r\n\r\n") {
-            match tcp.read(&mut buffer[answer..])? {
-                0 => return Err(io::Error::other(format!("connection {} was closed", open.len()))),
-                more => answer += more,
+    // Some proxies hold a first event back for a while, so a few are asked before the first is read; not all at once, since
+    // what is measured is what waits, and not what a storm of requests leaves behind.
+    while open.len() < count {
+        let begun = open.len();
+        for _ in begun..count.min(begun + TOGETHER) {
+            let mut tcp = TcpStream::connect(address)?;
+            tcp.set_read_timeout(Some(Duration::from_secs(30)))?;
+            tcp.write_all(request.as_bytes())?;
+            open.push(tcp);
+        }
+        for (index, tcp) in open.iter_mut().enumerate().skip(begun) {
+            let mut answer = 0;
+            // The head, and what follows it in the first event or the short body.
+            while !buffer[..answer].windows(4).any(|part| part == b"\r\n\r\n")
+                || buffer[..answer].ends_with(b"\r\n\r\n")
+            {
+                match tcp.read(&mut buffer[answer..])? {
+                    0 => return Err(io::Error::other(format!("connection {index} was closed"))),
+                    more => answer += more,
+                }
+            }
+            if !buffer.starts_with(b"HTTP/1.1 200") {
+                return Err(io::Error::other(format!("connection {index} was refused")));
             }
         }
-        if !buffer.starts_with(b"HTTP/1.1 200") {
-            return Err(io::Error::other(format!("connection {} was refused", open.len())));
-        }
-        open.push(tcp);
     }
     writeln!(io::stdout(), "{}", open.len())?;
     io::stdin().read_to_end(&mut buffer)?;
