@@ -11,8 +11,8 @@ use std::{
 
 use orchestra_machine::{Environment, Event, FlagSwitch, FlagsStatus, Settings, TrafficMove};
 use orchestra_model::{
-    Code, Diagnostic, EnvironmentId, Event as HistoryEvent, Generation, InstanceId, Name, Plan, ReleaseNumber,
-    ResourceId, ResourceKind, RunId,
+    Code, Diagnostic, EnvironmentId, Event as HistoryEvent, InstanceId, Name, Plan, ReleaseNumber, ResourceId,
+    ResourceKind, RunId,
     launch::{LaunchKey, Observed, ProviderEvent, Termination},
     quantity::Timespan,
     record::{EnvironmentRecord, ReleaseRecord, ReleaseState, RunRecord},
@@ -372,7 +372,7 @@ impl ControlPlane {
     pub async fn plan(&self, environment: &EnvironmentId, request: RunRequest) -> Result<Plan, EngineError> {
         if self.handle(environment).is_none() {
             // Planning must not create an environment: an empty one says the same.
-            let machine = Environment::new(fresh(environment), self.settings_of(environment));
+            let machine = Environment::new(EnvironmentRecord::new(environment.clone()), self.settings_of(environment));
             return planning::plan_request(&machine, self.inner.clock.now(), &request).map(|planned| planned.plan);
         }
         let handle = self.known(environment)?;
@@ -405,7 +405,7 @@ impl ControlPlane {
         }
         // Two first runs at once: the second one finds the first one's driver.
         let _creating = self.inner.creating.lock().await;
-        let machine = Environment::new(fresh(environment), self.settings_of(environment));
+        let machine = Environment::new(EnvironmentRecord::new(environment.clone()), self.settings_of(environment));
         if let Some(handle) = self.handle(environment) {
             return Ok(handle);
         }
@@ -609,23 +609,4 @@ struct Mailbox {
     inbox: mpsc::Receiver<Event>,
     questions: mpsc::Receiver<Request>,
     trouble: watch::Sender<Option<String>>,
-}
-
-/// The record of an environment that has nothing yet.
-fn fresh(id: &EnvironmentId) -> EnvironmentRecord {
-    EnvironmentRecord {
-        id: id.clone(),
-        source: String::new(),
-        generation: Generation(0),
-        stable: None,
-        last_release: ReleaseNumber(0),
-        run: None,
-        chosen_ports: BTreeMap::new(),
-        ordinals: BTreeMap::new(),
-        rollouts: BTreeMap::new(),
-        flag_overrides: BTreeMap::new(),
-        scaled: BTreeMap::new(),
-        paused: BTreeMap::new(),
-        preview: None,
-    }
 }

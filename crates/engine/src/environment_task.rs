@@ -15,8 +15,8 @@ use std::{
 
 use orchestra_machine::{Batch, Environment, Event, FlagSwitch, FlagsStatus, TrafficMove};
 use orchestra_model::{
-    Diagnostic, Generation, InstanceId, Name, Plan, RunId,
-    record::{Change, EnvironmentRecord, ReleaseRecord, ReleaseState, RunKind, RunRecord, RunState},
+    Diagnostic, InstanceId, Name, Plan, RunId,
+    record::{Change, EnvironmentRecord, RunKind, RunRecord, RunState},
     rollout::RolloutCommand,
     time::UnixMillis,
 };
@@ -432,25 +432,8 @@ impl EnvironmentTask {
         let id = self.store.next_run_id();
         let record = self.machine.record();
         let nothing_to_do = planned.plan.is_empty();
-        let number = (!nothing_to_do && planned.plan.desired.is_some())
-            .then(|| orchestra_model::ReleaseNumber(record.last_release.0 + 1));
-        let generation = Generation(record.generation.0 + 1);
-        let mut run = RunRecord {
-            id,
-            environment: environment.clone(),
-            kind: planned.kind,
-            generation,
-            release: number,
-            plan: planned.plan,
-            state: RunState::Running,
-            steps: BTreeMap::new(),
-            started_at: Clock::wall(),
-            ended_at: None,
-            problems: Vec::new(),
-            reverted: None,
-            culprits: Vec::new(),
-            request_key: request.key.clone(),
-        };
+        let mut run = record.next_run(id, planned.kind, planned.plan, Clock::wall());
+        run.request_key.clone_from(&request.key);
         if nothing_to_do {
             run.state = RunState::Succeeded;
             run.ended_at = Some(run.started_at);
@@ -463,18 +446,7 @@ impl EnvironmentTask {
             let batch = event.map(|event| self.machine.handle(self.clock.now(), event)).unwrap_or_default();
             return Ok((StartedRun { run, warnings: planned.warnings }, batch));
         }
-        let release = number.zip(run.plan.desired.clone()).map(|(number, desired)| {
-            Box::new(ReleaseRecord {
-                environment,
-                number,
-                created_at: run.started_at,
-                run: id,
-                reason: planned.reason,
-                state: ReleaseState::Deploying,
-                desired,
-                verdicts: Vec::new(),
-            })
-        });
+        let release = run.new_release(planned.reason).map(Box::new);
         let started = StartedRun { run: run.clone(), warnings: planned.warnings };
         let event = Event::RunRequested { run: Box::new(run), release, source: planned.source };
         Ok((started, self.machine.handle(self.clock.now(), event)))

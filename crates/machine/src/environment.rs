@@ -28,6 +28,8 @@ mod view;
 mod workload;
 
 #[cfg(test)]
+mod fixture;
+#[cfg(test)]
 mod tests;
 
 use std::{

@@ -58,6 +58,48 @@ pub struct EnvironmentRecord {
     pub preview: Option<Box<PreviewRecord>>,
 }
 
+impl EnvironmentRecord {
+    /// Of an environment that has nothing yet.
+    pub const fn new(id: EnvironmentId) -> Self {
+        Self {
+            id,
+            source: String::new(),
+            generation: Generation(0),
+            stable: None,
+            last_release: ReleaseNumber(0),
+            run: None,
+            chosen_ports: BTreeMap::new(),
+            ordinals: BTreeMap::new(),
+            rollouts: BTreeMap::new(),
+            flag_overrides: BTreeMap::new(),
+            scaled: BTreeMap::new(),
+            paused: BTreeMap::new(),
+            preview: None,
+        }
+    }
+
+    /// The run that walks a plan next, with the numbers that follow. A plan that does nothing makes no release.
+    pub fn next_run(&self, id: RunId, kind: RunKind, plan: Plan, at: UnixMillis) -> RunRecord {
+        let releases = !plan.is_empty() && plan.desired.is_some();
+        RunRecord {
+            id,
+            environment: self.id.clone(),
+            kind,
+            generation: Generation(self.generation.0 + 1),
+            release: releases.then(|| ReleaseNumber(self.last_release.0 + 1)),
+            plan,
+            state: RunState::Running,
+            steps: BTreeMap::new(),
+            started_at: at,
+            ended_at: None,
+            problems: Vec::new(),
+            reverted: None,
+            culprits: Vec::new(),
+            request_key: None,
+        }
+    }
+}
+
 /// The number of instances of a service that scales by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ScaledRecord {
@@ -167,6 +209,22 @@ pub struct RunRecord {
     /// Idempotency key of the request that started it, as its client made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_key: Option<String>,
+}
+
+impl RunRecord {
+    /// The release that it makes, if it makes one.
+    pub fn new_release(&self, reason: String) -> Option<ReleaseRecord> {
+        self.release.zip(self.plan.desired.clone()).map(|(number, desired)| ReleaseRecord {
+            environment: self.environment.clone(),
+            number,
+            created_at: self.started_at,
+            run: self.id,
+            reason,
+            state: ReleaseState::Deploying,
+            desired,
+            verdicts: Vec::new(),
+        })
+    }
 }
 
 /// Where a run stands.
@@ -331,4 +389,59 @@ pub struct EnvironmentState {
     pub run: Option<RunRecord>,
     /// Releases that matter: the stable one and that of the run.
     pub releases: BTreeMap<ReleaseNumber, ReleaseRecord>,
+}
+
+impl EnvironmentState {
+    /// Of an environment with nothing but its record.
+    pub const fn new(environment: EnvironmentRecord) -> Self {
+        Self {
+            environment,
+            resources: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            run: None,
+            releases: BTreeMap::new(),
+        }
+    }
+
+    /// What a change makes of it, for worlds that keep it in memory; the laws of the store are not checked. An event has no
+    /// place in it and is given back.
+    pub fn apply(&mut self, change: Change) -> Option<Event> {
+        match change {
+            Change::Environment(record) => self.environment = record,
+            Change::Release(record) => {
+                self.releases.insert(record.number, *record);
+            }
+            Change::ReleaseState(_, number, state) => {
+                if let Some(release) = self.releases.get_mut(&number) {
+                    release.state = state;
+                }
+            }
+            Change::Verdict(_, number, verdict) => {
+                if let Some(release) = self.releases.get_mut(&number) {
+                    release.verdicts.push(*verdict);
+                }
+            }
+            Change::Run(record) => self.run = Some(*record),
+            Change::Step(run, resource, state) => {
+                if let Some(record) = self.run.as_mut().filter(|record| record.id == run) {
+                    record.steps.insert(resource, state);
+                }
+            }
+            Change::Instance(record) => {
+                self.instances.insert(record.id.clone(), *record);
+            }
+            Change::ForgetInstance(_, id) => {
+                self.instances.remove(&id);
+            }
+            Change::Resource(record) => {
+                self.resources.insert(record.id.clone(), *record);
+            }
+            Change::ForgetResource(_, id) => {
+                self.resources.remove(&id);
+            }
+            Change::Journal(_) => {}
+            Change::Event(event) => return Some(*event),
+        }
+        None
+    }
 }

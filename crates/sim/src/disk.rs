@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use orchestra_model::{
-    EnvironmentId, Event, Generation, InstanceId, Name, Now, ReleaseNumber, ResourceId, RunId,
+    EnvironmentId, Event, InstanceId, Name, Now, ReleaseNumber, ResourceId, RunId,
     record::{
         Change, EnvironmentRecord, EnvironmentState, InstanceRecord, JournalKind, ReleaseRecord, ReleaseState,
         ResourceRecord, RunRecord, RunState,
@@ -38,21 +38,7 @@ impl Disk {
     /// An empty disk for an environment.
     pub fn new(id: EnvironmentId) -> Self {
         Self {
-            environment: EnvironmentRecord {
-                id,
-                source: "/stack/orchestra.yaml".to_owned(),
-                generation: Generation(0),
-                stable: None,
-                last_release: ReleaseNumber(0),
-                run: None,
-                chosen_ports: BTreeMap::new(),
-                ordinals: BTreeMap::new(),
-                rollouts: BTreeMap::new(),
-                flag_overrides: BTreeMap::new(),
-                scaled: BTreeMap::new(),
-                paused: BTreeMap::new(),
-                preview: None,
-            },
+            environment: EnvironmentRecord { source: "/stack/orchestra.yaml".to_owned(), ..EnvironmentRecord::new(id) },
             resources: BTreeMap::new(),
             instances: BTreeMap::new(),
             runs: BTreeMap::new(),

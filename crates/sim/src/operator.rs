@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use orchestra_machine::Event;
 use orchestra_model::{
-    Desired, Generation, Now, Plan, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
-    record::{EnvironmentRecord, ReleaseRecord, ReleaseState, RunKind, RunRecord, RunState},
+    Desired, Now, Plan, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
+    record::{EnvironmentRecord, ReleaseRecord, RunKind, RunRecord},
     rollout::RolloutCommand,
 };
 use orchestra_plan::{Current, Observation, Options};
@@ -21,11 +21,11 @@ pub fn up(world: &mut World, mut desired: Desired) -> bool {
             service.restarts = now.restarts;
         }
     }
-    submit(world, RunKind::Up, Some(desired))
+    submit(world, RunKind::Up, Some(&desired))
 }
 
 /// Starts a run towards `desired`, or takes everything down. Returns whether there was anything to do.
-pub fn submit(world: &mut World, kind: RunKind, desired: Option<Desired>) -> bool {
+pub fn submit(world: &mut World, kind: RunKind, desired: Option<&Desired>) -> bool {
     let Some(server) = &world.server else { return false };
     if server.run().is_some() {
         return false;
@@ -38,7 +38,7 @@ pub fn submit(world: &mut World, kind: RunKind, desired: Option<Desired>) -> boo
         ..Current::default()
     };
     let options = Options { delete_volumes: matches!(kind, RunKind::Down { volumes: true }) };
-    let plan = match orchestra_plan::plan(&record.id, &current, desired.as_ref(), options) {
+    let plan = match orchestra_plan::plan(&record.id, &current, desired, options) {
         Ok(plan) => plan,
         Err(error) => {
             world.violate(format!("the planner refused: {error}"));
@@ -56,7 +56,7 @@ pub fn submit(world: &mut World, kind: RunKind, desired: Option<Desired>) -> boo
         format!("{id} {kind:?} release {number:?}: {}", steps.join(", "))
     });
     let source = record.source.clone();
-    let (run, release) = request(&record, id, kind, plan, desired);
+    let (run, release) = request(&record, id, kind, plan);
     world.deliver(Event::RunRequested { run, release, source });
     true
 }
@@ -67,37 +67,9 @@ pub(crate) fn request(
     id: RunId,
     kind: RunKind,
     plan: Plan,
-    desired: Option<Desired>,
 ) -> (Box<RunRecord>, Option<Box<ReleaseRecord>>) {
-    let number = desired.is_some().then(|| ReleaseNumber(record.last_release.0 + 1));
-    let release = number.zip(desired).map(|(number, desired)| {
-        Box::new(ReleaseRecord {
-            environment: record.id.clone(),
-            number,
-            created_at: 0,
-            run: id,
-            reason: "simulated".to_owned(),
-            state: ReleaseState::Deploying,
-            desired,
-            verdicts: Vec::new(),
-        })
-    });
-    let run = RunRecord {
-        id,
-        environment: record.id.clone(),
-        kind,
-        generation: Generation(record.generation.0 + 1),
-        release: number,
-        plan,
-        state: RunState::Running,
-        steps: BTreeMap::new(),
-        started_at: 0,
-        ended_at: None,
-        problems: Vec::new(),
-        reverted: None,
-        culprits: Vec::new(),
-        request_key: None,
-    };
+    let run = record.next_run(id, kind, plan, 0);
+    let release = run.new_release("simulated".to_owned()).map(Box::new);
     (Box::new(run), release)
 }
 

@@ -93,17 +93,17 @@ impl Player {
                 let name = name.parse().map_err(|_| "a name")?;
                 let desired = self.changed(&name, |service| service.replicas = count)?;
                 let kind = RunKind::Scale { replicas: BTreeMap::from([(name, count)]) };
-                self.begin(|world| operator::submit(world, kind, Some(desired)))
+                self.begin(|world| operator::submit(world, kind, Some(&desired)))
             }
             ["restart", name] => {
                 let name = name.parse().map_err(|_| "a name")?;
                 let desired = self.changed(&name, |service| service.restarts += 1)?;
-                self.begin(|world| operator::submit(world, RunKind::Restart { services: vec![name] }, Some(desired)))
+                self.begin(|world| operator::submit(world, RunKind::Restart { services: vec![name] }, Some(&desired)))
             }
             ["rollback", number] => {
                 let to = ReleaseNumber(number.parse().map_err(|_| "a number")?);
                 let desired = self.world.disk.releases.get(&to).ok_or("there is no such release")?.desired.clone();
-                self.begin(|world| operator::submit(world, RunKind::Rollback { to }, Some(desired)))
+                self.begin(|world| operator::submit(world, RunKind::Rollback { to }, Some(&desired)))
             }
             ["cancel"] => self.begin(operator::cancel),
             ["promote"] => self.begin(|world| operator::rollout(world, RolloutCommand::Promote)),

@@ -141,7 +141,7 @@ fn operate(world: &mut World, rng: &mut Rng) {
                         "all".parse().expect("a name")
                     })
                     .collect();
-                operator::submit(world, RunKind::Restart { services }, Some(desired))
+                operator::submit(world, RunKind::Restart { services }, Some(&desired))
             }
             (_, 7, Some(mut desired)) => {
                 for resource in desired.resources.values_mut() {
@@ -149,13 +149,13 @@ fn operate(world: &mut World, rng: &mut Rng) {
                         service.replicas = u32::try_from(rng.below(5)).unwrap_or(0);
                     }
                 }
-                operator::submit(world, RunKind::Scale { replicas: std::collections::BTreeMap::new() }, Some(desired))
+                operator::submit(world, RunKind::Scale { replicas: std::collections::BTreeMap::new() }, Some(&desired))
             }
             (_, 8 | 9, Some(_)) => {
                 let older: Vec<ReleaseNumber> = world.disk.releases.keys().copied().collect();
                 let to = older[usize::try_from(rng.below(older.len() as u64)).unwrap_or(0)];
                 let desired = world.disk.releases[&to].desired.clone();
-                operator::submit(world, RunKind::Rollback { to }, Some(desired))
+                operator::submit(world, RunKind::Rollback { to }, Some(&desired))
             }
             (_, _, Some(_)) => operator::submit(world, RunKind::Down { volumes: rng.below(2) == 0 }, None),
         };

@@ -122,7 +122,7 @@ impl World {
         self.next_run += 1;
         let id = RunId(self.next_run);
         let source = record.source.clone();
-        let (run, release) = operator::request(record, id, kind, plan, desired);
+        let (run, release) = operator::request(record, id, kind, plan);
         if self.trace.is_some() {
             let steps: Vec<String> =
                 run.plan.steps.iter().map(|step| format!("{} {:?}", step.resource, step.action)).collect();

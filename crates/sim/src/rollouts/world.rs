@@ -183,13 +183,7 @@ static ENVIRONMENT: LazyLock<EnvironmentId> = LazyLock::new(|| "demo/dev".parse(
 
 impl World {
     pub(super) fn new(rng: &mut Rng, trace: bool) -> Self {
-        let disk = EnvironmentState {
-            environment: Disk::new(ENVIRONMENT.clone()).environment,
-            resources: BTreeMap::new(),
-            instances: BTreeMap::new(),
-            run: None,
-            releases: BTreeMap::new(),
-        };
+        let disk = EnvironmentState::new(Disk::new(ENVIRONMENT.clone()).environment);
         let mut world = Self {
             now: 0,
             server: None,
@@ -443,45 +437,10 @@ impl World {
         let before = self.laws.before(&self.disk);
         for change in changes {
             self.check_change(&change);
-            match change {
-                Change::Environment(record) => self.disk.environment = record,
-                Change::Release(record) => {
-                    self.disk.releases.insert(record.number, *record);
-                }
-                Change::ReleaseState(_, number, state) => {
-                    if let Some(release) = self.disk.releases.get_mut(&number) {
-                        release.state = state;
-                    }
-                }
-                Change::Verdict(_, number, verdict) => {
-                    if let Some(release) = self.disk.releases.get_mut(&number) {
-                        release.verdicts.push(*verdict);
-                    }
-                }
-                Change::Run(record) => self.disk.run = Some(*record),
-                Change::Step(run, resource, state) => {
-                    if let Some(record) = self.disk.run.as_mut().filter(|record| record.id == run) {
-                        record.steps.insert(resource, state);
-                    }
-                }
-                Change::Instance(record) => {
-                    self.disk.instances.insert(record.id.clone(), *record);
-                }
-                Change::ForgetInstance(_, id) => {
-                    self.disk.instances.remove(&id);
-                }
-                Change::Resource(record) => {
-                    self.disk.resources.insert(record.id.clone(), *record);
-                }
-                Change::ForgetResource(_, id) => {
-                    self.disk.resources.remove(&id);
-                }
-                Change::Journal(_) => {}
-                Change::Event(event) => {
-                    if self.trace.is_some() {
-                        self.log(|| crate::script::event_line(&event));
-                    }
-                }
+            if let Some(event) = self.disk.apply(change)
+                && self.trace.is_some()
+            {
+                self.log(|| crate::script::event_line(&event));
             }
         }
         self.check_commit(&before);

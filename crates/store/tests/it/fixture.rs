@@ -28,19 +28,9 @@ pub(crate) fn id() -> EnvironmentId {
 
 pub(crate) fn environment() -> EnvironmentRecord {
     EnvironmentRecord {
-        id: id(),
         source: "/srv/demo/orchestra.yaml".to_owned(),
         generation: Generation(1),
-        stable: None,
-        last_release: ReleaseNumber(0),
-        run: None,
-        chosen_ports: BTreeMap::new(),
-        ordinals: BTreeMap::new(),
-        rollouts: BTreeMap::new(),
-        flag_overrides: BTreeMap::new(),
-        scaled: BTreeMap::new(),
-        paused: BTreeMap::new(),
-        preview: None,
+        ..EnvironmentRecord::new(id())
     }
 }
 

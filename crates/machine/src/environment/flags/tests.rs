@@ -3,23 +3,25 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use orchestra_model::{
-    Desired, Digest, EnvironmentId, Generation, InstanceId, Plan, ReleaseNumber, Resource, ResourceId, ResourceKind,
-    RunId, Text,
-    desired::{Health, Port, Program, Resources, Restart, RestartPolicy, Service, Signal, Stop, Strategy, Target},
+    Desired, Digest, EnvironmentId, InstanceId, Plan, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
+    desired::{Service, Strategy, Target},
     flag::{Flag, FlagKind, VariantName},
     launch::{Exit, Launch, ProviderEvent},
-    plan::{Action, FlagStep, PLAN_FORMAT, Step},
-    quantity::{Amount, Percent},
-    record::{Change, EnvironmentRecord, EnvironmentState, ReleaseRecord, ReleaseState, RunKind, RunRecord},
-    rollout::{AnalysisStep, Guard, OnInconclusive, Rollout, RolloutStep, Stepped},
+    plan::{Action, FlagStep},
+    record::{Change, EnvironmentRecord, EnvironmentState, RunKind},
+    rollout::{AnalysisStep, Guard, OnInconclusive, RolloutStep, Stepped},
     route::{EndpointKey, EndpointState},
     traffic::{Arm, LatencyHistogram, Permille, TrafficCell, TrafficReport},
 };
 
 use super::*;
-use crate::{Batch, Effect, Settings, environment::Event};
-
-const SECOND: Timespan = Timespan::seconds(1);
+use crate::{
+    Batch, Effect, Settings,
+    environment::{
+        Event,
+        fixture::{self, requested, rolling, service, step},
+    },
+};
 
 fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
     text.parse().unwrap()
@@ -45,52 +47,6 @@ fn flags(defined: &[(&str, bool)]) -> BTreeMap<FlagName, Flag> {
 
 fn api() -> ResourceId {
     ResourceId::new(ResourceKind::Service, name("api"))
-}
-
-fn service(version: u32, strategy: Strategy) -> Service {
-    let port =
-        Port { host: Ipv4Addr::LOCALHOST.into(), port: None, protocol: Protocol::Http, policy: PortPolicy::default() };
-    Service {
-        program: Program {
-            command: vec![Text::literal("/bin/api"), Text::literal(version.to_string())],
-            directory: "/".to_owned(),
-            env: BTreeMap::new(),
-            user: None,
-            umask: None,
-            limits: BTreeMap::new(),
-            ports: [name("http")].into(),
-            resources: Resources::default(),
-            ready_line: None,
-            notify: false,
-            watchdog: None,
-        },
-        replicas: 1,
-        scale: None,
-        metrics: None,
-        restarts: 0,
-        ports: [(name("http"), port)].into(),
-        depends_on: BTreeMap::new(),
-        health: Health { ready: None, live: None, start_deadline: Timespan::seconds(60) },
-        restart: Restart {
-            policy: RestartPolicy::Always,
-            backoff: SECOND,
-            max_backoff: SECOND,
-            reset_after: SECOND,
-            budget: Some(0),
-        },
-        stop: Stop { signal: Signal::Term, grace: SECOND },
-        rollout: Rollout {
-            strategy,
-            drain: Drain { requests: SECOND, streams: SECOND },
-            deadline: Timespan::seconds(300),
-            min_ready: Timespan::default(),
-            progress: Timespan::seconds(100),
-        },
-    }
-}
-
-fn rolling() -> Strategy {
-    Strategy::Rolling { max_surge: Amount::Share(Percent::whole(25)), max_unavailable: Amount::Count(0) }
 }
 
 /// A canary whose verdict turns the flag `editor` off.
@@ -132,28 +88,8 @@ struct World {
 impl World {
     fn new() -> Self {
         let environment: EnvironmentId = name("demo/dev");
-        let record = EnvironmentRecord {
-            id: environment,
-            source: String::new(),
-            generation: Generation(0),
-            stable: None,
-            last_release: ReleaseNumber(0),
-            run: None,
-            chosen_ports: BTreeMap::new(),
-            ordinals: BTreeMap::new(),
-            rollouts: BTreeMap::new(),
-            flag_overrides: BTreeMap::new(),
-            scaled: BTreeMap::new(),
-            paused: BTreeMap::new(),
-            preview: None,
-        };
-        let disk = EnvironmentState {
-            environment: record.clone(),
-            resources: BTreeMap::new(),
-            instances: BTreeMap::new(),
-            run: None,
-            releases: BTreeMap::new(),
-        };
+        let record = EnvironmentRecord::new(environment);
+        let disk = EnvironmentState::new(record.clone());
         Self {
             machine: Environment::new(record, Self::settings()),
             disk,
@@ -167,34 +103,16 @@ impl World {
     }
 
     fn settings() -> Arc<Settings> {
-        Arc::new(Settings {
-            seed: 1,
-            ports: (20_000, 20_999),
-            base_env: BTreeMap::new(),
-            hold: SECOND,
-            hold_limit: 100,
-            log_max_bytes: 1,
-            log_keep: 1,
-            epoch: 1_000_000,
-        })
+        Arc::new(fixture::settings(1_000_000))
     }
 
     /// Begins a run. Without a service its plan has no steps.
     fn run(&mut self, kind: RunKind, service: Option<Service>, defined: &[(&str, bool)]) {
         let record = self.machine.record().clone();
-        let number = ReleaseNumber(record.last_release.0 + 1);
         let stable = self.machine.stable_release().map(|release| &release.desired);
         let before = stable.map(|desired| desired.flags.flags.clone()).unwrap_or_default();
         let kept = stable.map(|desired| desired.resources.clone()).unwrap_or_default();
-        let step = service.as_ref().map(|_| Step {
-            resource: api(),
-            action: Action::Update,
-            reasons: Vec::new(),
-            changes: Vec::new(),
-            after: BTreeMap::new(),
-            base: None,
-            target: None,
-        });
+        let step = service.as_ref().map(|_| step(api(), Action::Update));
         let after = flags(defined);
         let changed = before.keys().chain(after.keys()).filter(|flag| before.get(*flag) != after.get(*flag));
         let changed: std::collections::BTreeSet<&FlagName> = changed.collect();
@@ -212,43 +130,11 @@ impl World {
             flags: FlagSet { flags: after.clone(), overrides: BTreeMap::new() },
             preview: None,
         };
-        let run = RunRecord {
-            id: RunId(number.0),
-            environment: record.id.clone(),
-            kind,
-            generation: Generation(record.generation.0 + 1),
-            release: Some(number),
-            plan: Plan {
-                format: PLAN_FORMAT,
-                environment: record.id.clone(),
-                base: record.stable,
-                desired: Some(desired.clone()),
-                steps: step.into_iter().collect(),
-                unchanged: 0,
-                kept: Vec::new(),
-                flags: changed.iter().map(flag_step).collect(),
-            },
-            state: RunState::Running,
-            steps: BTreeMap::new(),
-            started_at: 0,
-            ended_at: None,
-            problems: Vec::new(),
-            reverted: None,
-            culprits: Vec::new(),
-            request_key: None,
+        let plan = Plan {
+            flags: changed.iter().map(flag_step).collect(),
+            ..fixture::plan(&record, Some(desired), step.into_iter().collect())
         };
-        let release = ReleaseRecord {
-            environment: record.id,
-            number,
-            created_at: 5,
-            run: run.id,
-            reason: String::new(),
-            state: ReleaseState::Deploying,
-            desired,
-            verdicts: Vec::new(),
-        };
-        let (run, release) = (Box::new(run), Some(Box::new(release)));
-        self.send(Event::RunRequested { run, release, source: String::new() });
+        self.send(requested(&record, kind, plan));
     }
 
     fn up(&mut self, service: Option<Service>, defined: &[(&str, bool)]) {
@@ -257,41 +143,8 @@ impl World {
 
     fn down(&mut self) {
         let record = self.machine.record().clone();
-        let step = Step {
-            resource: api(),
-            action: Action::Delete,
-            reasons: Vec::new(),
-            changes: Vec::new(),
-            after: BTreeMap::new(),
-            base: None,
-            target: None,
-        };
-        let run = RunRecord {
-            id: RunId(100),
-            environment: record.id.clone(),
-            kind: RunKind::Down { volumes: false },
-            generation: Generation(record.generation.0 + 1),
-            release: None,
-            plan: Plan {
-                format: PLAN_FORMAT,
-                environment: record.id,
-                base: record.stable,
-                desired: None,
-                steps: vec![step],
-                unchanged: 0,
-                kept: Vec::new(),
-                flags: Vec::new(),
-            },
-            state: RunState::Running,
-            steps: BTreeMap::new(),
-            started_at: 0,
-            ended_at: None,
-            problems: Vec::new(),
-            reverted: None,
-            culprits: Vec::new(),
-            request_key: None,
-        };
-        self.send(Event::RunRequested { run: Box::new(run), release: None, source: String::new() });
+        let plan = fixture::plan(&record, None, vec![step(api(), Action::Delete)]);
+        self.send(requested(&record, RunKind::Down { volumes: false }, plan));
     }
 
     fn send(&mut self, event: Event) {
@@ -354,30 +207,8 @@ impl World {
     }
 
     fn commit(&mut self, change: Change) {
-        let disk = &mut self.disk;
-        match change {
-            Change::Environment(record) => disk.environment = record,
-            Change::Release(release) => {
-                disk.releases.insert(release.number, *release);
-            }
-            Change::Run(run) => disk.run = Some(*run),
-            Change::Step(_, resource, state) => {
-                disk.run.as_mut().unwrap().steps.insert(resource, state);
-            }
-            Change::Instance(instance) => {
-                disk.instances.insert(instance.id.clone(), *instance);
-            }
-            Change::ForgetInstance(_, instance) => {
-                disk.instances.remove(&instance);
-            }
-            Change::Resource(resource) => {
-                disk.resources.insert(resource.id.clone(), *resource);
-            }
-            Change::ForgetResource(_, resource) => {
-                disk.resources.remove(&resource);
-            }
-            Change::Event(note) => self.notes.push((note.kind, note.cause)),
-            _ => {}
+        if let Some(note) = self.disk.apply(change) {
+            self.notes.push((note.kind, note.cause));
         }
     }
 

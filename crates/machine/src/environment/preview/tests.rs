@@ -3,17 +3,23 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use orchestra_model::{
-    Desired, EnvironmentId, Generation, Name, Plan, ReleaseNumber, ResourceKind, RunId,
+    Desired, EnvironmentId, Name, ResourceKind,
     desired::{Resource, Target, Volume},
     flag::FlagSet,
-    plan::{Action, PLAN_FORMAT, Step},
+    plan::Action,
     preview::Prices,
     quantity::Timespan,
-    record::{Change, EnvironmentRecord, EnvironmentState, ReleaseRecord, ReleaseState, RunKind, RunRecord, RunState},
+    record::{EnvironmentRecord, EnvironmentState, RunKind},
 };
 
 use super::*;
-use crate::{Batch, Settings, environment::Event};
+use crate::{
+    Batch, Settings,
+    environment::{
+        Event,
+        fixture::{self, requested, step},
+    },
+};
 
 /// The wall clock when a machine starts, in milliseconds.
 const EPOCH: UnixMillis = 1_000_000_000_000;
@@ -29,16 +35,7 @@ struct World {
 }
 
 fn settings(epoch: UnixMillis) -> Arc<Settings> {
-    Arc::new(Settings {
-        seed: 1,
-        ports: (20_000, 20_999),
-        base_env: BTreeMap::new(),
-        hold: Timespan::seconds(1),
-        hold_limit: 1,
-        log_max_bytes: 1,
-        log_keep: 1,
-        epoch,
-    })
+    Arc::new(fixture::settings(epoch))
 }
 
 fn preview(ttl: u64) -> Preview {
@@ -53,28 +50,8 @@ fn data() -> ResourceId {
 impl World {
     fn new() -> Self {
         let id: EnvironmentId = "shop/preview-42".parse().unwrap();
-        let record = EnvironmentRecord {
-            id,
-            source: String::new(),
-            generation: Generation(0),
-            stable: None,
-            last_release: ReleaseNumber(0),
-            run: None,
-            chosen_ports: BTreeMap::new(),
-            ordinals: BTreeMap::new(),
-            rollouts: BTreeMap::new(),
-            flag_overrides: BTreeMap::new(),
-            scaled: BTreeMap::new(),
-            paused: BTreeMap::new(),
-            preview: None,
-        };
-        let disk = EnvironmentState {
-            environment: record.clone(),
-            resources: BTreeMap::new(),
-            instances: BTreeMap::new(),
-            run: None,
-            releases: BTreeMap::new(),
-        };
+        let record = EnvironmentRecord::new(id);
+        let disk = EnvironmentState::new(record.clone());
         let machine = Environment::new(record, settings(EPOCH));
         Self { machine, disk, now: Now::ZERO, notes: Vec::new(), obliging: true }
     }
@@ -89,55 +66,9 @@ impl World {
 
     fn run(&mut self, kind: RunKind, desired: Option<Desired>) {
         let record = self.machine.record().clone();
-        let number = ReleaseNumber(record.last_release.0 + 1);
-        let release = desired.is_some().then_some(number);
         let action = if desired.is_some() { Action::Create } else { Action::Delete };
-        let step = Step {
-            resource: data(),
-            action,
-            reasons: Vec::new(),
-            changes: Vec::new(),
-            after: BTreeMap::new(),
-            base: None,
-            target: None,
-        };
-        let run = RunRecord {
-            id: RunId(record.generation.0 + 1),
-            environment: record.id.clone(),
-            kind,
-            generation: Generation(record.generation.0 + 1),
-            release,
-            plan: Plan {
-                format: PLAN_FORMAT,
-                environment: record.id.clone(),
-                base: record.stable,
-                desired: desired.clone(),
-                steps: vec![step],
-                unchanged: 0,
-                kept: Vec::new(),
-                flags: Vec::new(),
-            },
-            state: RunState::Running,
-            steps: BTreeMap::new(),
-            started_at: 0,
-            ended_at: None,
-            problems: Vec::new(),
-            reverted: None,
-            culprits: Vec::new(),
-            request_key: None,
-        };
-        let release = desired.map(|desired| ReleaseRecord {
-            environment: record.id,
-            number,
-            created_at: 5,
-            run: run.id,
-            reason: String::new(),
-            state: ReleaseState::Deploying,
-            desired,
-            verdicts: Vec::new(),
-        });
-        let event = Event::RunRequested { run: Box::new(run), release: release.map(Box::new), source: String::new() };
-        self.send(event);
+        let plan = fixture::plan(&record, desired, vec![step(data(), action)]);
+        self.send(requested(&record, kind, plan));
     }
 
     fn up(&mut self, ttl: u64) {
@@ -165,19 +96,8 @@ impl World {
         let mut batches = VecDeque::from([batch]);
         while let Some(batch) = batches.pop_front() {
             for change in batch.changes {
-                match change {
-                    Change::Environment(record) => self.disk.environment = record,
-                    Change::Event(note) => self.notes.push((note.kind, note.cause)),
-                    Change::Resource(record) => {
-                        self.disk.resources.insert(record.id.clone(), *record);
-                    }
-                    Change::ForgetResource(_, id) => {
-                        self.disk.resources.remove(&id);
-                    }
-                    Change::Release(record) => {
-                        self.disk.releases.insert(record.number, *record);
-                    }
-                    _ => {}
+                if let Some(note) = self.disk.apply(change) {
+                    self.notes.push((note.kind, note.cause));
                 }
             }
             for effect in batch.effects {

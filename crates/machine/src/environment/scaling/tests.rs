@@ -3,23 +3,27 @@
 use std::collections::VecDeque;
 
 use orchestra_model::{
-    Desired, EnvironmentId, Generation, Plan, ReleaseNumber, RunId, Text,
+    Desired, EnvironmentId,
     autoscale::{Behavior, Change as Amount, Level, Metric, ScalePolicy, Select, ToZero},
-    desired::{
-        Drain, Health, Port, Program, Protocol, Resources, Restart, RestartPolicy, Signal, Stop, Strategy, Target,
-    },
+    desired::{Strategy, Target},
     flag::FlagSet,
     launch::{Exit, Observed, ProviderEvent},
-    plan::{Action, PLAN_FORMAT, Step},
-    quantity::{Amount as Share, ByteSize, Cpu, Percent},
-    record::{Change, EnvironmentRecord, EnvironmentState, ReleaseRecord, ReleaseState, RunRecord},
-    rollout::{OnExpiry, PauseStep, Rollout as Spec, RolloutStep, Stepped},
+    plan::Action,
+    quantity::{ByteSize, Cpu, Percent},
+    record::{Change, EnvironmentRecord, EnvironmentState},
+    rollout::{OnExpiry, PauseStep, RolloutStep, Stepped},
     route::{EndpointKey, EndpointState, Route, RouteId},
-    traffic::{Permille, PortPolicy},
+    traffic::Permille,
 };
 
 use super::*;
-use crate::{Batch, Settings, environment::Event};
+use crate::{
+    Batch, Settings,
+    environment::{
+        Event,
+        fixture::{self, requested, rolling, step},
+    },
+};
 
 const HOLD: Timespan = Timespan::seconds(10);
 
@@ -57,53 +61,9 @@ fn in_flight(min: u32, max: u32) -> Autoscale {
 }
 
 fn service(version: u32, scale: Option<Autoscale>) -> Service {
-    let second = Timespan::seconds(1);
-    let port = Port {
-        host: std::net::Ipv4Addr::LOCALHOST.into(),
-        port: None,
-        protocol: Protocol::Http,
-        policy: PortPolicy::default(),
-    };
-    Service {
-        program: Program {
-            command: vec![Text::literal("/bin/api"), Text::literal(version.to_string())],
-            directory: "/".to_owned(),
-            env: BTreeMap::new(),
-            user: None,
-            umask: None,
-            limits: BTreeMap::new(),
-            ports: ["http".parse().unwrap()].into(),
-            resources: Resources { cpu: Some(Cpu::millis(1000)), ..Resources::default() },
-            ready_line: None,
-            notify: false,
-            watchdog: None,
-        },
-        replicas: 1,
-        scale,
-        metrics: None,
-        restarts: 0,
-        ports: [("http".parse().unwrap(), port)].into(),
-        depends_on: BTreeMap::new(),
-        health: Health { ready: None, live: None, start_deadline: Timespan::seconds(60) },
-        restart: Restart {
-            policy: RestartPolicy::Always,
-            backoff: second,
-            max_backoff: second,
-            reset_after: second,
-            budget: Some(0),
-        },
-        stop: Stop { signal: Signal::Term, grace: second },
-        rollout: Spec {
-            strategy: Strategy::Rolling {
-                max_surge: Share::Share(Percent::whole(25)),
-                max_unavailable: Share::Count(0),
-            },
-            drain: Drain { requests: second, streams: second },
-            deadline: Timespan::seconds(300),
-            min_ready: Timespan::default(),
-            progress: Timespan::seconds(100),
-        },
-    }
+    let mut service = fixture::service(version, rolling());
+    service.program.resources.cpu = Some(Cpu::millis(1000));
+    Service { scale, ..service }
 }
 
 fn id() -> ResourceId {
@@ -149,28 +109,8 @@ struct World {
 impl World {
     fn new() -> Self {
         let environment: EnvironmentId = "demo/dev".parse().unwrap();
-        let record = EnvironmentRecord {
-            id: environment,
-            source: String::new(),
-            generation: Generation(0),
-            stable: None,
-            last_release: ReleaseNumber(0),
-            run: None,
-            chosen_ports: BTreeMap::new(),
-            ordinals: BTreeMap::new(),
-            rollouts: BTreeMap::new(),
-            flag_overrides: BTreeMap::new(),
-            scaled: BTreeMap::new(),
-            paused: BTreeMap::new(),
-            preview: None,
-        };
-        let disk = EnvironmentState {
-            environment: record.clone(),
-            resources: BTreeMap::new(),
-            instances: BTreeMap::new(),
-            run: None,
-            releases: BTreeMap::new(),
-        };
+        let record = EnvironmentRecord::new(environment);
+        let disk = EnvironmentState::new(record.clone());
         Self {
             machine: Environment::new(record, Self::settings()),
             disk,
@@ -189,16 +129,7 @@ impl World {
     }
 
     fn settings() -> Arc<Settings> {
-        Arc::new(Settings {
-            seed: 1,
-            ports: (20_000, 20_999),
-            base_env: BTreeMap::new(),
-            hold: HOLD,
-            hold_limit: 100,
-            log_max_bytes: 1,
-            log_keep: 1,
-            epoch: 1_000_000,
-        })
+        Arc::new(Settings { hold: HOLD, ..fixture::settings(1_000_000) })
     }
 
     /// A service that is there, and has been measured.
@@ -211,7 +142,6 @@ impl World {
 
     fn run(&mut self, kind: RunKind, service: Service) {
         let record = self.machine.record().clone();
-        let number = ReleaseNumber(record.last_release.0 + 1);
         let desired = Desired {
             environment: record.id.clone(),
             target: Target::Process,
@@ -219,52 +149,8 @@ impl World {
             flags: FlagSet::default(),
             preview: None,
         };
-        let step = Step {
-            resource: id(),
-            action: Action::Update,
-            reasons: Vec::new(),
-            changes: Vec::new(),
-            after: BTreeMap::new(),
-            base: None,
-            target: None,
-        };
-        let run = RunRecord {
-            id: RunId(number.0),
-            environment: record.id.clone(),
-            kind,
-            generation: Generation(record.generation.0 + 1),
-            release: Some(number),
-            plan: Plan {
-                format: PLAN_FORMAT,
-                environment: record.id.clone(),
-                base: record.stable,
-                desired: Some(desired.clone()),
-                steps: vec![step],
-                unchanged: 0,
-                kept: Vec::new(),
-                flags: Vec::new(),
-            },
-            state: RunState::Running,
-            steps: BTreeMap::new(),
-            started_at: 0,
-            ended_at: None,
-            problems: Vec::new(),
-            reverted: None,
-            culprits: Vec::new(),
-            request_key: None,
-        };
-        let release = ReleaseRecord {
-            environment: record.id,
-            number,
-            created_at: 0,
-            run: run.id,
-            reason: String::new(),
-            state: ReleaseState::Deploying,
-            desired,
-            verdicts: Vec::new(),
-        };
-        let (run, release) = (Box::new(run), Some(Box::new(release)));
-        self.send(Event::RunRequested { run, release, source: String::new() });
+        let plan = fixture::plan(&record, Some(desired), vec![step(id(), Action::Update)]);
+        self.send(requested(&record, kind, plan));
     }
 
     fn up(&mut self, service: Service) {
@@ -352,30 +238,8 @@ impl World {
     }
 
     fn commit(&mut self, change: Change) {
-        let disk = &mut self.disk;
-        match change {
-            Change::Environment(record) => disk.environment = record,
-            Change::Release(release) => {
-                disk.releases.insert(release.number, *release);
-            }
-            Change::Run(run) => disk.run = Some(*run),
-            Change::Step(_, resource, state) => {
-                disk.run.as_mut().unwrap().steps.insert(resource, state);
-            }
-            Change::Instance(instance) => {
-                disk.instances.insert(instance.id.clone(), *instance);
-            }
-            Change::ForgetInstance(_, instance) => {
-                disk.instances.remove(&instance);
-            }
-            Change::Resource(resource) => {
-                disk.resources.insert(resource.id.clone(), *resource);
-            }
-            Change::ForgetResource(_, resource) => {
-                disk.resources.remove(&resource);
-            }
-            Change::Event(note) if note.kind == EventKind::Scaled => self.notes.push(note.cause),
-            _ => {}
+        if let Some(note) = self.disk.apply(change).filter(|note| note.kind == EventKind::Scaled) {
+            self.notes.push(note.cause);
         }
     }
 

@@ -3,29 +3,23 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use orchestra_model::{
-    EnvironmentId, Generation, ReleaseNumber,
+    EnvironmentId,
     record::{Change, EnvironmentRecord, EnvironmentState},
     time::UnixMillis,
 };
 
 use super::*;
-use crate::{Settings, environment::Event};
+use crate::{
+    Settings,
+    environment::{Event, fixture},
+};
 
 /// The wall clock when a machine starts, in milliseconds.
 const EPOCH: UnixMillis = 1_000_000_000;
 const MINUTE: UnixMillis = 60_000;
 
 fn settings(epoch: UnixMillis) -> Arc<Settings> {
-    Arc::new(Settings {
-        seed: 1,
-        ports: (20_000, 20_999),
-        base_env: BTreeMap::new(),
-        hold: Timespan::seconds(1),
-        hold_limit: 1,
-        log_max_bytes: 1,
-        log_keep: 1,
-        epoch,
-    })
+    Arc::new(fixture::settings(epoch))
 }
 
 fn api() -> Name {
@@ -35,28 +29,9 @@ fn api() -> Name {
 /// What is on disk of an environment in which `api` was paused.
 fn paused(since: UnixMillis, until: UnixMillis) -> EnvironmentState {
     let id: EnvironmentId = "shop/dev".parse().unwrap();
-    let environment = EnvironmentRecord {
-        id,
-        source: String::new(),
-        generation: Generation(0),
-        stable: None,
-        last_release: ReleaseNumber(0),
-        run: None,
-        chosen_ports: BTreeMap::new(),
-        ordinals: BTreeMap::new(),
-        rollouts: BTreeMap::new(),
-        flag_overrides: BTreeMap::new(),
-        scaled: BTreeMap::new(),
-        paused: [(api(), PausedTraffic { since, until, by: "ada".to_owned() })].into(),
-        preview: None,
-    };
-    EnvironmentState {
-        environment,
-        resources: BTreeMap::new(),
-        instances: BTreeMap::new(),
-        run: None,
-        releases: BTreeMap::new(),
-    }
+    let mut record = EnvironmentRecord::new(id);
+    record.paused.insert(api(), PausedTraffic { since, until, by: "ada".to_owned() });
+    EnvironmentState::new(record)
 }
 
 /// A machine over it when the wall clock shows `epoch`.
