@@ -14,5 +14,5 @@ pub fn authority_path(home: &std::path::Path) -> std::path::PathBuf {
     home.join("tls/authority/certificate.pem")
 }
 
-pub use facts::{Facts, Malformed, date, hex};
+pub use facts::{Facts, Malformed, hex};
 pub use pair::{Pair, PairError};

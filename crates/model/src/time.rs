@@ -49,3 +49,36 @@ impl Sub<Now> for Now {
 
 /// Wall-clock time in Unix milliseconds, for people to read; never compared to decide anything.
 pub type UnixMillis = u64;
+
+/// The date of a moment in UTC: `2026-11-21`. Howard Hinnant, "chrono-compatible low-level date algorithms",
+/// `civil_from_days`.
+pub fn date(at: UnixMillis) -> String {
+    let days = at / 86_400_000 + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+/// A moment as RFC 3339 in UTC: `2026-11-21T03:49:40.123Z`.
+pub fn timestamp(at: UnixMillis) -> String {
+    let rest = at % 86_400_000;
+    let (hours, minutes, seconds) = (rest / 3_600_000, rest / 60_000 % 60, rest / 1000 % 60);
+    format!("{}T{hours:02}:{minutes:02}:{seconds:02}.{:03}Z", date(at), rest % 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_written_as_in_rfc_3339() {
+        assert_eq!(timestamp(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(timestamp(951_782_400_000), "2000-02-29T00:00:00.000Z");
+        assert_eq!(timestamp(1_795_232_980_123), "2026-11-21T03:49:40.123Z");
+    }
+}

@@ -71,31 +71,32 @@ pub(crate) static ROOT: Table = Table {
     one_of: &[],
 };
 
+/// Keys of everything that lies over a stack.
+static OVERLAYS: &[Key] = &[
+    Key::new(
+        "services",
+        Shape::Maybe(&Shape::Overlay(&Shape::Names(&Shape::Table(&SERVICE)))),
+        "Overlay of `services`.",
+    ),
+    Key::new("jobs", Shape::Maybe(&Shape::Overlay(&Shape::Names(&Shape::Table(&JOB)))), "Overlay of `jobs`."),
+    Key::new("volumes", Shape::Maybe(&Shape::Overlay(&Shape::Names(&Shape::Table(&VOLUME)))), "Overlay of `volumes`."),
+    Key::new(
+        "flags",
+        Shape::Maybe(&Shape::Overlay(&Shape::Keys(&Shape::Any(&[Shape::Constant, Shape::Table(&FLAG)])))),
+        "Overlay of `flags`.",
+    ),
+];
+
 pub(crate) static ENVIRONMENT: Table = Table {
     id: "environment",
     noun: "an environment",
     doc: "A named overlay. Mappings merge key by key, other values replace, and an explicit `null` deletes.",
-    keys: &[&[
-        Key::new("target", Shape::Choice(&["process"]), "The world that runs the workloads.")
+    keys: &[
+        &[Key::new("target", Shape::Choice(&["process"]), "The world that runs the workloads.")
             .default("process")
-            .from(OURS),
-        Key::new(
-            "services",
-            Shape::Maybe(&Shape::Overlay(&Shape::Names(&Shape::Table(&SERVICE)))),
-            "Overlay of `services`.",
-        ),
-        Key::new("jobs", Shape::Maybe(&Shape::Overlay(&Shape::Names(&Shape::Table(&JOB)))), "Overlay of `jobs`."),
-        Key::new(
-            "volumes",
-            Shape::Maybe(&Shape::Overlay(&Shape::Names(&Shape::Table(&VOLUME)))),
-            "Overlay of `volumes`.",
-        ),
-        Key::new(
-            "flags",
-            Shape::Maybe(&Shape::Overlay(&Shape::Keys(&Shape::Any(&[Shape::Constant, Shape::Table(&FLAG)])))),
-            "Overlay of `flags`.",
-        ),
-    ]],
+            .from(OURS)],
+        OVERLAYS,
+    ],
     habits: &[],
     later: &[
         "namespace",
@@ -643,6 +644,15 @@ pub(crate) static ALL: &[&Table] = &[
     &JOB,
     &VOLUME,
     &PORT,
+    &TLS,
+    &STICKY,
+    &REQUEST_LIMITS,
+    &TIMEOUTS,
+    &RETRY,
+    &OUTLIER,
+    &BREAKER,
+    &FALLBACK,
+    &METRICS,
     &DEPENDENCY,
     &HEALTH,
     &READY,
@@ -666,10 +676,14 @@ pub(crate) static ALL: &[&Table] = &[
     &MIRROR,
     &GUARD,
     &LATENCY,
+    &PROMETHEUS,
+    &TOKEN,
+    &PAIR_PROBE,
     &DRAIN,
     &SCALE,
     &SCALE_METRIC,
     &SCALE_LEVEL,
+    &SCALE_QUEUE,
     &SCALE_EXPORTED,
     &SCALE_UP,
     &SCALE_DOWN,
@@ -681,4 +695,6 @@ pub(crate) static ALL: &[&Table] = &[
     &FLAG,
     &RULE,
     &TEST,
+    &PREVIEWS,
+    &PRICES,
 ];

@@ -1,6 +1,6 @@
 //! Keys of previews.
 
-use super::{FLAG, JOB, OURS, SERVICE, VOLUME};
+use super::{OURS, OVERLAYS};
 use crate::table::{Key, Shape, Table};
 
 /// Whether a preview has a resource of its own.
@@ -19,36 +19,25 @@ pub(crate) static PREVIEWS: Table = Table {
     id: "previews",
     noun: "`previews`",
     doc: "What holds for environments that `orchestra up --env NAME --from ENVIRONMENT` makes. The overlays lie over those of that environment.",
-    keys: &[&[
-        Key::new(
-            "ttl",
-            Shape::Duration,
-            "How long a preview stays after its last `up`, without `--ttl`; 0: until it is taken down.",
-        )
-        .default("24h")
-        .from(OURS),
-        Key::new("limit", Shape::Integer(1, 1_000), "Most previews of the stack at one time.").default("10").from(OURS),
-        Key::new("target", Shape::Choice(&["process"]), "The world that runs their workloads.")
-            .default("that of the environment"),
-        Key::new("prices", Shape::Table(&PRICES), "What their use is worth.")
-            .default("AWS Fargate on demand, Linux on x86, us-east-1"),
-        Key::new(
-            "services",
-            Shape::Maybe(&Shape::Overlay(&Shape::Names(&Shape::Table(&SERVICE)))),
-            "Overlay of `services`.",
-        ),
-        Key::new("jobs", Shape::Maybe(&Shape::Overlay(&Shape::Names(&Shape::Table(&JOB)))), "Overlay of `jobs`."),
-        Key::new(
-            "volumes",
-            Shape::Maybe(&Shape::Overlay(&Shape::Names(&Shape::Table(&VOLUME)))),
-            "Overlay of `volumes`.",
-        ),
-        Key::new(
-            "flags",
-            Shape::Maybe(&Shape::Overlay(&Shape::Keys(&Shape::Any(&[Shape::Constant, Shape::Table(&FLAG)])))),
-            "Overlay of `flags`.",
-        ),
-    ]],
+    keys: &[
+        &[
+            Key::new(
+                "ttl",
+                Shape::Duration,
+                "How long a preview stays after its last `up`, without `--ttl`; 0: until it is taken down.",
+            )
+            .default("24h")
+            .from(OURS),
+            Key::new("limit", Shape::Integer(1, 1_000), "Most previews of the stack at one time.")
+                .default("10")
+                .from(OURS),
+            Key::new("target", Shape::Choice(&["process"]), "The world that runs their workloads.")
+                .default("that of the environment"),
+            Key::new("prices", Shape::Table(&PRICES), "What their use is worth.")
+                .default("AWS Fargate on demand, Linux on x86, us-east-1"),
+        ],
+        OVERLAYS,
+    ],
     habits: &[
         ("expires", "write `ttl`"),
         ("expire_after", "write `ttl`"),
