@@ -357,7 +357,7 @@ impl Environment {
 
     /// When the driver must call again with [`Event::Tick`].
     pub fn deadline(&self) -> Option<Now> {
-        let run = self.run.as_ref().and_then(ActiveRun::deadline);
+        let run = self.run_deadline();
         let instance = self.timers.first().map(|(at, _)| *at);
         let alarm = self.alarms.values().min().copied();
         [run, instance, alarm, self.routes.retry_at(), self.preview_deadline(), self.traffic_deadline()]

@@ -81,7 +81,8 @@ impl Policy {
                 budget: Some(0),
             },
             stop: Stop { signal: Signal::Term, grace: Timespan::seconds(10) },
-            drain: Drain { requests: Timespan::default(), streams: Timespan::default() },
+            // It may have been routed, and have requests in flight still.
+            drain: Drain { requests: Timespan::seconds(30), streams: Timespan::seconds(30) },
             routed: false,
             start_deadline: Timespan::seconds(60),
         }
@@ -313,7 +314,10 @@ impl Instance {
         rng: &mut Rng,
     ) -> (Self, Vec<Command>) {
         let mut instance = Self::new(record, policy, ready, live, now);
+        // Whether a route leads to it is not known before the data plane has answered; its spec may say otherwise by now.
+        instance.policy.routed |= !instance.record.ports.is_empty();
         instance.proven = instance.record.was_ready;
+        instance.history = History { recent: instance.record.recent_restarts, total: instance.record.restarts };
         let mut commands = Vec::new();
         let Some(observed) = observed else {
             match instance.record.intent {
@@ -452,6 +456,11 @@ impl Instance {
     /// Restarts so far.
     pub fn restarts(&self) -> u32 {
         self.history.total
+    }
+
+    /// Restarts since it was last ready for long enough: what its budget counts.
+    pub fn recent_restarts(&self) -> u32 {
+        self.history.recent
     }
 
     /// Requests and streams in flight, while it drains.
@@ -596,6 +605,8 @@ impl Instance {
         match &self.phase {
             Phase::Pending { until, .. } => *until,
             Phase::Starting => self.started.map(|at| at + self.policy.start_deadline.duration()),
+            // Then it is written down that its restarts are forgotten: only what is written down counts after a recovery.
+            Phase::Ready => (self.history.recent > 0).then(|| self.since + self.policy.restart.reset_after.duration()),
             Phase::Draining { requests_by, streams_by, cut } => Some(match cut {
                 Some(at) => *at + CUT_PATIENCE,
                 None if self.in_flight.1 == 0 => *requests_by,
@@ -920,6 +931,7 @@ impl Instance {
         match decision {
             Decision::After(pause) => {
                 self.record.attempt += 1;
+                (self.record.recent_restarts, self.record.restarts) = (self.history.recent, self.history.total);
                 self.record.was_ready = false;
                 self.started = None;
                 for health in [&mut self.ready, &mut self.live].into_iter().flatten() {
@@ -980,6 +992,11 @@ impl Instance {
                 vec![Command::Note(EventKind::InstanceDraining, cause), Command::Cut]
             }
             Phase::Draining { cut: Some(_), .. } => self.begin_stop(now, "cut".to_owned()),
+            Phase::Ready => {
+                self.note_readiness(now);
+                self.record.recent_restarts = self.history.recent;
+                vec![Command::Persist]
+            }
             // A back-off that ended: the environment sees it by `may_launch`.
             _ => Vec::new(),
         }

@@ -17,6 +17,8 @@ pub struct Member {
     pub set: Set,
     /// Ready as far as its own check goes.
     pub healthy: bool,
+    /// Healthy, and the data plane has acknowledged that it sends requests there.
+    pub serving: bool,
     /// Healthy for long enough, and the data plane has acknowledged that it sends requests there.
     pub ready: bool,
     /// Leaving, but not gone.
@@ -134,11 +136,12 @@ fn missing(wanted: u32, members: &[Member], set: Set) -> u32 {
     wanted.saturating_sub(count(of(set, members)))
 }
 
-/// Too many of a set: those that are not ready leave first, then the youngest.
+/// Too many of a set: those that serve nobody leave first, then those that have not proven themselves, then the youngest.
 fn surplus(decision: &mut Decision, wanted: u32, members: &[Member], set: Set) {
     let mut all: Vec<&Member> = of(set, members).collect();
     let too_many = all.len().saturating_sub(wanted as usize);
-    all.sort_by(|a, b| (a.healthy, a.ready).cmp(&(b.healthy, b.ready)).then_with(|| b.id.cmp(&a.id)));
+    let worth = |member: &Member| (member.healthy, member.serving, member.ready);
+    all.sort_by(|a, b| worth(a).cmp(&worth(b)).then_with(|| b.id.cmp(&a.id)));
     decision.retire.extend(all.iter().take(too_many).map(|m| m.id.clone()));
 }
 
@@ -178,7 +181,16 @@ mod tests {
 
     fn member(ordinal: u32, set: Set, leaving: bool) -> Member {
         let id = format!("single-r1-{ordinal}").parse().unwrap();
-        Member { id, set, healthy: true, ready: true, leaving, failed: false }
+        Member { id, set, healthy: true, serving: true, ready: true, leaving, failed: false }
+    }
+
+    #[test]
+    fn of_too_many_the_one_that_serves_stays() {
+        // None has been ready for long enough, and the data plane knows only the second.
+        let new = |ordinal| Member { ready: false, serving: ordinal == 2, ..member(ordinal, Set::Current, false) };
+        let decision = decide(Mode::Rolling { surge: 1, unavailable: 0 }, 1, &[new(1), new(2), new(3)]);
+        let retired: Vec<String> = decision.retire.iter().map(ToString::to_string).collect();
+        assert_eq!(retired, ["single-r1-3", "single-r1-1"]);
     }
 
     #[test]

@@ -416,7 +416,7 @@ impl Rollout {
                 let length = self.stepped().map(|stepped| stepped.keep_warm.duration()).unwrap_or_default();
                 let over = at >= self.after(self.record.since, length);
                 if over {
-                    self.enter(at, RolloutPhase::Warm, out);
+                    self.end_watch(at, out);
                 }
                 over
             }
@@ -525,6 +525,12 @@ impl Rollout {
         out.push(Command::Persist);
     }
 
+    /// The time under watch has an end of its own; what is left of the rollout's begins again after it.
+    fn end_watch(&mut self, at: UnixMillis, out: &mut Vec<Command>) {
+        self.extend(at, self.record.since);
+        self.enter(at, RolloutPhase::Warm, out);
+    }
+
     // === raising ===
 
     /// The time that an analysis has left, if the share may grow so that it is enough: not before an eighth of it has
@@ -579,11 +585,11 @@ impl Rollout {
             _ => return false,
         };
         let policy = step.inconclusive.or(self.guard().map(|guard| guard.inconclusive)).unwrap_or_default();
-        let word = if outcome == VerdictOutcome::Error { "could not be measured" } else { "inconclusive" };
+        let word = if outcome == VerdictOutcome::Error { "could not be measured" } else { "was inconclusive" };
         match policy {
             OnInconclusive::Hold => {
                 self.next_step(at, out);
-                self.pause(at, "a person", &format!("the verdict was {word}: {reason}"), out);
+                self.pause(at, "a person", &format!("the verdict {word}: {reason}"), out);
                 false
             }
             OnInconclusive::PromoteAndWatch => {
@@ -594,7 +600,7 @@ impl Rollout {
                 true
             }
             OnInconclusive::RollBack => {
-                let message = format!("the verdict about release {} was {word}", self.record.to);
+                let message = format!("the verdict about release {} {word}", self.record.to);
                 out.push(Command::Fail(Diagnostic::error(Code::VERDICT, message).note(reason)));
                 false
             }
@@ -620,7 +626,7 @@ impl Rollout {
             HookState::Agreed => self.next_step(at, out),
             HookState::Refused(since, reason) => {
                 if self.record.hook_calls > hook.retries {
-                    let message = format!("hook {} did not agree: {reason}", hook.name);
+                    let message = format!("{} did not agree: {reason}", hook_words(&hook.name));
                     out.push(Command::Fail(Diagnostic::error(Code::HOOK, message)));
                 } else if at >= self.after(since, HOOK_PAUSE) {
                     self.call_hook(hook, out);
@@ -632,7 +638,7 @@ impl Rollout {
                 false
             }
             HookState::Asked if at >= self.after(self.record.since, hook_time(hook)) => {
-                let message = format!("hook {} did not answer", hook.name);
+                let message = format!("{} did not answer", hook_words(&hook.name));
                 out.push(Command::Fail(Diagnostic::error(Code::HOOK, message)));
                 false
             }
@@ -644,7 +650,7 @@ impl Rollout {
         self.record.hook_calls += 1;
         self.hook = HookState::Asked;
         out.push(Command::Persist);
-        out.push(Command::Note(EventKind::Hook, format!("hook {} is asked", hook.name)));
+        out.push(Command::Note(EventKind::Hook, format!("{} is asked", hook_words(&hook.name))));
         out.push(Command::CallHook(self.record.hook_calls, hook.clone()));
     }
 
@@ -656,11 +662,11 @@ impl Rollout {
         let name = hook.name.clone();
         self.hook = match answer {
             Ok(()) => {
-                out.push(Command::Note(EventKind::Hook, format!("hook {name} agreed")));
+                out.push(Command::Note(EventKind::Hook, format!("{} agreed", hook_words(&name))));
                 HookState::Agreed
             }
             Err(reason) => {
-                out.push(Command::Note(EventKind::Hook, format!("hook {name} did not agree: {reason}")));
+                out.push(Command::Note(EventKind::Hook, format!("{} did not agree: {reason}", hook_words(&name))));
                 HookState::Refused(at, reason)
             }
         };
@@ -683,7 +689,7 @@ impl Rollout {
                     out.push(Command::Note(EventKind::RolloutResumed, format!("promoted by {by}")));
                     self.skip_step(at, out);
                 }
-                RolloutPhase::Watching => self.enter(at, RolloutPhase::Warm, out),
+                RolloutPhase::Watching => self.end_watch(at, out),
                 RolloutPhase::Promoting | RolloutPhase::Warm => {}
             },
             RolloutCommand::PromoteFully => {
@@ -698,7 +704,7 @@ impl Rollout {
                         self.judged = None;
                         self.enter(at, RolloutPhase::Promoting, out);
                     }
-                    RolloutPhase::Watching => self.enter(at, RolloutPhase::Warm, out),
+                    RolloutPhase::Watching => self.end_watch(at, out),
                     RolloutPhase::Promoting | RolloutPhase::Warm => out.push(Command::Persist),
                 }
             }
@@ -793,7 +799,7 @@ impl Rollout {
             RolloutStep::Pause(PauseStep { duration: Some(length), .. }) => format!("pause {length}"),
             RolloutStep::Pause(_) => "pause until promoted".to_owned(),
             RolloutStep::Analysis(analysis) => format!("analysis for at most {}", analysis.duration),
-            RolloutStep::Hook(hook) => format!("hook {}", hook.name),
+            RolloutStep::Hook(hook) => hook_words(&hook.name),
             RolloutStep::Match(matches) if matches.is_empty() => "no matched requests".to_owned(),
             RolloutStep::Match(_) => "matched requests".to_owned(),
             RolloutStep::Mirror { share, .. } => format!("mirror {share}"),
@@ -820,13 +826,17 @@ impl Rollout {
             }
             Some(RolloutStep::Pause(pause)) => {
                 let owner = pause.owner.as_deref().unwrap_or("a person");
-                format!("{owner} to promote or abort")
+                let then = match pause.on_expiry {
+                    OnExpiry::RollBack => "turned back",
+                    OnExpiry::Promote => "promoted",
+                };
+                format!("{owner} to promote or abort ({then} after {} without a word)", pause.expires)
             }
             Some(RolloutStep::Analysis(_)) => match &self.judged {
                 Some((_, reason)) => format!("a verdict ({reason})"),
                 None => "a verdict".to_owned(),
             },
-            Some(RolloutStep::Hook(hook)) => format!("hook {} to agree", hook.name),
+            Some(RolloutStep::Hook(hook)) => format!("{} to agree", hook_words(&hook.name)),
             _ if !seen.routed => "the proxy to take the new routes".to_owned(),
             _ if self.record.phase == RolloutPhase::Watching => "its time under watch to pass".to_owned(),
             _ => "nothing".to_owned(),
@@ -843,12 +853,18 @@ fn failed(out: &[Command]) -> bool {
     out.iter().any(|command| matches!(command, Command::Fail(_)))
 }
 
-fn millis(length: Duration) -> u64 {
+/// Whole milliseconds, as moments are written down.
+pub(crate) fn millis(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn words(length: Duration) -> String {
     orchestra_model::quantity::Timespan::millis(millis(length)).to_string()
+}
+
+/// A hook by its name, unless that is the one that all have.
+fn hook_words(name: &str) -> String {
+    if name == "hook" { "the hook".to_owned() } else { format!("hook {name}") }
 }
 
 fn hook_time(hook: &Hook) -> Duration {

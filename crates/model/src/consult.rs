@@ -188,12 +188,14 @@ pub enum Question {
     },
     /// A query of a Prometheus server.
     Query {
-        /// `http://prometheus:9090`, perhaps with a path in front of `/api/v1`.
+        /// `http://prometheus:9090` or `https://…`, perhaps with a path in front of `/api/v1`.
         address: String,
         /// `PromQL`.
         query: String,
         /// What opens it.
         token: Option<Token>,
+        /// File with the certificates (PEM) that are trusted; `None` trusts those of the machine.
+        ca: Option<String>,
     },
 }
 

@@ -248,7 +248,8 @@ pub struct Port {
 }
 
 impl Port {
-    /// The URL of this port, once `port` is known. Unspecified addresses are reached over loopback.
+    /// The URL of this port, once `port` is known; its scheme says whether TLS is spoken. Unspecified addresses are
+    /// reached over loopback.
     pub fn url(&self, port: u16) -> String {
         let host = match self.host {
             IpAddr::V4(ip) if ip.is_unspecified() => "127.0.0.1".to_owned(),
@@ -258,6 +259,8 @@ impl Port {
         };
         let scheme = match (self.protocol, &self.policy.tls) {
             (Protocol::Http | Protocol::H2c, Some(_)) => "https",
+            (Protocol::Grpc, Some(_)) => "grpcs",
+            (Protocol::Tcp, Some(_)) => "tls",
             (protocol, _) => protocol.scheme(),
         };
         format!("{scheme}://{host}:{port}")

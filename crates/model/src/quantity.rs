@@ -100,7 +100,10 @@ impl FromStr for Timespan {
                 .ok_or_else(error)?;
             rest = tail;
         }
-        if text.is_empty() || total > Self::MAX { Err(error()) } else { Ok(Self(total)) }
+        if total > Self::MAX {
+            return Err(ParseQuantityError::new(text, "duration", "at most ten years, `3660d`"));
+        }
+        if text.is_empty() { Err(error()) } else { Ok(Self(total)) }
     }
 }
 

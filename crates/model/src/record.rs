@@ -56,6 +56,20 @@ pub struct EnvironmentRecord {
     /// What makes it a preview, if it is or was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preview: Option<Box<PreviewRecord>>,
+    /// By when the run that goes on must have got where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadlines: Option<Box<Deadlines>>,
+}
+
+/// Absolute deadlines of a run. Written down, so that a server that dies again and again cannot put them off.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Deadlines {
+    /// Of steps that have begun, or whose turn it is: forward, or back once the run is turned back.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub steps: BTreeMap<ResourceId, UnixMillis>,
+    /// Of the flags, once every step is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flags: Option<UnixMillis>,
 }
 
 impl EnvironmentRecord {
@@ -75,6 +89,7 @@ impl EnvironmentRecord {
             scaled: BTreeMap::new(),
             paused: BTreeMap::new(),
             preview: None,
+            deadlines: None,
         }
     }
 
@@ -288,8 +303,19 @@ pub struct InstanceRecord {
     /// Why the current attempt was ended by us though it should run: a failed live check, a passed deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forced: Option<String>,
+    /// Restarts that its budget counts: those since it was last ready for long enough.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub recent_restarts: u32,
+    /// Restarts in all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub restarts: u32,
     /// When this record was made.
     pub created_at: UnixMillis,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// What is intended with an instance: enough to continue after a crash.

@@ -273,7 +273,7 @@ pub enum LatencyBound {
 pub struct PrometheusMetric {
     /// How it is called in events.
     pub name: String,
-    /// `http://prometheus:9090`
+    /// `http://prometheus:9090` or `https://prometheus.example`
     pub address: String,
     /// A query (`PromQL`) with one number, or a few, as its result.
     pub query: String,
@@ -306,6 +306,9 @@ pub struct PrometheusMetric {
     /// What opens the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Token>,
+    /// Absolute path of the certificates (PEM) that are trusted; `None` trusts those of the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
     /// Only told, never decided by.
     pub dry_run: bool,
 }

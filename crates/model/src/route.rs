@@ -135,6 +135,17 @@ pub struct EndpointKey {
     pub attempt: u32,
 }
 
+/// An instance that gets no requests of a route for a while, because it failed too many in a row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ejection {
+    /// The route.
+    pub route: RouteId,
+    /// Which.
+    pub instance: InstanceId,
+    /// How long yet.
+    pub left: Timespan,
+}
+
 /// What the proxy reports by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

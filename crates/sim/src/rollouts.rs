@@ -41,8 +41,22 @@ pub struct Report {
     pub stepped: u64,
     /// Releases that arrived while another one was under way.
     pub superseded: u64,
-    /// Verdicts that were given.
-    pub verdicts: u64,
+    /// Releases that somebody went back to while their instances were still kept.
+    pub warm_returns: u64,
+    /// Commands of people to rollouts.
+    pub commands: u64,
+    /// Verdicts that were given: pass, fail, inconclusive, error.
+    pub verdicts: [u64; 4],
+    /// Hooks that said no.
+    pub refusals: u64,
+    /// Instances that were killed.
+    pub kills: u64,
+    /// Changes of the clock.
+    pub clocks: u64,
+    /// Runs that were put back because something was not done in time.
+    pub late: u64,
+    /// Runs that were put back because of a crash loop.
+    pub loops: u64,
 }
 
 impl Report {
@@ -57,7 +71,16 @@ impl Report {
         self.paused += other.paused;
         self.stepped += other.stepped;
         self.superseded += other.superseded;
-        self.verdicts += other.verdicts;
+        self.warm_returns += other.warm_returns;
+        self.commands += other.commands;
+        for (sum, more) in self.verdicts.iter_mut().zip(other.verdicts) {
+            *sum += more;
+        }
+        self.refusals += other.refusals;
+        self.kills += other.kills;
+        self.clocks += other.clocks;
+        self.late += other.late;
+        self.loops += other.loops;
     }
 }
 

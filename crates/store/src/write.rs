@@ -197,6 +197,7 @@ impl<'a> Write<'a> {
             scaled: record.scaled.clone(),
             paused: record.paused.clone(),
             preview: record.preview.clone(),
+            deadlines: record.deadlines.clone(),
         };
         let row = encode(&format!("{id} {}", record.generation.0), &stripped);
         self.prepare("INSERT OR REPLACE INTO environments (id, generation, json, sum) VALUES (?1, ?2, ?3, ?4)")?

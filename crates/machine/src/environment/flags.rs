@@ -28,6 +28,7 @@ use orchestra_model::{
 };
 
 use super::Environment;
+use crate::rollout::millis;
 
 #[cfg(test)]
 mod tests;
@@ -159,20 +160,27 @@ impl Environment {
         if !concerned || self.flags_in_force() {
             return true;
         }
-        if let Some(run) = &mut self.run {
-            run.flags_deadline.get_or_insert(now + FLAGS_DEADLINE);
+        let at = self.wall(now).saturating_add(millis(FLAGS_DEADLINE));
+        let deadlines = self.record.deadlines.get_or_insert_default();
+        if deadlines.flags.is_none_or(|known| known > at) {
+            deadlines.flags = Some(at);
+            self.record_changed = true;
         }
         false
     }
 
     /// The data plane has answered, or time has passed: the run may be over, or has no chance.
     pub(super) fn look_at_flags(&mut self, now: Now) {
-        let Some(run) = &mut self.run else { return };
+        let wall = self.wall(now);
+        let Some(run) = &self.run else { return };
         if run.record.state == RunState::Running && !run.record.plan.flags.is_empty() && run.record.release.is_some() {
-            let late = run.flags_deadline.is_some_and(|at| at <= now).then(|| {
-                Diagnostic::error(Code::RUN_TIMED_OUT, "the flags were not served in time")
-                    .note("every step had succeeded; the proxy did not take the flags")
-            });
+            let late =
+                self.record.deadlines.as_ref().and_then(|deadlines| deadlines.flags).is_some_and(|at| at <= wall).then(
+                    || {
+                        Diagnostic::error(Code::RUN_TIMED_OUT, "the flags were not served in time")
+                            .note("every step had succeeded; the proxy did not take the flags")
+                    },
+                );
             if let Some(problem) = self.flags_problem().cloned().or(late) {
                 let cause = format!("the flags cannot be served: {}", problem.message);
                 let run = self.run.as_mut().expect("seen above");

@@ -107,7 +107,7 @@ impl Environment {
         (this, batch)
     }
 
-    /// What an instance was made from: what is wanted now, the run's release, or the stable one.
+    /// What an instance was made from: what is wanted now, the run's release, the stable one, or what a rollout replaces.
     fn spec_of(
         &self,
         id: &ResourceId,
@@ -124,7 +124,10 @@ impl Environment {
             .stable
             .and_then(|n| self.releases.get(&n))
             .and_then(|release| Some(Want::new(release.desired.resources.get(id)?.clone(), release.number)));
-        let candidates: Vec<Want> = [current, planned, stable].into_iter().flatten().collect();
+        // What a rollout replaces, also once its run has ended and the old set is only kept.
+        let rollout = self.record.rollouts.get(&id.name).filter(|_| id.kind == ResourceKind::Service);
+        let baseline = rollout.map(|record| Want::new(Resource::Service((*record.baseline).clone()), record.from));
+        let candidates: Vec<Want> = [current, planned, stable, baseline].into_iter().flatten().collect();
         let exact = candidates.iter().find(|want| want.launch_digest == *launch_digest);
         exact.or(candidates.first()).cloned()
     }
@@ -142,7 +145,7 @@ impl Environment {
         } else {
             // Beginning a step again changes nothing that is there.
             for step in steps.iter().filter(|step| running.contains(&step.resource)) {
-                self.begin_step(now, step);
+                self.begin_step(now, step, true);
             }
             self.continue_run(now);
         }

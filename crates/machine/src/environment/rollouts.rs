@@ -1,7 +1,7 @@
 //! Rollouts of an environment: begun by a step of the run, looked at whenever their service is, forgotten when the old
 //! set is let go.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
 use orchestra_model::{
     Code, Diagnostic, EnvironmentId, EventKind, InstanceId, Name, Now, ReleaseNumber, Resource, ResourceId,
@@ -9,7 +9,7 @@ use orchestra_model::{
     desired::{Protocol, Service},
     flag::{FlagName, Override, OverrideBy, OverrideServe},
     record::{Change, RunKind, RunState},
-    rollout::{HookCall, RolloutCommand, RolloutPhase, VerdictOutcome, VerdictRecord},
+    rollout::{HookCall, RolloutCommand, RolloutPhase, RolloutRecord, VerdictOutcome, VerdictRecord},
     time::UnixMillis,
     traffic::{Permille, TrafficReport},
 };
@@ -53,12 +53,8 @@ impl Environment {
             Next::Resume => {
                 let Some((Resource::Service(service), _)) = target else { return };
                 let Some(record) = self.record.rollouts.get(&id.name).cloned() else { return };
-                let at = self.wall(now);
-                let baseline = Want::new(Resource::Service((*record.baseline).clone()), record.from);
-                let workload = self.workloads.get_mut(id).expect("seen above");
-                workload.baseline = Some(baseline);
                 workload.judge = judge(service, record.analysis.as_ref());
-                workload.rollout = Some(Rollout::resume(record, service, at));
+                self.resume_rollout(now, id, record, service);
             }
             Next::Begin(baseline, rollout) => {
                 workload.baseline = Some(baseline);
@@ -148,9 +144,9 @@ impl Environment {
         let event = self.ask_judge(now, id, &seen, event);
         let workload = self.workloads.get_mut(id).expect("seen above");
         let Some(rollout) = &mut workload.rollout else { return };
-        let (before, was_frozen) = (rollout.split(), rollout.is_frozen());
+        let (before, paused_since) = (rollout.split(), rollout.record().paused.as_ref().map(|paused| paused.since));
         let commands = rollout.handle(at, event, &seen);
-        let thawed = was_frozen && !rollout.is_frozen();
+        let thawed = paused_since.filter(|_| !rollout.is_frozen() && !rollout.keeps_both());
         let split_changed = rollout.split() != before;
         let deadline =
             if rollout.is_over() && self.run.is_none() { Some(rollout.cold_at()) } else { rollout.deadline() };
@@ -163,8 +159,8 @@ impl Environment {
             let moment = self.moment(deadline);
             self.alarm(id, moment.max(now));
         }
-        if thawed {
-            self.goes_on(now, id);
+        if let Some(since) = thawed {
+            self.goes_on(id, at.saturating_sub(since));
         }
         self.carry_out_rollout(now, id, commands);
         self.consult_for_verdict(now, id);
@@ -277,7 +273,8 @@ impl Environment {
             Due::Metric(index) => {
                 let metric = judge.metric(index)?;
                 let query = fill(&metric.query, &places);
-                let question = Question::Query { address: metric.address.clone(), query, token: metric.token.clone() };
+                let (address, token, ca) = (metric.address.clone(), metric.token.clone(), metric.ca.clone());
+                let question = Question::Query { address, query, token, ca };
                 Some((due, Some(question), metric.every, metric.timeout, BTreeSet::new()))
             }
             Due::Counters => {
@@ -527,14 +524,15 @@ impl Environment {
         }
         let at = self.wall(now);
         let rollout = self.workloads.get(id).and_then(|workload| workload.rollout.as_ref());
-        if rollout.is_some_and(|rollout| rollout.is_over() && rollout.cold_at() <= at) {
-            self.forget_rollout(id);
+        let Some(release) = rollout.filter(|r| r.is_over() && r.cold_at() <= at).map(|r| r.record().to) else { return };
+        self.forget_rollout(id);
+        if let Some(words) = self.stand_in(id) {
+            self.note(EventKind::StepWaiting, Some(id.clone()), None, Some(release), format!("waits for {words}"));
         }
     }
 
     /// After a recovery: the rollouts whose run has ended.
     pub(super) fn recover_rollouts(&mut self, now: Now) {
-        let at = self.wall(now);
         for (name, record) in self.record.rollouts.clone() {
             let id = service_id(&name);
             let Some(workload) = self.workloads.get_mut(&id) else {
@@ -542,12 +540,23 @@ impl Environment {
                 self.record_changed = true;
                 continue;
             };
-            let service = workload.want.as_ref().and_then(|want| want.resource.as_service());
-            if let (RolloutPhase::Warm, Some(service)) = (record.phase, service) {
-                workload.baseline = Some(Want::new(Resource::Service((*record.baseline).clone()), record.from));
-                workload.rollout = Some(Rollout::resume(record, service, at));
+            let wanted = workload.want.as_ref().map(|want| Arc::clone(&want.resource));
+            if let (RolloutPhase::Warm, Some(service)) = (record.phase, wanted.as_ref().and_then(|r| r.as_service())) {
+                self.resume_rollout(now, &id, record, service);
             }
         }
+    }
+
+    /// Goes on with what is written down of a rollout. If the clock was set back its times have changed, and that is
+    /// written down: the next server may find the clock set forward again.
+    fn resume_rollout(&mut self, now: Now, id: &ResourceId, record: RolloutRecord, service: &Service) {
+        let baseline = Want::new(Resource::Service((*record.baseline).clone()), record.from);
+        let rollout = Rollout::resume(record, service, self.wall(now));
+        let known = self.record.rollouts.insert(id.name.clone(), rollout.record().clone());
+        self.record_changed |= known.as_ref() != Some(rollout.record());
+        let workload = self.workloads.get_mut(id).expect("a rollout is of a service that is there");
+        workload.baseline = Some(baseline);
+        workload.rollout = Some(rollout);
     }
 
     /// The rollout of a service, for people.

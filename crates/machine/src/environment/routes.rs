@@ -6,12 +6,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
 use orchestra_model::{
-    Diagnostic, InstanceId, Name, Now, ReleaseNumber, ResourceId, ResourceKind,
-    desired::{Port, Protocol, Strategy},
+    Diagnostic, InstanceId, Name, Now, ReleaseNumber, Resource, ResourceId, ResourceKind,
+    desired::{Port, Protocol, Service, Strategy},
     quantity::Timespan,
     route::{Backend, Endpoint, EndpointKey, EndpointState, Route, RouteId},
     traffic::{Arm, Split},
@@ -211,7 +212,9 @@ impl Environment {
     fn keep_port(&mut self, route: &RouteId, port: u16) {
         let Some(workload) = self.workloads.get(&super::service_id(&route.service)) else { return };
         let spec = workload.want.as_ref().map(|want| &want.resource).or(workload.last.as_ref());
-        let published = spec.and_then(|spec| spec.as_service()).and_then(|service| service.ports.get(&route.port));
+        let baseline = workload.baseline.as_ref().map(|want| &want.resource);
+        let publishes = |spec: &Arc<Resource>| spec.as_service()?.ports.get(&route.port).cloned();
+        let published = spec.and_then(publishes).or_else(|| baseline.and_then(publishes));
         if published.is_some_and(|published| published.port.is_none()) {
             let ports = self.record.chosen_ports.entry(route.service.clone()).or_default();
             self.record_changed |= ports.insert(route.port.clone(), port) != Some(port);
@@ -317,18 +320,39 @@ impl Environment {
                 drain: service.rollout.drain,
                 policy: published.policy.clone(),
                 split: {
-                    let split = split(workload, published.protocol);
+                    // A port that only the old set has is not shared: all of its traffic is the old set's.
+                    let shared = service.ports.contains_key(port);
+                    let split = if shared { split(workload, published.protocol) } else { Split::default() };
                     Split { paused: split.paused || pause.is_some(), ..split }
                 },
                 metered: service.scale.is_some(),
-                backends: self.backends(workload, port),
+                backends: self.backends(workload, port, service.ports.contains_key(port)),
                 flags: None,
             }
         };
-        service.ports.iter().map(route).collect()
+        service.ports.iter().chain(self.parting(workload, service)).map(route).collect()
     }
 
-    fn backends(&self, workload: &Workload, port: &Name) -> Vec<Backend> {
+    /// Ports that a release on trial does not publish any more. They stay until it is promoted, because the old set still
+    /// serves them; but not where somebody else wants their number now.
+    fn parting<'w>(
+        &'w self,
+        workload: &'w Workload,
+        service: &'w Service,
+    ) -> impl Iterator<Item = (&'w Name, &'w Port)> {
+        let trying = workload.rollout.as_ref().is_some_and(Rollout::is_trying);
+        let baseline = workload.baseline.as_ref().filter(|_| trying).and_then(|want| want.resource.as_service());
+        let gone =
+            baseline.into_iter().flat_map(|old| &old.ports).filter(|(port, _)| !service.ports.contains_key(*port));
+        gone.filter(|(_, port)| {
+            let wanted = self.workloads.values().filter_map(|other| other.want.as_ref()?.resource.as_service());
+            let mut numbers = wanted.flat_map(|other| other.ports.values()).filter_map(|other| other.port);
+            port.port.is_none_or(|number| numbers.all(|other| other != number))
+        })
+    }
+
+    /// Endpoints of a port; of one that is not `wanted` any more only those of the old set.
+    fn backends(&self, workload: &Workload, port: &Name, wanted: bool) -> Vec<Backend> {
         let over = workload.rollout.as_ref().is_some_and(Rollout::is_over);
         let split = workload.rollout.as_ref().is_some_and(Rollout::keeps_both);
         let mut groups: BTreeMap<(ReleaseNumber, Arm), Vec<Endpoint>> = BTreeMap::new();
@@ -338,6 +362,9 @@ impl Environment {
                 continue;
             };
             let current = workload.set_of(&instance.record().launch_digest) == Set::Current;
+            if current && !wanted {
+                continue;
+            }
             let arm = if split && current { Arm::Canary } else { Arm::Stable };
             groups.entry((member.release, arm)).or_default().push(Endpoint {
                 instance: member.clone(),

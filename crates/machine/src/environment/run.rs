@@ -25,19 +25,19 @@ use orchestra_model::{
     record::{
         Change, JournalKind, ReleaseRecord, ReleaseState, ResourceRecord, RunKind, RunRecord, RunState, StepState,
     },
+    time::UnixMillis,
 };
 
 use super::{Environment, workload::Want};
 use crate::{
+    Effect,
     instance::{CUT_PATIENCE, Event, Instance},
     replacement::Set,
-    rollout::Rollout,
+    rollout::{Rollout, millis},
 };
 
 /// Time for a volume to be made or deleted.
 const VOLUME_DEADLINE: Duration = Duration::from_secs(60);
-/// Pause, at least, between looks at a step whose deadline its rollout keeps.
-const ROLLOUT_LOOK: Duration = Duration::from_secs(60);
 /// Time beyond grace and drain for a workload to be gone.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
 
@@ -49,9 +49,6 @@ pub(super) struct ActiveRun {
     /// Steps that wait for a resource, by position.
     waiters: BTreeMap<ResourceId, BTreeSet<usize>>,
     position: BTreeMap<ResourceId, usize>,
-    deadlines: BTreeMap<ResourceId, Now>,
-    /// When the data plane must have taken the flags; counts once every step has succeeded.
-    pub(super) flags_deadline: Option<Now>,
     /// Steps whose revert was begun.
     reverting: BTreeSet<ResourceId>,
     /// Steps in these states.
@@ -75,8 +72,6 @@ impl ActiveRun {
             cancelled: false,
             waiters,
             position,
-            deadlines: BTreeMap::new(),
-            flags_deadline: None,
             reverting: BTreeSet::new(),
             succeeded: 0,
             reverted: 0,
@@ -94,10 +89,6 @@ impl ActiveRun {
             run.reverted += usize::from(*state == StepState::Reverted);
         }
         run
-    }
-
-    pub(super) fn deadline(&self) -> Option<Now> {
-        self.deadlines.values().copied().chain(self.flags_deadline).min()
     }
 
     fn step(&self, id: &ResourceId) -> Option<&Step> {
@@ -203,34 +194,69 @@ impl Environment {
         }
     }
 
-    /// A rollout goes on after a pause: its step's own time counts again, if it has any.
-    pub(super) fn goes_on(&mut self, now: Now, id: &ResourceId) {
-        if let Some(at) = self.run.as_mut().and_then(|run| run.deadlines.get_mut(id)) {
-            *at = (*at).min(now + ROLLOUT_LOOK);
+    // === deadlines ===
+
+    /// When the run must be looked at again.
+    pub(super) fn run_deadline(&self) -> Option<Now> {
+        self.run.as_ref()?;
+        let deadlines = self.record.deadlines.as_ref()?;
+        let flags = deadlines.flags.map(|at| self.moment(at));
+        deadlines.steps.keys().filter_map(|id| self.step_ends_by(id)).chain(flags).min()
+    }
+
+    /// When the step of a resource must have ended, on the way that the run is on. None while its rollout has clocks of
+    /// its own: steps, or a person who was asked.
+    fn step_ends_by(&self, id: &ResourceId) -> Option<Now> {
+        let run = &self.run.as_ref()?.record;
+        let stored = *self.record.deadlines.as_ref()?.steps.get(id)?;
+        let forward = run.state == RunState::Running && run.steps.get(id) == Some(&StepState::Running);
+        match self.rollout(id).filter(|rollout| forward && rollout.record().run == run.id) {
+            Some(rollout) if rollout.is_frozen() || rollout.is_trying() => None,
+            Some(rollout) if rollout.keeps_both() => Some(self.moment(rollout.record().deadline)),
+            _ => Some(self.moment(stored)),
+        }
+    }
+
+    /// Gives the step of a resource `length` from now, unless it has less already: a step that is begun again after a
+    /// recovery gets no more time than it had, even if the clock was set back meanwhile.
+    fn limit_step(&mut self, now: Now, id: &ResourceId, length: Duration) {
+        let at = self.wall(now).saturating_add(millis(length));
+        let steps = &mut self.record.deadlines.get_or_insert_default().steps;
+        if steps.get(id).is_none_or(|known| *known > at) {
+            steps.insert(id.clone(), at);
+            self.record_changed = true;
+        }
+    }
+
+    fn unlimit_step(&mut self, id: &ResourceId) {
+        let deadlines = self.record.deadlines.as_mut();
+        self.record_changed |= deadlines.is_some_and(|deadlines| deadlines.steps.remove(id).is_some());
+    }
+
+    fn forget_deadlines(&mut self) {
+        self.record_changed |= self.record.deadlines.take().is_some();
+    }
+
+    /// A rollout without steps goes on after a pause: the time that a person took does not count.
+    pub(super) fn goes_on(&mut self, id: &ResourceId, paused_for: UnixMillis) {
+        if let Some(at) = self.record.deadlines.as_mut().and_then(|deadlines| deadlines.steps.get_mut(id)) {
+            *at = at.saturating_add(paused_for);
+            self.record_changed = true;
         }
     }
 
     pub(super) fn run_tick(&mut self, now: Now) {
-        let Some(run) = &self.run else { return };
-        let due: Vec<ResourceId> =
-            run.deadlines.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
+        let is_due = |this: &Self, id: &ResourceId| this.step_ends_by(id).is_some_and(|at| at <= now);
+        let limited = self.record.deadlines.iter().flat_map(|deadlines| deadlines.steps.keys());
+        let due: Vec<ResourceId> = limited.filter(|id| is_due(self, id)).cloned().collect();
         for id in due {
             // An earlier one may have turned the run back, and with it every deadline.
-            if self.run.as_ref().is_none_or(|run| run.deadlines.get(&id).is_none_or(|at| *at > now)) {
-                continue;
-            }
-            // A rollout in steps has clocks of its own, and a paused one stands still.
-            let rollout = self.rollout(&id).filter(|_| self.run().is_some_and(|run| run.state == RunState::Running));
-            if rollout.is_some_and(|rollout| rollout.keeps_both() || rollout.is_frozen()) {
-                // Once when it has a deadline again, not once a minute in a pause of a day.
-                let next = rollout.and_then(Rollout::deadline).map_or(now, |at| self.moment(at));
-                let run = self.run.as_mut().expect("seen above");
-                run.deadlines.insert(id, next.max(now + ROLLOUT_LOOK));
+            if !is_due(self, &id) {
                 continue;
             }
             let waits = self.step_waits_for(&id).unwrap_or_else(|| "nothing that is known".to_owned());
+            self.unlimit_step(&id);
             let Some(run) = &mut self.run else { return };
-            run.deadlines.remove(&id);
             match run.record.state {
                 RunState::Running if run.state(&id).is_none() => {
                     let message = format!("{id} could not begin: it waited for {waits}");
@@ -291,10 +317,18 @@ impl Environment {
     pub(super) fn step_waits_for(&self, id: &ResourceId) -> Option<String> {
         let run = self.run.as_ref()?;
         let step = run.step(id)?;
+        let reverting = run.record.state == RunState::Reverting;
         match run.state(id) {
+            None if reverting => None,
             None => self.step_obstacle(step),
-            Some(StepState::Succeeded | StepState::Reverted) => None,
-            Some(StepState::Running | StepState::Failed) => {
+            Some(StepState::Succeeded) if !reverting => None,
+            Some(StepState::Reverted) => None,
+            Some(_) if self.is_to_be_put_back(id) => {
+                let users = run.waiters.get(id)?.iter().map(|index| &run.record.plan.steps[*index].resource);
+                let mut open = users.filter(|user| run.state(user).is_some_and(|state| state != StepState::Reverted));
+                open.next().map(|user| format!("{user} to be put back first"))
+            }
+            Some(_) => {
                 let waits = self.rollout_waits_for(id).or_else(|| self.workload_waits_for(id));
                 waits.or_else(|| self.proof_waits_for(id))
             }
@@ -314,6 +348,34 @@ impl Environment {
         current
             .or_else(|| instances().find_map(|i| i.waits_for().map(|w| format!("{}: {w}", i.record().id))))
             .or_else(routes)
+            .or_else(|| self.stand_in(id))
+    }
+
+    /// Instances of an earlier release that go on serving because too few of what is wanted do, in words. Not while a
+    /// rollout keeps them.
+    pub(super) fn stand_in(&self, id: &ResourceId) -> Option<String> {
+        let workload = self.workloads.get(id).filter(|workload| workload.rollout.is_none())?;
+        let want = workload.want.as_ref()?;
+        let service = want.resource.as_service()?;
+        let ready = workload.members.iter().filter_map(|member| self.instances.get(member));
+        let ready = ready.filter(|instance| instance.is_ready() && !super::is_leaving(instance));
+        let (new, old): (Vec<_>, Vec<_>) =
+            ready.partition(|instance| instance.record().launch_digest == want.launch_digest);
+        let stays = !old.is_empty() && new.len() < service.replicas as usize;
+        stays.then(|| {
+            let instances = if old.len() == 1 {
+                "instance of an earlier release stays"
+            } else {
+                "instances of earlier releases stay"
+            };
+            format!(
+                "release {} to be able to serve ({} of {} instances are ready); {} {instances} until then",
+                want.release,
+                new.len(),
+                service.replicas,
+                old.len()
+            )
+        })
     }
 
     /// The time that new instances must have been ready, while others are still to be replaced or their step goes on.
@@ -341,7 +403,9 @@ impl Environment {
             let reason = step.reasons.first().cloned().unwrap_or_else(|| "planned".to_owned());
             self.note(EventKind::StepStarted, Some(id.clone()), None, None, reason);
             self.journal_step(id, JournalKind::Intent);
-            self.begin_step(now, &step);
+            // It had one for its wait.
+            self.unlimit_step(id);
+            self.begin_step(now, &step, false);
         }
     }
 
@@ -350,7 +414,7 @@ impl Environment {
     fn limit_wait(&mut self, now: Now, step: &Step) {
         let Some(run) = &self.run else { return };
         let done = |on: &ResourceId| run.step(on).is_none() || run.state(on) == Some(StepState::Succeeded);
-        if run.deadlines.contains_key(&step.resource) || !step.after.keys().all(done) {
+        if !step.after.keys().all(done) {
             return;
         }
         let wait = |on: &ResourceId| {
@@ -358,34 +422,34 @@ impl Environment {
             self.step_deadline(on, wanted.or_else(|| self.resources.get(on).map(|record| &record.applied)))
         };
         let longest = step.after.keys().map(wait).max().unwrap_or(VOLUME_DEADLINE);
-        let run = self.run.as_mut().expect("checked above");
-        run.deadlines.insert(step.resource.clone(), now + longest);
+        self.limit_step(now, &step.resource, longest);
     }
 
-    /// Begins a step, or begins it again after a recovery.
-    pub(super) fn begin_step(&mut self, now: Now, step: &Step) {
+    /// Begins a step, or begins it `again` after a recovery.
+    pub(super) fn begin_step(&mut self, now: Now, step: &Step, again: bool) {
         let Some(run) = &mut self.run else { return };
         let id = step.resource.clone();
         let desired = run.record.plan.desired.as_ref().and_then(|d| d.resources.get(&id)).cloned();
         let release = run.record.release;
         let target = if step.action == Action::Delete { None } else { desired.zip(release) };
         let target = target.map(|(resource, release)| (self.with_number_in_force(now, &id, resource), release));
-        let deadline = now + self.step_deadline(&id, target.as_ref().map(|(resource, _)| resource));
-        self.run.as_mut().expect("checked above").deadlines.insert(id.clone(), deadline);
+        self.limit_step(now, &id, self.step_deadline(&id, target.as_ref().map(|(resource, _)| resource)));
         if is_note_only(step) {
             self.changed.insert(id);
         } else {
-            self.set_target(now, &id, target);
+            self.set_target(now, &id, target, again);
         }
     }
 
-    /// Makes `target` what is wanted of a resource; of a service with the number of instances that is in force.
-    fn set_target(&mut self, now: Now, id: &ResourceId, target: Option<(Resource, ReleaseNumber)>) {
-        // What was given up gets another chance.
+    /// Makes `target` what is wanted of a resource; of a service with the number of instances that is in force. `again`
+    /// says that it was wanted already before the server died.
+    fn set_target(&mut self, now: Now, id: &ResourceId, target: Option<(Resource, ReleaseNumber)>, again: bool) {
+        // What was given up gets another chance, but not one for each server.
         let failed: Vec<InstanceId> = self
             .workloads
             .get(id)
             .into_iter()
+            .filter(|_| !again)
             .flat_map(|w| w.members.iter())
             .filter(|m| self.instances.get(*m).is_some_and(Instance::is_failed))
             .cloned()
@@ -516,7 +580,7 @@ impl Environment {
         // One that was given up, or that was not ready in time, decides; one that only exited may still recover.
         let hopeless = instances().filter(current).find(|i| {
             // While a rollout looks at it in steps, one exit is enough: there is an old set that serves.
-            let crashed = i.restarts() > 0 && workload.rollout.as_ref().is_some_and(Rollout::is_trying);
+            let crashed = i.recent_restarts() > 0 && workload.rollout.as_ref().is_some_and(Rollout::is_trying);
             crashed || i.is_failed() || i.problem().is_some_and(|p| p.code == Code::NOT_READY)
         });
         if let Some(failed) = hopeless {
@@ -546,8 +610,8 @@ impl Environment {
             // Without an old set it is over: its clocks must not go on while other services are under way.
             self.forget_rollout(id);
         }
-        let run = self.run.as_mut().expect("a step of the active run is finished");
-        run.deadlines.remove(id);
+        self.unlimit_step(id);
+        let run = self.run.as_ref().expect("a step of the active run is finished");
         let release = run.record.release;
         let applied = run.record.plan.desired.as_ref().and_then(|d| d.resources.get(id)).cloned();
         if delete {
@@ -623,7 +687,6 @@ impl Environment {
         self.journal_step(id, JournalKind::Failed(message.clone()));
         self.note(EventKind::StepFailed, Some(id.clone()), None, None, message.clone());
         let run = self.run.as_mut().expect("a step of the active run failed");
-        run.deadlines.remove(id);
         run.record.problems.push(problem);
         self.begin_revert(now, format!("{id} failed: {message}"));
     }
@@ -633,9 +696,10 @@ impl Environment {
     pub(super) fn begin_revert(&mut self, now: Now, cause: String) {
         let Some(run) = &mut self.run else { return };
         run.record.state = RunState::Reverting;
-        run.deadlines.clear();
-        run.flags_deadline = None;
+        // Nobody is asked any more about what is being turned back: not even by what was about to be asked just now.
+        self.out.effects.retain(|effect| !matches!(effect, Effect::RunHook { .. }));
         self.out.changes.push(Change::Run(Box::new(run.record.clone())));
+        self.forget_deadlines();
         self.note(EventKind::RunReverting, None, None, None, cause);
         self.refresh_flags(self.wall(now));
         self.revert_ready_steps(now);
@@ -672,10 +736,9 @@ impl Environment {
         let previous = previous.map(|(resource, release)| (self.with_number_in_force(now, id, resource), release));
         let run = self.run.as_mut().expect("a step of the active run is reverted");
         run.reverting.insert(id.clone());
+        let again = self.record.deadlines.as_ref().is_some_and(|deadlines| deadlines.steps.contains_key(id));
         // Long enough for the old ones to return and for the new ones to leave.
-        let way_back = self.step_deadline(id, previous.as_ref().map(|(r, _)| r));
-        let run = self.run.as_mut().expect("checked above");
-        run.deadlines.insert(id.clone(), now + way_back);
+        self.limit_step(now, id, self.step_deadline(id, previous.as_ref().map(|(r, _)| r)));
         match (id.kind, previous) {
             // What a job did cannot be undone; a job that still runs is ended.
             (ResourceKind::Job, previous) => {
@@ -690,9 +753,17 @@ impl Environment {
             // A volume keeps its data: it is only forgotten, and found again by the next `up`. Those of a preview are
             // deleted, because nobody looks for them again.
             (ResourceKind::Volume, None) if self.preview().is_none() => self.release_volume(id),
-            (_, previous) => self.set_target(now, id, previous),
+            (_, previous) => self.set_target(now, id, previous, again),
         }
         self.changed.insert(id.clone());
+    }
+
+    /// Whether what a step did to a resource will be put back, once its users have been.
+    pub(super) fn is_to_be_put_back(&self, id: &ResourceId) -> bool {
+        self.run.as_ref().is_some_and(|run| {
+            let open = run.state(id).is_some_and(|state| state != StepState::Reverted);
+            run.record.state == RunState::Reverting && open && !run.reverting.contains(id)
+        })
     }
 
     fn check_revert(&mut self, now: Now, id: &ResourceId) {
@@ -724,9 +795,7 @@ impl Environment {
             }
         }
         self.set_step(id, StepState::Reverted);
-        if let Some(run) = &mut self.run {
-            run.deadlines.remove(id);
-        }
+        self.unlimit_step(id);
         self.revert_ready_steps(now);
     }
 
@@ -789,6 +858,7 @@ impl Environment {
 
     fn end_run(&mut self, now: Now, run: ActiveRun, kind: EventKind, cause: String) {
         self.end_rollouts(now, kind == EventKind::RunSucceeded);
+        self.forget_deadlines();
         self.forget_numbers_before();
         self.record.run = None;
         self.record_changed = true;

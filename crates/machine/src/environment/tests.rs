@@ -1,1 +1,465 @@
+//! What servers that die must not change: deadlines, budgets of restarts, addresses and drains; and what people are told.
+//!
+//! The world: programs run at once, and exit or stay silent if their version is listed as such; the data plane answers at
+//! once; a server dies when told to, and the next one finds what was committed.
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use orchestra_model::{
+    Desired, Resource,
+    desired::{Check, Probe, Service, Strategy, Target},
+    flag::FlagSet,
+    launch::{Exit, Launch, Observed},
+    plan::{Action, Step, Wait},
+    quantity::{Amount, Timespan},
+    record::{EnvironmentState, InstanceRecord, RunKind, RunState},
+    rollout::{Hook, HookCall, PauseStep, RolloutStep, Stepped},
+    route::Route,
+};
+
+use super::*;
+use crate::environment::fixture::{self, requested, rolling, service, step};
+
+fn api() -> ResourceId {
+    service_id(&"api".parse().unwrap())
+}
+
+/// Both sets beside each other until a person promotes, and the old one for a while after that.
+fn beside() -> Strategy {
+    let expires = Timespan::seconds(1000);
+    let pause =
+        PauseStep { duration: None, owner: None, expires, on_expiry: orchestra_model::rollout::OnExpiry::RollBack };
+    let stepped = Stepped { steps: vec![RolloutStep::Pause(pause)], keep_warm: Timespan::seconds(100), guard: None };
+    Strategy::BlueGreen(stepped)
+}
+
+/// A program.
+struct Process {
+    launch: Launch,
+    exited: bool,
+    forgotten: bool,
+}
+
+struct World {
+    machine: Environment,
+    disk: EnvironmentState,
+    now: Now,
+    epoch: UnixMillis,
+    processes: Vec<Process>,
+    routes: Vec<Route>,
+    notes: Vec<(EventKind, String)>,
+    /// Versions that exit as soon as they run.
+    doomed: BTreeSet<String>,
+    /// Whether the data plane answers.
+    answers: bool,
+    /// Hooks that were asked.
+    hooks: u32,
+}
+
+impl World {
+    fn new() -> Self {
+        let record = EnvironmentRecord::new("demo/dev".parse().unwrap());
+        let epoch = 1_000_000_000;
+        Self {
+            machine: Environment::new(record.clone(), Arc::new(fixture::settings(epoch))),
+            disk: EnvironmentState::new(record),
+            now: Now::at(Duration::from_secs(1)),
+            epoch,
+            processes: Vec::new(),
+            routes: Vec::new(),
+            notes: Vec::new(),
+            doomed: BTreeSet::new(),
+            answers: true,
+            hooks: 0,
+        }
+    }
+
+    fn up(&mut self, wanted: &Service) {
+        self.up_all(&[(api(), wanted)]);
+    }
+
+    /// Each needs the one before it to be started.
+    fn up_all(&mut self, wanted: &[(ResourceId, &Service)]) {
+        let record = self.machine.record().clone();
+        let desired = Desired {
+            environment: record.id.clone(),
+            target: Target::Process,
+            resources: wanted.iter().map(|(id, service)| (id.clone(), Resource::Service((*service).clone()))).collect(),
+            flags: FlagSet::default(),
+            preview: None,
+        };
+        let mut steps: Vec<Step> = wanted.iter().map(|(id, _)| step(id.clone(), Action::Update)).collect();
+        for index in 1..steps.len() {
+            let before = steps[index - 1].resource.clone();
+            steps[index].after.insert(before, Wait::Until(Condition::Started));
+        }
+        let plan = fixture::plan(&record, Some(desired), steps);
+        self.send(requested(&record, RunKind::Up, plan));
+    }
+
+    fn send(&mut self, event: Event) {
+        let batch = self.machine.handle(self.now, event);
+        self.carry_out(batch);
+    }
+
+    fn carry_out(&mut self, batch: Batch) {
+        let mut batches = VecDeque::from([batch]);
+        while let Some(batch) = batches.pop_front() {
+            for change in batch.changes {
+                if let Some(note) = self.disk.apply(change) {
+                    self.notes.push((note.kind, note.cause));
+                }
+            }
+            for effect in batch.effects {
+                for event in self.effect(effect) {
+                    batches.push_back(self.machine.handle(self.now, event));
+                }
+            }
+        }
+    }
+
+    fn effect(&mut self, effect: Effect) -> Vec<Event> {
+        let told = |key: &LaunchKey, event| Event::Provider { key: key.clone(), event };
+        let ended = |key: &LaunchKey, code| {
+            vec![
+                told(key, ProviderEvent::Exited { exit: Exit::Code(code), message: None }),
+                told(key, ProviderEvent::Gone),
+            ]
+        };
+        match effect {
+            Effect::Launch(launch) => {
+                let key = launch.key.clone();
+                let exited = self.doomed.contains(&launch.command[1]);
+                self.processes.push(Process { launch: *launch, exited, forgotten: false });
+                let mut events = vec![Event::Launched(key.clone()), told(&key, ProviderEvent::Started { pid: 7 })];
+                if exited {
+                    events.extend(ended(&key, 1));
+                }
+                events
+            }
+            Effect::Terminate { key, .. } => {
+                let process = self.processes.iter_mut().find(|process| process.launch.key == key);
+                process.expect("it was launched").exited = true;
+                ended(&key, 0)
+            }
+            Effect::Forget(key) => {
+                let process = self.processes.iter_mut().find(|process| process.launch.key == key);
+                process.expect("it was launched").forgotten = true;
+                Vec::new()
+            }
+            Effect::RunHook { .. } => {
+                self.hooks += 1;
+                Vec::new()
+            }
+            Effect::SetRoutes { revision, .. } if !self.answers => {
+                vec![Event::RoutesRefused { revision, problems: BTreeMap::new() }]
+            }
+            Effect::SetRoutes { revision, routes } => {
+                let address = |route: &Route| {
+                    let port = if route.listen.port() == 0 { 40_000 } else { route.listen.port() };
+                    (route.id.clone(), SocketAddr::new(route.listen.ip(), port))
+                };
+                let addresses = routes.iter().map(address).collect();
+                self.routes = routes;
+                vec![Event::RoutesApplied { revision, addresses }]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Lets time pass, with the timers of the machine.
+    fn pass(&mut self, seconds: u64) {
+        let end = self.now + Duration::from_secs(seconds);
+        while let Some(deadline) = self.machine.deadline().filter(|at| *at <= end) {
+            self.now = self.now.max(deadline);
+            self.send(Event::Tick);
+        }
+        self.now = end;
+    }
+
+    /// The server dies, and the next one begins at once. The clock may be set meanwhile.
+    fn die(&mut self, clock: i64) {
+        self.epoch = self.epoch.saturating_add_signed(clock);
+        let observed = |record: &InstanceRecord| {
+            let is_it = |process: &&Process| {
+                process.launch.key.instance == record.id && process.launch.key.attempt == record.attempt
+            };
+            let process = self.processes.iter().find(is_it).filter(|process| !process.forgotten)?;
+            Some(Observed {
+                key: process.launch.key.clone(),
+                pid: (!process.exited).then_some(7),
+                started_at: None,
+                notified_ready: false,
+                line_matched: false,
+                status_text: None,
+                exit: process.exited.then_some(Exit::Code(1)),
+                gone: process.exited,
+                message: None,
+            })
+        };
+        let observed = self.disk.instances.iter().map(|(id, record)| (id.clone(), observed(record))).collect();
+        let settings = Arc::new(fixture::settings(self.epoch));
+        let run = self.disk.run.clone().filter(|run| !run.state.is_final());
+        let state = EnvironmentState { run, ..self.disk.clone() };
+        let (machine, batch) = Environment::recover(state, &observed, settings, self.now);
+        self.machine = machine;
+        self.carry_out(batch);
+    }
+
+    fn ended(&self) -> Option<RunState> {
+        self.disk.run.as_ref().map(|run| run.state).filter(|state| state.is_final())
+    }
+
+    fn said(&self, kind: EventKind, words: &str) -> bool {
+        self.notes.iter().any(|(noted, cause)| *noted == kind && cause.contains(words))
+    }
+
+    fn ports(&self) -> Vec<&str> {
+        self.routes.iter().map(|route| route.id.port.as_str()).collect()
+    }
+
+    fn waits_for(&self) -> String {
+        self.machine.resource_status(self.now, api()).waits_for.unwrap_or_default()
+    }
+}
+
+/// Never ready, and never given up for it.
+fn silent(version: u32, strategy: Strategy) -> Service {
+    let mut wanted = service(version, strategy);
+    let second = Timespan::seconds(1);
+    wanted.health.ready = Some(Probe {
+        check: Check::Notify,
+        every: second,
+        every_starting: second,
+        timeout: second,
+        pass_after: 1,
+        fail_after: 1,
+    });
+    wanted.health.start_deadline = Timespan::seconds(100_000);
+    wanted
+}
+
+#[test]
+fn a_server_that_dies_again_and_again_puts_no_deadline_off() {
+    let mut world = World::new();
+    world.up(&service(1, rolling()));
+    assert_eq!(world.ended(), Some(RunState::Succeeded));
+    assert!(world.disk.environment.deadlines.is_none());
+    world.up(&silent(2, rolling()));
+    let began = world.now;
+    while world.ended() != Some(RunState::Failed) {
+        assert!(world.now.since(began) <= Duration::from_secs(310), "it goes on: {}", world.waits_for());
+        world.pass(7);
+        world.die(0);
+    }
+    assert!(world.now.since(began) >= Duration::from_secs(300), "turned back after {:?}", world.now.since(began));
+    assert!(world.disk.environment.deadlines.is_none());
+    assert_eq!(world.disk.environment.stable, Some(ReleaseNumber(1)));
+    assert!(world.said(EventKind::StepFailed, "did not finish in time"));
+}
+
+#[test]
+fn a_clock_that_is_set_back_gives_a_step_its_own_time_at_most() {
+    let mut world = World::new();
+    world.up(&service(1, rolling()));
+    world.up(&silent(2, rolling()));
+    world.pass(200);
+    world.die(-3_600_000);
+    world.pass(299);
+    assert_eq!(world.disk.run.as_ref().unwrap().state, RunState::Running);
+    world.pass(2);
+    assert_eq!(world.ended(), Some(RunState::Failed));
+}
+
+#[test]
+fn the_time_of_a_person_does_not_count_for_a_rollout_without_steps() {
+    let mut world = World::new();
+    world.up(&service(1, rolling()));
+    world.up(&silent(2, rolling()));
+    world.pass(100);
+    let ask = |command| Event::Rollout { service: None, command, by: "ada".to_owned() };
+    world.send(ask(RolloutCommand::Pause));
+    world.pass(1000);
+    world.die(0);
+    assert!(world.waits_for().contains("ada to promote or abort"), "{}", world.waits_for());
+    world.send(ask(RolloutCommand::Promote));
+    world.pass(199);
+    assert_eq!(world.disk.run.as_ref().unwrap().state, RunState::Running);
+    world.pass(2);
+    assert_eq!(world.ended(), Some(RunState::Failed));
+}
+
+#[test]
+fn restarts_are_counted_whatever_servers_die() {
+    let mut world = World::new();
+    let mut wanted = service(1, rolling());
+    wanted.restart.budget = Some(3);
+    world.up(&wanted);
+    world.doomed.insert("1".to_owned());
+    let key = world.processes[0].launch.key.clone();
+    world.processes[0].exited = true;
+    world.die(0);
+    for _ in 0..20 {
+        world.pass(2);
+        world.die(0);
+    }
+    assert_eq!(world.processes.len(), 4, "once, and three times again");
+    assert!(world.said(EventKind::InstanceFailed, "restarted 3 times without success"));
+    let record = &world.disk.instances[&key.instance];
+    assert_eq!((record.recent_restarts, record.restarts, record.attempt), (3, 3, 4));
+    // Records of before do not have the numbers.
+    let mut old = serde_json::to_value(record).unwrap();
+    old.as_object_mut().unwrap().retain(|name, _| name != "recent_restarts" && name != "restarts");
+    assert_eq!(serde_json::from_value::<InstanceRecord>(old).unwrap().recent_restarts, 0);
+}
+
+#[test]
+fn restarts_are_forgotten_after_a_time_of_readiness_and_stay_so() {
+    let mut world = World::new();
+    let mut wanted = service(1, rolling());
+    wanted.restart.budget = Some(3);
+    wanted.restart.reset_after = Timespan::seconds(60);
+    world.up(&wanted);
+    let key = world.processes[0].launch.key.clone();
+    let exited = ProviderEvent::Exited { exit: Exit::Code(1), message: None };
+    world.processes[0].exited = true;
+    for event in [exited, ProviderEvent::Gone] {
+        world.send(Event::Provider { key: key.clone(), event });
+    }
+    world.pass(30);
+    assert_eq!(world.disk.instances[&key.instance].recent_restarts, 1);
+    world.pass(40);
+    assert_eq!(world.disk.instances[&key.instance].recent_restarts, 0);
+    assert_eq!(world.disk.instances[&key.instance].restarts, 1);
+}
+
+#[test]
+fn a_port_that_a_release_on_trial_removes_stays_until_it_is_promoted() {
+    let mut world = World::new();
+    let mut first = service(1, rolling());
+    let http = first.ports.first_key_value().unwrap().1.clone();
+    first.program.ports.insert("admin".parse().unwrap());
+    first.ports.insert("admin".parse().unwrap(), orchestra_model::desired::Port { port: Some(9000), ..http.clone() });
+    world.up(&first);
+    assert_eq!(world.ports(), ["admin", "http"]);
+    // It still has the port, but does not publish it: what goes there is for the old set alone.
+    let mut second = service(2, beside());
+    second.program.ports.insert("admin".parse().unwrap());
+    world.up(&second);
+    assert_eq!(world.ports(), ["http", "admin"]);
+    let admin = &world.routes[1];
+    assert_eq!((admin.listen.port(), &admin.split.canary), (9000, &None));
+    let ends: Vec<String> = admin.backends.iter().flat_map(|b| &b.endpoints).map(|e| e.instance.to_string()).collect();
+    assert_eq!(ends, ["api-r1-1"]);
+    world.die(0);
+    assert_eq!(world.ports(), ["http", "admin"]);
+    world.send(Event::Rollout { service: None, command: RolloutCommand::Promote, by: "ada".to_owned() });
+    assert_eq!(world.ended(), Some(RunState::Succeeded));
+    assert_eq!(world.ports(), ["http"]);
+}
+
+#[test]
+fn a_port_that_a_release_on_trial_gives_to_another_one_is_not_claimed_twice() {
+    let mut world = World::new();
+    let mut first = service(1, rolling());
+    first.ports.values_mut().for_each(|port| port.port = Some(9000));
+    world.up(&first);
+    let mut second = service(2, beside());
+    let http = first.ports.first_key_value().unwrap().1.clone();
+    second.ports = [("web".parse().unwrap(), http)].into();
+    second.program.ports = ["web".parse().unwrap()].into();
+    world.up(&second);
+    assert_eq!(world.ports(), ["web"]);
+}
+
+#[test]
+fn what_is_kept_leaves_as_its_own_release_says_also_after_a_recovery() {
+    let mut world = World::new();
+    world.up(&service(1, rolling()));
+    // Without a port it has nothing to drain.
+    let mut second = service(2, beside());
+    second.ports.clear();
+    world.up(&second);
+    world.send(Event::Rollout { service: None, command: RolloutCommand::Promote, by: "ada".to_owned() });
+    assert_eq!(world.ended(), Some(RunState::Succeeded));
+    world.die(0);
+    world.notes.clear();
+    world.pass(101);
+    assert!(world.said(EventKind::InstanceDraining, "replaced by release 2"), "{:?}", world.notes);
+}
+
+#[test]
+fn it_is_said_that_an_old_set_stays_because_the_new_one_cannot_serve() {
+    let mut world = World::new();
+    world.up(&service(1, rolling()));
+    world.up(&service(2, beside()));
+    world.send(Event::Rollout { service: None, command: RolloutCommand::Promote, by: "ada".to_owned() });
+    assert_eq!(world.ended(), Some(RunState::Succeeded));
+    let new = world.processes.last_mut().unwrap();
+    new.exited = true;
+    let key = new.launch.key.clone();
+    for event in [ProviderEvent::Exited { exit: Exit::Code(1), message: None }, ProviderEvent::Gone] {
+        world.send(Event::Provider { key: key.clone(), event });
+    }
+    world.pass(101);
+    let words = "release 2 to be able to serve (0 of 1 instances are ready); 1 instance of an earlier release stays";
+    assert!(world.said(EventKind::StepWaiting, words), "{:?}", world.notes);
+    assert!(world.waits_for().contains(words), "{}", world.waits_for());
+    assert!(!world.processes[0].exited, "the old one serves");
+}
+
+#[test]
+fn no_hook_is_asked_about_what_is_turned_back() {
+    let mut world = World::new();
+    world.up(&service(1, rolling()));
+    let call = HookCall::Webhook { url: "http://127.0.0.1:9".to_owned() };
+    let hook = Hook { name: "smoke".to_owned(), call, timeout: Timespan::seconds(5), retries: 3 };
+    let stepped = Stepped {
+        steps: vec![RolloutStep::Scale(Amount::Count(1)), RolloutStep::Hook(hook)],
+        keep_warm: Timespan::seconds(100),
+        guard: None,
+    };
+    world.up(&service(2, Strategy::BlueGreen(stepped)));
+    assert_eq!(world.hooks, 1);
+    // A server that lives would be asked again; but the first thing that the next one sees is that the release is bad.
+    world.processes.last_mut().unwrap().exited = true;
+    world.die(0);
+    assert_eq!(world.ended(), Some(RunState::Failed));
+    assert_eq!(world.hooks, 1);
+}
+
+#[test]
+fn what_is_to_be_put_back_goes_no_further_while_its_users_are_put_back() {
+    let web = service_id(&"web".parse().unwrap());
+    let mut world = World::new();
+    let mut first = service(1, rolling());
+    first.rollout.min_ready = Timespan::seconds(10);
+    world.up_all(&[(api(), &first), (web.clone(), &service(1, Strategy::Recreate))]);
+    world.pass(11);
+    assert_eq!(world.ended(), Some(RunState::Succeeded));
+    let mut second = service(2, rolling());
+    second.rollout.min_ready = Timespan::seconds(10);
+    world.up_all(&[(api(), &second), (web, &silent(2, Strategy::Recreate))]);
+    world.pass(5);
+    world.answers = false;
+    world.send(Event::Rollout { service: None, command: RolloutCommand::Abort, by: "ada".to_owned() });
+    assert_eq!(world.waits_for(), "service.web to be put back first");
+    world.notes.clear();
+    world.pass(10);
+    let old = &world.processes[0];
+    assert_eq!(old.launch.key.instance.to_string(), "api-r1-1");
+    assert!(!old.exited && !world.said(EventKind::InstanceDraining, "replaced by release 2"), "{:?}", world.notes);
+    world.answers = true;
+    world.pass(5);
+    assert_eq!(world.ended(), Some(RunState::Cancelled));
+}
+
+#[test]
+fn records_of_before_have_no_deadlines() {
+    let mut record = serde_json::to_value(EnvironmentRecord::new("demo/dev".parse().unwrap())).unwrap();
+    assert!(record.get("deadlines").is_none());
+    let deadlines = BTreeMap::from([("steps", BTreeMap::from([("service.api", 5)]))]);
+    record.as_object_mut().unwrap().insert("deadlines".to_owned(), serde_json::to_value(deadlines).unwrap());
+    let record: EnvironmentRecord = serde_json::from_value(record).unwrap();
+    assert_eq!(record.deadlines.unwrap().steps[&api()], 5);
+}

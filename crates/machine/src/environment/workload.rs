@@ -186,7 +186,11 @@ impl Environment {
             return;
         };
         let members: Vec<Member> = self.members(now, id, service);
-        let decision = replacement::decide(self.mode(id, service), service.replicas, &members);
+        let mut decision = replacement::decide(self.mode(id, service), service.replicas, &members);
+        if self.is_to_be_put_back(id) {
+            // What is still there of before will be wanted again in a moment.
+            decision.retire.retain(|id| !members.iter().any(|m| m.id == *id && m.healthy && m.set != Set::Current));
+        }
         for retired in decision.retire {
             let current = members.iter().any(|m| m.id == retired && m.set == Set::Current);
             let cause = if current {
@@ -233,11 +237,13 @@ impl Environment {
                 if instance.is_ready() && !proven {
                     wake = Some(wake.map_or(proven_at, |at: Now| at.min(proven_at)));
                 }
+                let serving = instance.is_ready() && (!routable(instance) || self.routes.admits(instance));
                 Member {
                     id: instance.record().id.clone(),
                     set,
                     healthy: instance.is_ready(),
-                    ready: instance.is_ready() && proven && (!routable(instance) || self.routes.admits(instance)),
+                    serving,
+                    ready: serving && proven,
                     leaving: is_leaving(instance),
                     failed: instance.is_failed(),
                 }
@@ -289,6 +295,8 @@ impl Environment {
             was_ready: false,
             last_exit: None,
             forced: None,
+            recent_restarts: 0,
+            restarts: 0,
             created_at: 0,
         };
         let (ready, live) = want.health();

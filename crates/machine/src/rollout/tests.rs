@@ -231,6 +231,8 @@ fn an_expired_pause_does_what_it_says() {
     for on_expiry in [OnExpiry::RollBack, OnExpiry::Promote] {
         let mut bench = Bench::new(vec![weight(50), ask(on_expiry)]);
         bench.wait(999);
+        let then = if on_expiry == OnExpiry::RollBack { "turned back after" } else { "promoted after" };
+        assert!(bench.rollout.waits_for(&bench.seen()).contains(then), "{}", bench.rollout.waits_for(&bench.seen()));
         assert_eq!((bench.failed.clone(), bench.phase()), (None, RolloutPhase::Stepping));
         bench.wait(1);
         assert_eq!(bench.failed.is_some(), on_expiry == OnExpiry::RollBack);
@@ -297,7 +299,7 @@ fn verdicts_mean_what_the_stack_says() {
 
     let mut bench = Bench::new(steps(Some(OnInconclusive::RollBack)));
     bench.wait(30);
-    assert!(bench.failed.unwrap().contains("could not be measured"));
+    assert!(bench.failed.unwrap().ends_with("the verdict about release 2 could not be measured"));
 
     let mut bench = Bench::new(steps(Some(OnInconclusive::PromoteAndWatch)));
     bench.send(verdict(VerdictOutcome::Inconclusive));

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use orchestra_machine::HookKey;
 use orchestra_model::{
-    InstanceId, Name, ReleaseNumber, Resource, RunId,
+    Code, InstanceId, Name, ReleaseNumber, Resource, ResourceId, RunId,
     desired::{Desired, Service},
     launch::{Launch, LaunchKey},
     record::{Change, EnvironmentState, InstanceIntent, RunKind, RunRecord, RunState, StepState},
@@ -57,6 +57,12 @@ pub(super) struct Laws {
     bad: bool,
     /// A run in which nothing goes wrong.
     pub sound: Option<RunId>,
+    /// A run that goes back to instances that are all there.
+    pub returns: Option<RunId>,
+    /// Deadlines of steps, with the run and what they are about.
+    steps: BTreeMap<ResourceId, (RunId, RunState, Option<StepState>, u64)>,
+    /// How long a person was asked who has just answered, in milliseconds.
+    lifted: BTreeMap<Name, u64>,
 }
 
 /// A rollout that is watched.
@@ -70,6 +76,8 @@ struct Watched {
     deadline: u64,
     /// Since when a person is asked.
     asked: Option<u64>,
+    /// Since when the new set has been watched.
+    watching: Option<u64>,
 }
 
 /// What matters of the disk before a commit.
@@ -103,6 +111,13 @@ impl Laws {
             stable: disk.environment.stable,
             rollouts: !disk.environment.rollouts.is_empty(),
         }
+    }
+}
+
+impl Before {
+    /// Whether a run went on.
+    pub(super) fn is_going(&self) -> bool {
+        self.run.is_some_and(|(_, state)| !state.is_final())
     }
 }
 
@@ -284,7 +299,7 @@ impl World {
                 if self.active_run().is_none_or(|run| run.release != Some(*number)) {
                     self.violate(format!("a verdict about release {number} is given, and nobody rolls it out"));
                 }
-                self.report.verdicts += 1;
+                self.report.verdicts[verdict.outcome as usize] += 1;
                 self.laws.bad |= verdict.outcome == VerdictOutcome::Fail;
             }
             Change::Step(run, id, _) if self.active_run().is_none_or(|active| active.id != *run) => {
@@ -340,6 +355,7 @@ impl World {
         if before.rollouts || !self.disk.environment.rollouts.is_empty() {
             self.check_rollouts(before);
         }
+        self.check_deadlines();
         let going = self.active_run().map(|run| run.id);
         if self.disk.environment.run != going {
             let law = format!("the environment names {:?}, and {going:?} goes on", self.disk.environment.run);
@@ -369,6 +385,9 @@ impl World {
                     self.violate(format!("{id} was put back though nothing went wrong: {}", why.unwrap_or_default()));
                 }
                 let environment = &self.disk.environment;
+                let cause = self.disk.run.as_ref().and_then(|run| run.problems.first()).map(|problem| problem.code);
+                self.report.late += u64::from(cause == Some(Code::RUN_TIMED_OUT));
+                self.report.loops += u64::from(cause == Some(Code::CRASH_LOOP));
                 if state == RunState::Failed {
                     self.report.rolled_back += 1;
                 } else {
@@ -402,6 +421,35 @@ impl World {
         {
             broken = Some(format!("{id} has ended, and not every service of the release in force is recorded"));
         }
+        if let Some(law) = broken {
+            self.violate(law);
+        }
+    }
+
+    /// No deadline moves away, but by the time that a person took.
+    fn check_deadlines(&mut self) {
+        let lifted = std::mem::take(&mut self.laws.lifted);
+        let before = std::mem::take(&mut self.laws.steps);
+        let Some(run) = self.active_run() else {
+            if self.disk.environment.deadlines.is_some() {
+                self.violate("no run goes on, and there are deadlines of one");
+            }
+            return;
+        };
+        let mut broken = None;
+        let mut known = BTreeMap::new();
+        for (id, at) in self.disk.environment.deadlines.iter().flat_map(|deadlines| &deadlines.steps) {
+            let state = run.steps.get(id).copied();
+            let allowed = lifted.get(&id.name).copied().unwrap_or_default() + 1;
+            let same = before.get(id).filter(|(of, way, step, _)| (*of, *way, *step) == (run.id, run.state, state));
+            if let Some((.., was)) = same
+                && *at > was + allowed
+            {
+                broken = Some(format!("the deadline of {id} moved from {was} to {at}"));
+            }
+            known.insert(id.clone(), (run.id, run.state, state, *at));
+        }
+        self.laws.steps = known;
         if let Some(law) = broken {
             self.violate(law);
         }
@@ -443,6 +491,7 @@ impl World {
                     weight: record.weight,
                     deadline: record.started_at + length,
                     asked: asked.map(|_| wall),
+                    watching: None,
                 };
                 known.insert(name.clone(), watched);
                 continue;
@@ -487,6 +536,15 @@ impl World {
                 (Some(since), None) => {
                     watched.deadline += wall.saturating_sub(since);
                     watched.asked = None;
+                    self.laws.lifted.insert(name.clone(), wall.saturating_sub(since));
+                }
+                _ => {}
+            }
+            match (watched.watching, record.phase) {
+                (None, RolloutPhase::Watching) => watched.watching = Some(wall),
+                (Some(since), RolloutPhase::Warm) => {
+                    watched.deadline += wall.saturating_sub(since);
+                    watched.watching = None;
                 }
                 _ => {}
             }
@@ -522,6 +580,12 @@ impl World {
         let mut broken = None;
         // Until when somebody is asked.
         let mut asked: Option<u64> = None;
+        for (id, at) in self.disk.environment.deadlines.iter().flat_map(|deadlines| &deadlines.steps) {
+            let limit = self.step_ends_by(run, id, *at);
+            if settled && limit.is_some_and(|at| wall > at + SLACK / MILLI) {
+                broken = Some(format!("the step of {id} is beyond its deadline"));
+            }
+        }
         if run.state == RunState::Running {
             for (name, record) in &self.disk.environment.rollouts {
                 let service = service_in(self.wanted(), name);
@@ -530,7 +594,7 @@ impl World {
                 }
                 let expires = asks(record, service);
                 asked = asked.max(expires);
-                // Without steps the run's step has the deadline, and that begins anew with each server.
+                // Without steps it is the run's step that has a deadline.
                 let stepped = service.is_some_and(|service| service.rollout.strategy.stepped().is_some());
                 let over = !stepped
                     || matches!(record.phase, RolloutPhase::Warm | RolloutPhase::Watching)
@@ -562,6 +626,21 @@ impl World {
         }
     }
 
+    /// When a step must have ended; none while its rollout has clocks of its own.
+    fn step_ends_by(&self, run: &RunRecord, id: &ResourceId, stored: u64) -> Option<u64> {
+        let forward = run.state == RunState::Running && run.steps.get(id) == Some(&StepState::Running);
+        let rollout = self.disk.environment.rollouts.get(&id.name).filter(|record| forward && record.run == run.id);
+        let Some(rollout) = rollout else { return Some(stored) };
+        let service = service_in(run.plan.desired.as_ref(), &id.name);
+        let stepped = service.is_some_and(|service| service.rollout.strategy.stepped().is_some());
+        match rollout.phase {
+            _ if rollout.paused.is_some() && rollout.phase != RolloutPhase::Warm => None,
+            RolloutPhase::Warm => Some(rollout.deadline),
+            _ if stepped => None,
+            _ => Some(stored),
+        }
+    }
+
     /// Whatever goes on says what it waits for.
     fn why_law(&self) -> Option<String> {
         let server = self.server.as_ref()?;
@@ -572,7 +651,7 @@ impl World {
             let state = run.steps.get(&step.resource);
             let open = match run.state {
                 RunState::Running => matches!(state, None | Some(StepState::Running)),
-                _ => false,
+                _ => state.is_some_and(|state| *state != StepState::Reverted),
             };
             if open && waits(step.resource.clone()).is_none() {
                 return Some(format!("{} does not say what {} waits for", run.id, step.resource));
@@ -591,22 +670,42 @@ impl World {
             self.violate(format!("{key} is launched, and the disk does not say so"));
         }
         let name = &key.instance.workload;
+        if let Some(run) = self.active_run().map(|run| run.id).filter(|run| self.laws.returns == Some(*run)) {
+            self.violate(format!("{run} goes back to what is kept, and {key} is started"));
+        }
         let version: usize = launch.command.get(1).and_then(|text| text.parse().ok()).unwrap_or(0);
-        let others = |process: &&super::world::Process| process.key.instance.workload == *name && !process.gone;
-        let stable = service_in(self.stable_desired(), name);
+        self.check_budget(launch, version);
+        // One that is started again adds nobody: those beside whom it ran were judged when the later of them was started.
+        // Nor does anybody wait on the way back from a release that was meant to run beside it.
+        let earlier: Vec<&super::world::Process> =
+            self.processes.iter().filter(|process| process.key.instance == key.instance).collect();
         let back = self.active_run().is_none_or(|run| run.state == RunState::Reverting);
+        let overlaps = |process: &super::world::Process| {
+            let mut forms = self.disk.releases.values().filter_map(|release| service_in(Some(&release.desired), name));
+            forms.find(|form| version_of(form) == process.version).is_some_and(|form| !stops_first(form))
+        };
+        let beside = |process: &super::world::Process| {
+            ((back || key.attempt > 1) && process.version != version && overlaps(process))
+                || earlier.iter().any(|own| process.started.is_none_or(|at| own.ended.is_none_or(|ended| at <= ended)))
+        };
+        let others = |process: &&super::world::Process| {
+            process.key.instance.workload == *name && !process.gone && !beside(process)
+        };
+        let stable = service_in(self.stable_desired(), name);
         let form = if back && stable.is_some_and(|service| version_of(service) == version) {
             stable
-        } else {
+        } else if back {
             service_in(self.wanted(), name)
+        } else {
+            self.acting(name)
         };
         if let Some(replicas) = form.filter(|form| stops_first(form)).map(|form| form.replicas) {
-            if let Some(other) = self.processes.iter().filter(others).find(|process| process.version != version) {
+            let running: Vec<&super::world::Process> = self.processes.iter().filter(others).collect();
+            let count = running.len();
+            if let Some(other) = running.iter().find(|process| process.version != version) {
                 self.violate(format!("{key} is launched beside {} of another version, but stops first", other.key));
-            }
-            let running = self.processes.iter().filter(others).count();
-            if running >= replicas as usize {
-                self.violate(format!("{key} is launched beside {running} others, but stops first"));
+            } else if count >= replicas as usize {
+                self.violate(format!("{key} is launched beside {count} others, but stops first"));
             }
         }
         let forms = [service_in(self.wanted(), name), service_in(self.stable_desired(), name)];
@@ -621,6 +720,29 @@ impl World {
             .count();
         if staying > (most + extra + kept) as usize {
             self.violate(format!("{name} has {staying} staying instances, but may have {most} + {extra} + {kept}"));
+        }
+    }
+
+    /// Nobody is started more often than its budget allows, however many servers counted.
+    fn check_budget(&mut self, launch: &Launch, version: usize) {
+        let name = &launch.key.instance.workload;
+        let of_version = |service: &&Service| version_of(service) == version;
+        let forms = [service_in(self.wanted(), name), service_in(self.stable_desired(), name)];
+        let budgets = forms.into_iter().flatten().filter(of_version).map(|service| {
+            (service.restart.budget.unwrap_or(u32::MAX), micros(service.restart.reset_after.duration()))
+        });
+        let Some((budget, reset)) = budgets.max() else { return };
+        let starts = self
+            .processes
+            .iter()
+            .filter(|process| process.started.is_some() && process.key.instance == launch.key.instance);
+        // One that lived for long may have been ready for long.
+        let short = |process: &&super::world::Process| {
+            process.started.is_none_or(|at| process.ended.unwrap_or(self.now) < at + reset)
+        };
+        let in_a_row = starts.rev().take_while(short).count();
+        if in_a_row > budget as usize {
+            self.violate(format!("{} is started again beyond its budget of {budget}", launch.key));
         }
     }
 
@@ -676,6 +798,35 @@ impl World {
     /// Laws of routes that are about to be offered.
     pub(super) fn check_routes(&mut self, routes: &[Route]) {
         let mut broken = None;
+        let run = self.active_run().filter(|run| run.state == RunState::Running).map(|run| run.id);
+        for (name, record) in &self.disk.environment.rollouts {
+            let stepped = service_in(self.wanted(), name).is_some_and(|s| s.rollout.strategy.stepped().is_some());
+            if Some(record.run) != run || record.phase == RolloutPhase::Warm || !stepped {
+                continue;
+            }
+            let there = |port: &Name| routes.iter().any(|route| route.id.service == *name && route.id.port == *port);
+            if let Some(port) = record.baseline.ports.keys().find(|port| !there(port)) {
+                broken =
+                    Some(format!("the address of {name}.{port} is closed before the release without it is promoted"));
+            }
+        }
+        for route in routes {
+            let forms =
+                [service_in(self.wanted(), &route.id.service), service_in(self.stable_desired(), &route.id.service)];
+            let queue = |service: &&Service| match service.rollout.strategy {
+                Strategy::Hold { queue, timeout } => Some((timeout, queue)),
+                _ => None,
+            };
+            let queues: Vec<_> = forms.iter().flatten().map(queue).collect();
+            let leaving = self.acting(&route.id.service).is_none();
+            if let Some(Some((timeout, queue))) = queues.first()
+                && queues.iter().all(|other| *other == Some((*timeout, *queue)))
+                && !leaving
+                && (route.hold, route.hold_limit) != (*timeout, *queue)
+            {
+                broken = Some(format!("{} holds {} for {}", route.id.service, route.hold_limit, route.hold));
+            }
+        }
         for route in routes {
             for backend in &route.backends {
                 for endpoint in backend.endpoints.iter().filter(|endpoint| endpoint.state == EndpointState::Active) {
@@ -773,12 +924,16 @@ impl World {
         }
     }
 
-    /// A server has begun.
-    pub(super) fn note_recovery(&mut self) {
+    /// A server has begun. What it has less time for by a clock that was set back it has, at most, once more.
+    pub(super) fn note_recovery(&mut self, set_back: bool) {
         self.laws.up_since = self.now;
-        // After a recovery deadlines of what is not a rollout start anew: a machine's time does not outlive it.
-        if let Some(run) = self.active_run() {
-            self.laws.run_until = self.now + longest(run, &self.disk);
+        let wall = self.wall();
+        for watched in self.laws.watched.values_mut() {
+            watched.asked = watched.asked.map(|since| since.min(wall));
+            watched.watching = watched.watching.map(|since| since.min(wall));
+        }
+        if let Some(run) = self.active_run().filter(|_| set_back) {
+            self.laws.run_until = self.laws.run_until.max(self.now + longest(run, &self.disk));
         }
     }
 }

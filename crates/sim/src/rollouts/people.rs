@@ -3,7 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use orchestra_machine::{Event, rng::Rng};
-use orchestra_model::{Resource, ResourceId, RunId, record::RunKind, rollout::RolloutCommand};
+use orchestra_model::{
+    Desired, ReleaseNumber, Resource, ResourceId, RunId,
+    record::{InstanceIntent, RunKind},
+    rollout::{RolloutCommand, RolloutPhase},
+};
 use orchestra_plan::{Current, Observation, Options};
 
 use super::{
@@ -23,6 +27,7 @@ impl World {
         let mut rng = Rng::new(self.rng.next_u64());
         let mut versions = std::mem::take(&mut self.versions);
         let wish = schedule::wish(&mut rng, self.stable().map(|release| &release.desired), &mut versions);
+        let wish = if self.warm().is_some() && rng.below(3) == 0 { Wish::Rollback } else { wish };
         self.versions = versions;
         let calm = self.calm;
         let sound = match &wish {
@@ -53,6 +58,12 @@ impl World {
         }
     }
 
+    /// A release whose instances are still kept.
+    fn warm(&self) -> Option<ReleaseNumber> {
+        let mut rollouts = self.disk.environment.rollouts.values();
+        rollouts.find(|record| record.phase == RolloutPhase::Warm).map(|record| record.from)
+    }
+
     /// Asks for a release. Returns whether there was anything to do.
     fn submit(&mut self, wish: Wish, rng: &mut Rng) -> bool {
         let Some(server) = &self.server else { return false };
@@ -67,7 +78,8 @@ impl World {
                 let kind = match wish {
                     Wish::Rollback => {
                         let index = usize::try_from(rng.below(self.disk.releases.len() as u64)).unwrap_or(0);
-                        let to = *self.disk.releases.keys().nth(index).expect("there is a stable one");
+                        let any = *self.disk.releases.keys().nth(index).expect("there is a stable one");
+                        let to = self.warm().filter(|_| rng.below(4) > 0).unwrap_or(any);
                         desired = self.disk.releases[&to].desired.clone();
                         RunKind::Rollback { to }
                     }
@@ -121,6 +133,8 @@ impl World {
         }
         self.next_run += 1;
         let id = RunId(self.next_run);
+        self.laws.returns = self.returns(&kind, desired.as_ref()).then_some(id);
+        self.report.warm_returns += u64::from(self.laws.returns.is_some());
         let source = record.source.clone();
         let (run, release) = operator::request(record, id, kind, plan);
         if self.trace.is_some() {
@@ -145,6 +159,31 @@ impl World {
         true
     }
 
+    /// Whether a rollback finds all that it wants kept ready: then nothing need be started.
+    fn returns(&self, kind: &RunKind, desired: Option<&Desired>) -> bool {
+        let (RunKind::Rollback { .. }, Some(desired), true) = (kind, desired, self.calm) else { return false };
+        let Some(stable) = self.stable() else { return false };
+        desired.resources.iter().all(|(id, resource)| {
+            let Some(service) = resource.as_service() else { return false };
+            let same = stable.desired.resources.get(id) == Some(resource);
+            let kept = self.disk.environment.rollouts.get(&id.name).is_some_and(|record| {
+                record.phase == RolloutPhase::Warm
+                    && version_of(&record.baseline) == version_of(service)
+                    && record.baseline.restarts == service.restarts
+            });
+            let ready = self.processes.iter().filter(|process| {
+                let record = self.disk.instances.get(&process.key.instance);
+                process.key.instance.workload == id.name
+                    && process.version == version_of(service)
+                    && process.ready
+                    && record.is_some_and(|record| record.intent == InstanceIntent::Run)
+            });
+            (same || kept)
+                && self.versions[version_of(service)].is_solid()
+                && ready.count() >= service.replicas as usize
+        })
+    }
+
     pub(super) fn deed(&mut self, deed: Deed) {
         let Some(server) = &self.server else { return };
         let event = match deed {
@@ -167,6 +206,7 @@ impl World {
                     // The engine refuses these; the machine must survive them all the same.
                     return;
                 }
+                self.report.commands += 1;
                 Event::Rollout { service, command, by: "anna".to_owned() }
             }
         };

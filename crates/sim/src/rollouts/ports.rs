@@ -68,6 +68,7 @@ impl World {
             notified: false,
             told: false,
             exit: None,
+            ended: None,
             gone: false,
             forgotten: false,
             asked: None,
@@ -139,7 +140,9 @@ impl World {
                 }
                 if let Some((from, to)) = traits.unready {
                     self.push(now + from, Item::Process(index, What::Unready));
-                    self.push(now + to, Item::Process(index, What::Ready));
+                    if let Some(to) = to {
+                        self.push(now + to, Item::Process(index, What::Ready));
+                    }
                 }
             }
             What::Ready => {
@@ -155,6 +158,7 @@ impl World {
             }
             What::Exit(exit) => {
                 process.exit = Some(exit);
+                process.ended = Some(now);
                 process.ready = false;
                 let flows = std::mem::take(&mut process.flows);
                 self.log(|| format!("process {index} ended: {exit}"));
@@ -303,6 +307,7 @@ impl World {
         let index = alive[usize::try_from(self.rng.below(alive.len() as u64)).unwrap_or(0)];
         self.log(|| format!("process {index} is killed"));
         self.laws.kills += 1;
+        self.report.kills += 1;
         self.process(index, What::Exit(KILLED));
     }
 

@@ -53,9 +53,11 @@ impl Faults {
         if rng.below(8) == 0 {
             return Self::default();
         }
+        // A server that hardly ever lives for long.
+        let dying = rng.below(10) == 0;
         let mut some = |most: u64| if rng.below(2) == 0 { 0 } else { rng.below(most + 1) };
         Self {
-            crash: some(40),
+            crash: if dying { 80 + some(400) } else { some(40) },
             clock: some(3) == 3,
             slow: some(60),
             double: some(80),
@@ -89,8 +91,8 @@ pub(super) struct Traits {
     pub ready: Option<u64>,
     /// Microseconds from start to an exit by itself, in so many first starts.
     pub exit: Option<(u64, u32)>,
-    /// Not ready from here to there, in microseconds since its start.
-    pub unready: Option<(u64, u64)>,
+    /// Not ready from here to there, in microseconds since its start; without an end, for ever.
+    pub unready: Option<(u64, Option<u64>)>,
     /// Microseconds from the stop signal to its exit; `None` ignores it.
     pub term: Option<u64>,
     /// It cannot be started.
@@ -124,7 +126,8 @@ impl Traits {
             3 => Self { exit: Some((1000 * rng.below(8000), one_of(rng, &[1, 2]))), ..good },
             4 => {
                 let from = 1000 * rng.below(20_000);
-                Self { unready: Some((from, from + 1000 * (1 + rng.below(5000)))), ..good }
+                let to = (rng.below(4) > 0).then(|| from + 1000 * (1 + rng.below(5000)));
+                Self { unready: Some((from, to)), ..good }
             }
             5 => Self { term: if rng.below(2) == 0 { None } else { Some(700_000) }, ..good },
             6 => Self { missing: rng.below(2) == 0, ..good },
@@ -174,6 +177,9 @@ services:
 /// A service as a stack file has it, to be changed from here.
 static TEMPLATE: LazyLock<Desired> = LazyLock::new(|| crate::stack::load(STACK).expect("the template is a stack"));
 
+/// A second port.
+static ADMIN: LazyLock<Name> = LazyLock::new(|| "admin".parse().expect("a valid name"));
+
 /// Services of a stack; each needs the one before it.
 static NAMES: LazyLock<Arc<[Name]>> =
     LazyLock::new(|| ["api", "web", "edge"].iter().map(|name| name.parse().expect("a valid name")).collect());
@@ -221,12 +227,29 @@ pub(super) fn next(rng: &mut Rng, stable: &Desired, versions: &mut Vec<Traits>) 
             let replicas = service.replicas;
             let traits = if rng.below(2) == 0 { Traits::GOOD } else { Traits::random(rng) };
             fill(rng, service, traits, versions);
+            change_ports(rng, service);
             if rng.below(4) > 0 {
                 service.replicas = replicas;
             }
         }
     }
     desired
+}
+
+/// Published ports come and go.
+fn change_ports(rng: &mut Rng, service: &mut Service) {
+    let Some((_, http)) = service.ports.first_key_value().map(|(name, port)| (name.clone(), port.clone())) else {
+        return;
+    };
+    match rng.below(24) {
+        0..=3 if service.ports.remove(&*ADMIN).is_some() => {}
+        0..=3 => {
+            service.ports.insert(ADMIN.clone(), http);
+        }
+        4 => service.ports.clear(),
+        _ => {}
+    }
+    service.program.ports.extend(service.ports.keys().cloned());
 }
 
 fn fill(rng: &mut Rng, service: &mut Service, traits: Traits, versions: &mut Vec<Traits>) {
@@ -256,7 +279,10 @@ fn fill(rng: &mut Rng, service: &mut Service, traits: Traits, versions: &mut Vec
         one_of(rng, &[RestartPolicy::Always, RestartPolicy::OnFailure, RestartPolicy::OnFailure, RestartPolicy::Never]);
     service.restart.backoff = Timespan::millis(100);
     service.restart.max_backoff = Timespan::seconds(1);
-    service.restart.budget = Some(one_of(rng, &[0, 2, 5]));
+    // What exits again and again, or is never ready in time, and may do so for ever never comes to rest.
+    let prompt = traits.ready.is_some_and(|ready| ready < 2_600_000);
+    let endless = traits.exit.is_none() && prompt && rng.below(4) == 0;
+    service.restart.budget = if endless { None } else { Some(one_of(rng, &[0, 2, 5])) };
     service.stop.grace = Timespan::seconds(one_of(rng, &[1, 3]));
     service.rollout = Rollout {
         strategy: strategy(rng),
@@ -382,6 +408,7 @@ fn metric(rng: &mut Rng) -> PrometheusMetric {
         error_limit: Some(one_of(rng, &[0, 4])),
         success_limit: one_of(rng, &[None, None, Some(2)]),
         token: None,
+        ca: None,
         dry_run: rng.below(4) == 0,
     }
 }

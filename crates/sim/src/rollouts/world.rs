@@ -37,7 +37,7 @@ pub(super) const MILLI: Micros = 1000;
 pub(super) const SECOND: Micros = 1_000_000;
 
 /// More things than a schedule can need; a machine that is busy for ever is caught by it.
-const MOST_STEPS: u64 = 60_000;
+const MOST_STEPS: u64 = 400_000;
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -105,6 +105,7 @@ pub(super) struct Process {
     pub notified: bool,
     pub told: bool,
     pub exit: Option<Exit>,
+    pub ended: Option<Micros>,
     pub gone: bool,
     pub forgotten: bool,
     /// Its ready check, while it is asked.
@@ -390,8 +391,7 @@ impl World {
             return;
         }
         let crash = self.faults.crash;
-        // A server that dies for ever never gives up an instance that exits for ever: what it counts dies with it.
-        let dies = self.report.crashes < 20 && self.chance(crash);
+        let dies = self.chance(crash);
         let effects = batch.effects.len() as u64;
         let point = if dies { self.rng.below(effects + 2) } else { effects + 2 };
         if point == 0 {
@@ -444,10 +444,15 @@ impl World {
             }
         }
         self.check_commit(&before);
-        if self.superseding && self.active_run().is_none() {
-            // While the old ones still drain.
-            self.superseding = false;
-            self.push(self.now, Item::Wish);
+        if before.is_going() && self.active_run().is_none() {
+            if std::mem::take(&mut self.superseding) {
+                // While the old ones still drain.
+                self.push(self.now, Item::Wish);
+            } else if self.rng.below(3) == 0 {
+                // While the old ones are still kept.
+                let at = self.now + self.rng.below(5 * SECOND);
+                self.push(at, Item::Wish);
+            }
         }
     }
 
@@ -544,6 +549,7 @@ impl World {
                     return;
                 }
                 let answer = if self.chance(no) { Err("answered 500".to_owned()) } else { Ok(()) };
+                self.report.refusals += u64::from(answer.is_err());
                 let at = self.now + self.latency(5);
                 self.push(at, Item::Deliver(epoch, Event::HookDone { key, answer }));
             }
@@ -577,6 +583,7 @@ impl World {
         if self.server.is_some() {
             return;
         }
+        let mut set_back = false;
         if self.faults.clock && self.rng.below(2) == 0 {
             let hour = 3_600_000;
             let before = self.clock;
@@ -587,6 +594,8 @@ impl World {
             let after = self.clock;
             self.log(|| format!("the clock was set by {} s", (after.cast_signed() - before.cast_signed()) / 1000));
             self.laws.clock_changed();
+            self.report.clocks += 1;
+            set_back = after < before;
         }
         self.log(|| "server recovers".to_owned());
         // What was not started until now never will be: `find` is a fence.
@@ -610,7 +619,7 @@ impl World {
         let now = self.moment();
         let (machine, batch) = Environment::recover(state, &observed, settings, now);
         self.server = Some(machine);
-        self.note_recovery();
+        self.note_recovery(set_back);
         self.recovered();
         self.carry_out(batch);
     }

@@ -46,6 +46,8 @@ pub(crate) fn instance(ordinal: u32) -> InstanceRecord {
         was_ready: false,
         last_exit: None,
         forced: None,
+        recent_restarts: 0,
+        restarts: 0,
         created_at: NOW,
     }
 }

@@ -35,6 +35,7 @@ fn metric() -> PrometheusMetric {
         error_limit: Some(1),
         success_limit: None,
         token: None,
+        ca: None,
         dry_run: false,
     }
 }
