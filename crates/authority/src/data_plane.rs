@@ -13,7 +13,7 @@ use std::{
 };
 
 use orchestra_model::{
-    route::{EndpointKey, RouteId, RouteTable},
+    route::{Ejection, EndpointKey, RouteId, RouteTable},
     traffic::Tls,
 };
 use orchestra_provider::{Applied, BoxFuture, DataPlane, DataPlaneError, DataPlaneEvent};
@@ -161,6 +161,10 @@ impl DataPlane for CertifiedDataPlane {
 
     fn metrics(&self) -> BoxFuture<'_, Result<String, DataPlaneError>> {
         self.inner.metrics()
+    }
+
+    fn ejected(&self) -> BoxFuture<'_, Result<Vec<Ejection>, DataPlaneError>> {
+        self.inner.ejected()
     }
 
     fn take_events(&self) -> Option<mpsc::Receiver<DataPlaneEvent>> {

@@ -220,6 +220,9 @@ impl<'a> Asker<'a> {
                 grant.session = Some(session);
                 Some(hash(format!("{session:016x}").as_bytes()))
             }
+            RequestKey::Header(name) if name == "host" => {
+                self.head.map(|head| hash(head.authority().to_ascii_lowercase().as_bytes()))
+            }
             RequestKey::Header(name) => self.head?.headers().get(name.as_str()).map(|value| hash(value.as_bytes())),
             RequestKey::Query(name) => parameter(self.head?.query()?, name).map(|value| hash(value.as_bytes())),
             RequestKey::Client => Some(self.forwarded().unwrap_or_else(|| self.address())),

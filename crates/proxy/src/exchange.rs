@@ -16,7 +16,7 @@
 //! instance refused or left unanswered is one: it counts against the attempts and the budget of the route, and goes to
 //! another instance if the release has one.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
@@ -70,17 +70,27 @@ pub(crate) async fn answer(
     connection: &Arc<ClientConnection>,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
-    let active = Active::new(connection);
+    let mut active = Active::new(connection, &request);
     let since = Instant::now();
     let method = request.method().clone();
     let grpc = headers::is_grpc(request.headers());
+    if request.version() == Version::HTTP_10 {
+        connection.old.store(true, Ordering::Relaxed);
+    }
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let result = match headers::prepare(&mut request, arrival) {
         Ok(head) => {
             let body = Replay::new(request.into_body());
-            let result = forward(proxy, arrival, head, &body, upgrade).await;
-            if result.is_err() && connection.h1 {
-                body.linger(&proxy.tree);
+            active.carry(body.upload());
+            let mut result = forward(proxy, arrival, head, &body, upgrade).await;
+            match &mut result {
+                // hyper takes trailers whose lines end with LF alone to be longer than others do: what comes behind them
+                // may be a part of them, or a request that its sender takes for one.
+                Ok((response, _)) if connection.h1 && body.has_trailed() => {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Err(_) if connection.h1 => body.linger(&proxy.tree),
+                _ => {}
             }
             result
         }
@@ -158,7 +168,7 @@ async fn forward(
                 body.keep_copy();
             }
         }
-        let request = head.request(ticket.upstream.is_h2(), body.attempt(&series));
+        let attempt = body.attempt(&series);
         let patience = match (ticket.rules().first_byte, ticket.rules().response) {
             // Of a stream nobody knows how long it takes.
             (first_byte, Some(_)) if kind == Kind::Stream || head.expects_stream() => first_byte,
@@ -167,7 +177,7 @@ async fn forward(
         let late = ticket.deadline(patience).map(|at| Box::pin(tokio::time::sleep_until(at)));
         let sent = tokio::select! {
             biased;
-            sent = ticket.upstream.send(request, safe) => sent,
+            sent = ticket.upstream.send(&head, attempt, safe) => sent,
             () = or_never(late) => {
                 evidence.broken();
                 if body.is_sent() {
@@ -316,7 +326,9 @@ fn respond(
         ticket.succeeded();
     }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let (Some(client), Some(_)) = (upgrade, &head.upgrade) else {
+        let asked =
+            head.upgrade.as_ref().filter(|asked| headers::offers(asked, response.headers().get(header::UPGRADE)));
+        let (Some(client), Some(_)) = (upgrade, asked) else {
             let failure = Failure::new(ErrorKind::Upstream, "the instance switched protocols without being asked");
             evidence.broken();
             return Err(Failed(failure, Some(series)));
@@ -331,7 +343,7 @@ fn respond(
         let instance = response.body_mut().upgrade();
         let protocol = response.headers_mut().remove(header::UPGRADE);
         let websocket = protocol.as_ref().is_some_and(|p| p.as_bytes().eq_ignore_ascii_case(b"websocket"));
-        let tunnel = Tunnel { flight, series, gauge, lease: Some(lease), idle };
+        let tunnel = Tunnel { flight, series, gauge, idle };
         proxy.tree.start(TaskKind::Connection, "upgraded connection", async move {
             // Either side may be gone before it begins; then the other one is closed.
             if let (Ok(client), Some(instance)) = (client.await, instance) {

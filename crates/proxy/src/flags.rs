@@ -124,12 +124,12 @@ pub(crate) async fn answer(
     connection: &Arc<ClientConnection>,
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
-    let active = Active::new(connection);
+    let mut active = Active::new(connection, &request);
     let since = Instant::now();
     let method = request.method().clone();
     let station = proxy.table.load().flags.get(&arrival.socket).cloned();
     let mut response = match &station {
-        Some(station) => respond(proxy, station, request).await,
+        Some(station) => respond(proxy, station, request, &mut active).await,
         None => last(ofrep::Response::refusal(404, "flags are not served here any more")),
     };
     if let Some(station) = station {
@@ -139,11 +139,19 @@ pub(crate) async fn answer(
     response
 }
 
-async fn respond(proxy: &Proxy, station: &Station, request: Request<Incoming>) -> Response<ResponseBody> {
+async fn respond(
+    proxy: &Proxy,
+    station: &Station,
+    request: Request<Incoming>,
+    active: &mut Active,
+) -> Response<ResponseBody> {
     let (parts, incoming) = request.into_parts();
     let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(incoming, MAX_BODY).collect());
     let (body, whole) = match read.await {
-        Ok(Ok(body)) => (body.to_bytes(), true),
+        Ok(Ok(body)) => {
+            active.is_whole();
+            (body.to_bytes(), true)
+        }
         // One byte more than is read says that it is too long.
         Ok(Err(error)) if error.is::<LengthLimitError>() => (Bytes::from(vec![0; MAX_BODY + 1]), false),
         Ok(Err(_)) => return last(ofrep::Response::refusal(400, "the body ended early")),

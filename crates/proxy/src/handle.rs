@@ -15,7 +15,7 @@
 
 use std::{ffi::OsString, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use orchestra_model::route::{EndpointKey, RouteTable};
+use orchestra_model::route::{Ejection, EndpointKey, RouteTable};
 use orchestra_provider::{Applied, BoxFuture, DataPlane, DataPlaneError, DataPlaneEvent};
 use orchestra_task::{TaskKind, TaskTree};
 use tokio::sync::{mpsc, oneshot};
@@ -115,6 +115,15 @@ struct Shared {
 }
 
 impl ProxyHandle {
+    /// Metrics, and who is left out.
+    async fn account(&self) -> Result<(String, Vec<Ejection>), DataPlaneError> {
+        let peer = self.shared.peers.load().first().cloned().ok_or_else(absent)?;
+        match peer.call(wire::Request::Metrics, Vec::new()).await.map_err(DataPlaneError::Unavailable)? {
+            wire::Response::Metrics { text, ejected } => Ok((text, ejected)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Connects to the living proxy of this home, or starts one.
     ///
     /// # Errors
@@ -204,13 +213,11 @@ impl DataPlane for ProxyHandle {
     }
 
     fn metrics(&self) -> BoxFuture<'_, Result<String, DataPlaneError>> {
-        Box::pin(async move {
-            let peer = self.shared.peers.load().first().cloned().ok_or_else(absent)?;
-            match peer.call(wire::Request::Metrics, Vec::new()).await.map_err(DataPlaneError::Unavailable)? {
-                wire::Response::Metrics { text } => Ok(text),
-                other => Err(unexpected(&other)),
-            }
-        })
+        Box::pin(async move { Ok(self.account().await?.0) })
+    }
+
+    fn ejected(&self) -> BoxFuture<'_, Result<Vec<Ejection>, DataPlaneError>> {
+        Box::pin(async move { Ok(self.account().await?.1) })
     }
 
     fn take_events(&self) -> Option<mpsc::Receiver<DataPlaneEvent>> {

@@ -1,47 +1,48 @@
 //! Accepting connections and driving them: which protocol is spoken, how long a client may take, how it is let go.
 //!
 //! hyper's own header timer also runs while a connection is merely idle, and its protocol detection has no timer at
-//! all. So both are done here: the first bytes are read under a deadline, a begun head has [`HEAD_TIMEOUT`] to become
-//! whole, and an idle connection is closed in good order after [`IDLE_TIMEOUT`]. One timer per connection is set anew
-//! only when it fires or when a shorter deadline begins; an idle connection costs one wake-up in [`IDLE_TIMEOUT`].
+//! all. So both are done here: the first bytes are read under a deadline ([`serve`]), and `drive` watches over what
+//! follows. `http1` and `http2` each know one protocol; what they keep is in boxes of their own, since most connections
+//! are idle most of the time and should cost only what they are.
 
 use std::{
     convert::Infallible,
-    future::Future,
+    future::poll_fn,
     io,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::Poll,
+    task::{Poll, ready},
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use orchestra_model::desired::Protocol;
 use orchestra_task::TaskKind;
 use tokio::{
-    io::AsyncReadExt as _,
+    io::{AsyncRead as _, ReadBuf},
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    exchange::{self, body::ClientConnection},
+    exchange::{
+        self,
+        body::{ClientConnection, ResponseBody},
+    },
     flags,
     state::{Arrival, Proxy},
     stream::Stream,
     tls::{self, stream::ClientStream},
     tunnel,
-    upstream::Executor,
     wire::SocketId,
 };
+
+mod drive;
+mod http1;
+mod http2;
 
 /// The first bytes of an HTTP/2 connection (RFC 9113 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -49,14 +50,8 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const SETTINGS: u8 = 4;
 /// Time for the head of a request, and for the first bytes of a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time between requests of a connection. Longer than that of common clients (90 s in Go and reqwest), so that they close
-/// first: a request that crosses our close would be lost.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// Time for an idle connection that was asked to end to do so.
-const GOODBYE: Duration = Duration::from_secs(5);
-/// Longest head of a request, and what is read ahead of a body.
-const MAX_HEAD: usize = 64 << 10;
-const MAX_HEADERS: usize = 128;
+/// Most bytes that are taken at a time from a connection that nobody reads yet.
+const PIECE: usize = 4 << 10;
 /// Between two attempts to accept when descriptors or memory are used up.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
@@ -157,10 +152,12 @@ impl Listener {
         self.proxy.metrics.accepted.fetch_add(1, Ordering::Relaxed);
         self.proxy.metrics.connections.fetch_add(1, Ordering::Relaxed);
         let open = Open(Arc::clone(&self.proxy), permit);
-        self.proxy.tree.start(TaskKind::Connection, "client connection", async move {
+        // In a box: starting a task takes room for its future twice.
+        let serve = Box::pin(async move {
             let _open = open;
             serve(proxy, arrival, Stream::new(tcp), drain).await;
         });
+        self.proxy.tree.start(TaskKind::Connection, "client connection", serve);
     }
 }
 
@@ -192,7 +189,7 @@ async fn serve(proxy: Arc<Proxy>, mut arrival: Arrival, stream: Stream, drain: C
         }
     };
     if protocol == Some(Protocol::Tcp) {
-        return tunnel::tcp(&proxy, &arrival, stream).await;
+        return Box::pin(tunnel::tcp(&proxy, &arrival, stream)).await;
     }
     let begun = tokio::select! {
         begun = tokio::time::timeout(HEAD_TIMEOUT, first_bytes(&mut stream)) => begun,
@@ -205,169 +202,77 @@ async fn serve(proxy: Arc<Proxy>, mut arrival: Arrival, stream: Stream, drain: C
     }
     let h2 = stream.agreed_on_h2().unwrap_or(h2);
     stream.rewind(prefix);
-    let socket = Arc::clone(stream.socket());
-    let client = Arc::new(ClientConnection::new(socket, !h2));
+    let client = Arc::new(ClientConnection::new(Arc::clone(stream.socket()), !h2));
     let _among = proxy.connections.enter(&client);
-    let service = service_fn({
-        let (proxy, client) = (Arc::clone(&proxy), Arc::clone(&client));
-        move |request: hyper::Request<Incoming>| {
-            let (proxy, client) = (Arc::clone(&proxy), Arc::clone(&client));
-            // In its place for good: hyper and the runtime move what they are given several times, and this is thousands
-            // of bytes long.
-            Box::pin(async move {
-                Ok::<_, Infallible>(if of_flags {
-                    flags::answer(&proxy, &arrival, &client, request).await
-                } else {
-                    exchange::answer(&proxy, &arrival, &client, request).await
-                })
-            })
-        }
-    });
-    let io = TokioIo::new(stream);
+    let answers = Answers { proxy: Arc::clone(&proxy), client: Arc::clone(&client), arrival, of_flags };
     if h2 {
-        client.socket.gather();
-        let mut builder = http2::Builder::new(Executor(proxy.tree.clone()));
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(250)
-            .max_header_list_size(64 << 10)
-            .max_pending_accept_reset_streams(20)
-            .max_local_error_reset_streams(200)
-            .initial_stream_window_size(256 << 10)
-            .initial_connection_window_size(1 << 20)
-            .max_send_buf_size(256 << 10)
-            .keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(20));
-        let connection = builder.serve_connection(io, service);
-        drive(connection, &client, &drain, http2::Connection::graceful_shutdown).await;
+        http2::serve(stream, answers, &client, &drain).await;
     } else {
-        let mut builder = http1::Builder::new();
-        // No header timer of hyper's: see above.
-        builder.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
-        let connection = builder.serve_connection(io, service).with_upgrades();
-        drive(connection, &client, &drain, http1::UpgradeableConnection::graceful_shutdown).await;
+        http1::serve(stream, answers, &client, &drain).await;
     }
+}
+
+/// A response in the making. In its place for good: hyper and the runtime move what they are given several times, and
+/// this is thousands of bytes long.
+type Answer = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
+
+/// Answers the requests of a connection.
+#[derive(Clone)]
+struct Answers {
+    proxy: Arc<Proxy>,
+    client: Arc<ClientConnection>,
+    arrival: Arrival,
+    of_flags: bool,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Answers {
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn call(&self, request: Request<Incoming>) -> Answer {
+        let Self { proxy, client, arrival, of_flags } = self.clone();
+        // Two kinds, so that the longer one is no burden on the other.
+        if of_flags {
+            Box::pin(async move { Ok(flags::answer(&proxy, &arrival, &client, request).await) })
+        } else {
+            Box::pin(async move { Ok(exchange::answer(&proxy, &arrival, &client, request).await) })
+        }
+    }
+}
+
+/// What arrives next; nothing at the end. Holds no buffer while it waits.
+async fn piece(stream: &mut ClientStream) -> io::Result<Bytes> {
+    poll_fn(|cx| {
+        let mut room = [std::mem::MaybeUninit::uninit(); PIECE];
+        let mut piece = ReadBuf::uninit(&mut room);
+        ready!(Pin::new(&mut *stream).poll_read(cx, &mut piece))?;
+        Poll::Ready(Ok(Bytes::copy_from_slice(piece.filled())))
+    })
+    .await
 }
 
 /// Reads until it is clear whether the client speaks HTTP/2. Nothing at all means that it left.
 async fn first_bytes(stream: &mut ClientStream) -> io::Result<(bool, Bytes)> {
-    let mut bytes = BytesMut::with_capacity(1024);
+    let mut bytes = piece(stream).await?;
     loop {
-        if stream.read_buf(&mut bytes).await? == 0 {
-            // What came is no request, but hyper knows how to say so.
-            return Ok((false, bytes.freeze()));
-        }
         let length = bytes.len().min(PREFACE.len());
         if bytes[..length] != PREFACE[..length] {
-            return Ok((false, bytes.freeze()));
+            return Ok((false, bytes));
         }
         // The preface ends with SETTINGS (RFC 9113 3.4), which h2 does not insist on: its kind is the fourth byte of the
         // frame's head, behind its length.
         if let Some(first) = bytes.get(PREFACE.len()..PREFACE.len() + 4) {
             return match first[3] {
-                SETTINGS => Ok((true, bytes.freeze())),
+                SETTINGS => Ok((true, bytes)),
                 _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the client's preface is not whole")),
             };
         }
+        let more = piece(stream).await?;
+        if more.is_empty() {
+            // What came is no request, but hyper knows how to say so.
+            return Ok((false, bytes));
+        }
+        bytes = [bytes, more].concat().into();
     }
-}
-
-/// What a connection is doing, as far as its deadline goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// A request is being answered: no deadline.
-    Busy,
-    /// Nothing is asked.
-    Idle,
-    /// A head has begun.
-    Head,
-    /// It was asked to end and has nothing more to do.
-    Goodbye,
-}
-
-impl Phase {
-    fn allowance(self) -> Option<Duration> {
-        match self {
-            Self::Busy => None,
-            Self::Idle => Some(IDLE_TIMEOUT),
-            Self::Head => Some(HEAD_TIMEOUT),
-            Self::Goodbye => Some(GOODBYE),
-        }
-    }
-}
-
-/// Runs a connection to its end.
-async fn drive<C: Future>(
-    connection: C,
-    client: &ClientConnection,
-    drain: &CancellationToken,
-    graceful_shutdown: impl Fn(Pin<&mut C>),
-) {
-    let mut connection = pin!(connection);
-    let mut draining = pin!(drain.cancelled());
-    let mut asked_to_end = false;
-    let mut phase = Phase::Head;
-    let mut since = Instant::now();
-    let mut timer = pin!(tokio::time::sleep_until(since + HEAD_TIMEOUT));
-    let mut stood_back = false;
-    std::future::poll_fn(|cx| {
-        // Many requests of one HTTP/2 connection are answered at about the same time. Those that are ready to go on do so
-        // first, so that one write carries what all of them have to say and not one each.
-        stood_back = !stood_back && !client.h1 && client.active.load(Ordering::Relaxed) > 1;
-        if stood_back {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        loop {
-            if connection.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            if matches!(client.socket.poll_push(cx), Poll::Ready(Err(_))) {
-                // Nobody is there any more.
-                return Poll::Ready(());
-            }
-            if !asked_to_end && draining.as_mut().poll(cx).is_ready() {
-                asked_to_end = true;
-                graceful_shutdown(connection.as_mut());
-                continue;
-            }
-            let now_in = if client.active.load(Ordering::Acquire) > 0 {
-                Phase::Busy
-            } else if asked_to_end {
-                Phase::Goodbye
-            } else if client.h1 && client.socket.read() > client.seen.load(Ordering::Relaxed) {
-                Phase::Head
-            } else {
-                Phase::Idle
-            };
-            if now_in != phase {
-                // A head that begins where one is awaited keeps the deadline of the first byte.
-                phase = now_in;
-                since = Instant::now();
-                client.rests((phase == Phase::Idle).then_some(since));
-            }
-            if phase == Phase::Idle {
-                client.socket.rest();
-            }
-            let Some(allowance) = phase.allowance() else { return Poll::Pending };
-            let deadline = since + allowance;
-            if timer.deadline() > deadline || timer.is_elapsed() {
-                timer.as_mut().reset(deadline);
-            }
-            if timer.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            if Instant::now() < deadline {
-                continue;
-            }
-            if phase == Phase::Idle {
-                asked_to_end = true;
-                graceful_shutdown(connection.as_mut());
-                continue;
-            }
-            // A head that does not come, or a client that does not take its leave.
-            return Poll::Ready(());
-        }
-    })
-    .await;
 }

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use http_body_util::BodyExt as _;
 use orchestra_model::traffic::{Arm, Mirror, Permille};
 use orchestra_task::TaskKind;
@@ -21,10 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     assign::below_million,
-    exchange::{
-        headers::{Head, MIRROR},
-        replay::Replay,
-    },
+    exchange::{headers::Head, replay::Replay},
     flight::Kind,
     metrics::{MirrorOutcome, Series},
     state::Proxy,
@@ -155,14 +152,13 @@ pub(crate) fn send(
         return None;
     };
     let flight = upstream.flight.enter(Kind::Request)?;
-    let mut request = head.request(upstream.is_h2(), body.attempt(&series));
-    request.headers_mut().insert(MIRROR, HeaderValue::from_static("1"));
+    let (head, body) = (head.mirrored(), body.attempt(&series));
     let (upstream, tally) = (Arc::clone(upstream), plan.watch.as_ref().map(|watch| Arc::clone(&watch.tally)));
     let (seen, original) = oneshot::channel();
     proxy.tree.start(TaskKind::Connection, "copy of a request", async move {
         let gauge = series.gauge(false);
         let copied = async {
-            let (response, lease) = upstream.send(request, false).await.ok()?;
+            let (response, lease) = upstream.send(&head, body, false).await.ok()?;
             let (parts, mut body) = response.into_parts();
             let mut digest = Digest::default();
             while let Some(frame) = body.frame().await {

@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
-use rustix::net::{RecvFlags, Shutdown, sockopt};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
@@ -32,6 +32,8 @@ pub(crate) struct Socket {
     read: AtomicU64,
     written: AtomicU64,
     abort: AtomicBool,
+    /// Nothing was written since the last flush.
+    flushed: AtomicBool,
     /// What was written and waits for [`Self::poll_push`]; set once gathering began.
     gathered: OnceLock<Mutex<Vec<u8>>>,
 }
@@ -40,6 +42,11 @@ impl Socket {
     /// Bytes that arrived.
     pub(crate) fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
+    }
+
+    /// Bytes are read that had arrived before.
+    pub(crate) fn reread(&self, bytes: usize) {
+        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Bytes that the kernel took.
@@ -105,7 +112,15 @@ impl Socket {
     pub(crate) fn poll_send(&self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.tcp.poll_write_ready(cx))?;
-            match self.tcp.try_write_vectored(bufs) {
+            let mut parts = bufs.iter().filter(|buf| !buf.is_empty());
+            let written = match (parts.next(), parts.next()) {
+                // What is in one piece, as most is, takes a shorter way through the kernel.
+                (Some(buf), None) => self.tcp.try_io(Interest::WRITABLE, || {
+                    rustix::net::send(&self.tcp, buf, SendFlags::NOSIGNAL).map_err(io::Error::from)
+                }),
+                _ => self.tcp.try_write_vectored(bufs),
+            };
+            match written {
                 Ok(count) => {
                     self.written.fetch_add(count as u64, Ordering::Relaxed);
                     return Poll::Ready(Ok(count));
@@ -125,6 +140,16 @@ impl Socket {
     /// Whether [`Self::abort_on_close`] was asked for.
     pub(crate) fn aborts(&self) -> bool {
         self.abort.load(Ordering::Relaxed)
+    }
+
+    /// Whether whoever wrote to the connection has nothing left to write.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.flushed.load(Ordering::Relaxed)
+    }
+
+    /// Says so: before something is written, and after all of it was.
+    pub(crate) fn flushes(&self, done: bool) {
+        self.flushed.store(done, Ordering::Relaxed);
     }
 
     /// Ends what the peer may send: whoever reads finds the end.
@@ -150,8 +175,8 @@ pub(crate) struct Stream {
 impl Stream {
     pub(crate) fn new(tcp: TcpStream) -> Self {
         let (read, written, abort) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
-        let gathered = OnceLock::new();
-        Self { socket: Arc::new(Socket { tcp, read, written, abort, gathered }), prefix: Bytes::new() }
+        let (flushed, gathered) = (AtomicBool::new(true), OnceLock::new());
+        Self { socket: Arc::new(Socket { tcp, read, written, abort, flushed, gathered }), prefix: Bytes::new() }
     }
 
     /// Connects; `TCP_NODELAY` is set, since whole messages are written at once.
@@ -217,7 +242,7 @@ impl AsyncRead for Stream {
             let count = self.prefix.len().min(buf.remaining());
             buf.put_slice(&self.prefix[..count]);
             self.prefix.advance(count);
-            self.socket.read.fetch_add(count as u64, Ordering::Relaxed);
+            self.socket.reread(count);
             return Poll::Ready(Ok(()));
         }
         if buf.remaining() == 0 {

@@ -17,7 +17,8 @@ use http::HeaderValue;
 use orchestra_model::{
     desired::Protocol,
     id::{InstanceId, ReleaseNumber},
-    route::{EndpointKey, RouteId, RouteTable},
+    quantity::Timespan,
+    route::{Ejection, EndpointKey, RouteId, RouteTable},
     traffic::{Arm, Permille},
 };
 use tokio::sync::Notify;
@@ -102,6 +103,19 @@ impl Table {
                 let _ = writeln!(page, "orchestra_proxy_ejected{{{labels},port=\"{port}\",instance=\"{instance}\"}} 1");
             }
         }
+    }
+
+    /// Instances that are ejected, whether that is in force or not.
+    pub(crate) fn ejected(&self) -> Vec<Ejection> {
+        let of_route = |plan: &Arc<RoutePlan>| -> Vec<Ejection> {
+            let ejection = |(_, instance, left): (&BackendPlan, &InstanceId, Duration)| Ejection {
+                route: plan.id.clone(),
+                instance: instance.clone(),
+                left: Timespan::millis(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            };
+            plan.left_out().map(ejection).collect()
+        };
+        self.routes.values().flat_map(of_route).collect()
     }
 
     /// How the routes stand, for people who look at the proxy alone.

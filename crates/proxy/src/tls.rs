@@ -298,13 +298,13 @@ impl Terminator {
         let (until, now) = (loaded.facts.not_after, unix_now());
         // Shown all the same: it is what the user put there, and clients say what is wrong with it.
         loading.problem =
-            (until <= now).then(|| format!("the certificate expired on {}", orchestra_certificate::date(until)));
+            (until <= now).then(|| format!("the certificate expired on {}", orchestra_model::time::date(until * 1000)));
         let same = loading.loaded.as_ref().is_some_and(|old| old.facts.fingerprint == loaded.facts.fingerprint);
         if same && matches!(*self.state.borrow(), State::Ready(_)) {
             return;
         }
         let names = loaded.facts.names.join(", ");
-        let until = orchestra_certificate::date(until);
+        let until = orchestra_model::time::date(until * 1000);
         tracing::info!(route = %self.route, %names, %until, "a certificate is in force");
         loading.loaded = Some(Arc::new(loaded));
         self.state.send_replace(State::Ready(config));

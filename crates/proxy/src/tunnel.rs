@@ -30,7 +30,6 @@ use crate::{
     state::{Arrival, Proxy},
     stream::Stream,
     tls::stream::ClientStream,
-    upstream::Lease,
 };
 
 mod websocket;
@@ -49,8 +48,6 @@ pub(crate) struct Tunnel {
     pub(crate) series: Arc<Series>,
     #[expect(dead_code, reason = "counts until dropped")]
     pub(crate) gauge: Gauge,
-    #[expect(dead_code, reason = "held until dropped")]
-    pub(crate) lease: Option<Lease>,
     /// Silence in both directions that ends it.
     pub(crate) idle: Option<Duration>,
 }
@@ -99,7 +96,7 @@ pub(crate) async fn tcp(proxy: &Proxy, arrival: &Arrival, client: ClientStream) 
     let gauge = ticket.gauge();
     let idle = ticket.rules().idle;
     let (flight, _) = ticket.split();
-    let tunnel = Tunnel { flight, series, gauge, lease: None, idle };
+    let tunnel = Tunnel { flight, series, gauge, idle };
     let (client_socket, instance_socket) = (Arc::clone(client.socket()), Arc::clone(instance.socket()));
     let (from_client, to_client) = tokio::io::split(client);
     let (from_instance, to_instance) = tokio::io::split(instance);

@@ -11,13 +11,13 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use orchestra_model::desired::Protocol;
 use orchestra_task::{TaskKind, TaskTree};
 
 use crate::{
-    exchange::replay::RequestBody,
+    exchange::{headers::Head, replay::RequestBody},
     flight::Flight,
     metrics::{RetryKind, Series},
     outlier::Health,
@@ -27,6 +27,8 @@ use crate::{
 
 mod h1;
 mod h2;
+
+use h1::Outgoing;
 
 /// A connection over loopback takes microseconds; one that takes this long goes nowhere.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -162,24 +164,20 @@ impl Upstream {
         Self { flight, series, address, protocol, slot, health, pool, tree }
     }
 
-    /// Whether requests go to it as HTTP/2.
-    pub(crate) fn is_h2(&self) -> bool {
-        matches!(self.pool, Pool::H2(_))
-    }
-
     /// Sends a request. `safe` says that it may be sent again if the connection stays silent.
     pub(crate) async fn send(
         &self,
-        request: Request<RequestBody>,
+        head: &Head,
+        body: RequestBody,
         safe: bool,
     ) -> Result<(Response<Incoming>, Lease), SendError> {
         match &self.pool {
             Pool::H1(pool) => {
-                let (response, lease) = h1::send(self, pool, request, safe).await?;
+                let (response, lease) = h1::send(self, pool, Outgoing::new(head, body), safe).await?;
                 Ok((response, Lease::H1(lease)))
             }
             Pool::H2(pool) => {
-                let (response, lease) = h2::send(self, pool, request).await?;
+                let (response, lease) = h2::send(self, pool, head.request(body)).await?;
                 Ok((response.map(Incoming::H2), Lease::H2(lease)))
             }
             Pool::Tcp => Err(SendError::Failed("the route carries no HTTP".to_owned())),

@@ -84,6 +84,15 @@ impl Watching {
             Ok(())
         }
     }
+
+    /// Makes what was not reported yet due at once. Whether there is any.
+    pub(crate) fn hurry(&self) -> bool {
+        let unsaid = !self.tally.is_empty();
+        if let Some(past) = Instant::now().checked_sub(self.every).filter(|_| unsaid) {
+            *lock(&self.tally.told) = past;
+        }
+        unsaid
+    }
 }
 
 /// Marks of one watch.

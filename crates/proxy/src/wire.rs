@@ -15,7 +15,7 @@ use std::{
     sync::Arc,
 };
 
-use orchestra_model::route::{ApplyError, EndpointKey, ProxyEvent, RouteId, RouteTable};
+use orchestra_model::route::{ApplyError, Ejection, EndpointKey, ProxyEvent, RouteId, RouteTable};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -99,7 +99,12 @@ pub(crate) enum Response {
     /// Answer to `Apply`: nothing was changed.
     Refused(ApplyError),
     /// Answer to `Metrics`.
-    Metrics { text: String },
+    Metrics {
+        text: String,
+        /// Missing from proxies of earlier versions.
+        #[serde(default)]
+        ejected: Vec<Ejection>,
+    },
     /// The request could not be understood or done.
     Failed { message: String },
     /// By itself: a report about an endpoint, true for this version of the table.
@@ -249,14 +254,17 @@ mod tests {
         }
         let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
         let send = async {
-            writer.send(1, Response::Metrics { text: "x".repeat(300_000) }, &borrowed).await.unwrap();
+            writer
+                .send(1, Response::Metrics { text: "x".repeat(300_000), ejected: Vec::new() }, &borrowed)
+                .await
+                .unwrap();
             writer.send(2, Response::Done, &[]).await.unwrap();
             writer.send(3, Response::Leaving, &borrowed[7..8]).await.unwrap();
             drop(writer);
         };
         let receive = async {
             let first = reader.next::<Response>().await.unwrap().unwrap();
-            assert!(matches!(first.body, Response::Metrics { text } if text.len() == 300_000));
+            assert!(matches!(first.body, Response::Metrics { text, .. } if text.len() == 300_000));
             let sizes: Vec<u64> =
                 first.fds.into_iter().map(|fd| std::fs::File::from(fd).metadata().unwrap().len()).collect();
             assert_eq!(sizes, (0..450).collect::<Vec<u64>>());

@@ -183,6 +183,10 @@ fn every_kind_of_key_is_recognised() {
     assert!(a.is_some() && a == keyed(header(), "192.0.2.1:9", "/?q=1", &[("x-session", "a"), ("x", "y")]));
     assert_ne!(a, keyed(header(), near, "/", &[("x-session", "b")]));
     assert_eq!(keyed(header(), near, "/", &[]), None);
+    // The host is no header any more when a key is looked for.
+    let host = || RequestKey::Header("host".into());
+    assert!(keyed(host(), near, "/", &[]).is_some());
+    assert_ne!(keyed(host(), near, "http://Shop.example/", &[]), keyed(host(), near, "http://other.example/", &[]));
     let query = || RequestKey::Query("user".into());
     assert_eq!(keyed(query(), near, "/x?a=1&user=a&b=2", &[]), a);
     assert_eq!(keyed(query(), near, "/x?xuser=a", &[]), None);

@@ -5,18 +5,19 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
+use http::Request;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{inspect::Inspection, replay::Upload, sse};
+use super::{headers, inspect::Inspection, replay::Upload, sse};
 use crate::{
     clock,
     flags::Events,
@@ -46,13 +47,31 @@ pub(crate) struct ClientConnection {
     pub(crate) socket: Arc<Socket>,
     /// HTTP/1: an aborted response ends the connection.
     pub(crate) h1: bool,
+    /// HTTP/1: the last request was read to its end.
+    whole: AtomicBool,
+    /// It asked in HTTP/1.0, where the end of the connection may be the end of a response.
+    pub(crate) old: AtomicBool,
     /// Since when nothing is asked on it, in milliseconds of [`clock`]; 0 while something is.
     idle: AtomicU64,
 }
 
 impl ClientConnection {
     pub(crate) fn new(socket: Arc<Socket>, h1: bool) -> Self {
-        Self { active: AtomicU32::new(0), seen: AtomicU64::new(0), socket, h1, idle: AtomicU64::new(0) }
+        Self {
+            active: AtomicU32::new(0),
+            seen: AtomicU64::new(0),
+            socket,
+            h1,
+            old: AtomicBool::new(false),
+            whole: AtomicBool::new(false),
+            idle: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether the last request was read to its end, and the response to it sent: then hyper knows nothing of an idle
+    /// connection that is not in the socket.
+    pub(crate) fn may_rest(&self) -> bool {
+        self.h1 && self.whole.load(Ordering::Relaxed) && self.socket.is_flushed()
     }
 
     /// Notes since when nothing is asked on it, or that something is.
@@ -70,23 +89,42 @@ impl ClientConnection {
 
 /// Counts a request as being answered.
 #[derive(Debug)]
-pub(crate) struct Active(Arc<ClientConnection>);
+pub(crate) struct Active {
+    connection: Arc<ClientConnection>,
+    /// Its body, if it has one.
+    upload: Option<Upload>,
+    /// It has none, or none that is still read.
+    whole: bool,
+}
 
 impl Active {
-    pub(crate) fn new(connection: &Arc<ClientConnection>) -> Self {
+    pub(crate) fn new<B: Body>(connection: &Arc<ClientConnection>, request: &Request<B>) -> Self {
         connection.active.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(connection))
+        Self { connection: Arc::clone(connection), upload: None, whole: request.body().is_end_stream() }
     }
 
     pub(crate) fn connection(&self) -> &Arc<ClientConnection> {
-        &self.0
+        &self.connection
+    }
+
+    /// This is the body of the request.
+    pub(crate) fn carry(&mut self, upload: Option<Upload>) {
+        self.upload = upload;
+    }
+
+    /// The request was read to its end.
+    pub(crate) fn is_whole(&mut self) {
+        self.whole = true;
     }
 }
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.seen.store(self.0.socket.read(), Ordering::Relaxed);
-        self.0.active.fetch_sub(1, Ordering::AcqRel);
+        let client = &self.connection;
+        let whole = self.whole || self.upload.as_ref().is_some_and(Upload::is_whole);
+        client.whole.store(whole, Ordering::Relaxed);
+        client.seen.store(client.socket.read(), Ordering::Relaxed);
+        client.active.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -214,6 +252,8 @@ enum State {
     Flowing,
     /// Cut, and waiting for the end of the current event.
     Ending,
+    /// It ends incomplete as soon as what came before was sent.
+    Failing,
     Done,
 }
 
@@ -262,12 +302,24 @@ impl InstanceBody {
         self.carried = None;
     }
 
-    fn fail(&mut self) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    /// Ends it visibly incomplete: a length that is not kept, chunks without a last one, a reset stream.
+    fn fail(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let failing = self.state == State::Failing;
         self.abandon();
         if let Some(active) = &self.active
             && active.connection().h1
         {
-            active.connection().socket.abort_on_close();
+            if !failing {
+                // hyper gives up what it did not send yet when a body fails: once around, so that the client gets what
+                // the instance sent.
+                self.state = State::Failing;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if active.connection().old.load(Ordering::Relaxed) {
+                // Only a reset says that this is not the end. It may cost what the client has not read yet.
+                active.connection().socket.abort_on_close();
+            }
         }
         Poll::Ready(Some(Err(Box::new(CutError(h2::Reason::CANCEL.into())))))
     }
@@ -308,7 +360,7 @@ impl Body for ResponseBody {
             Self::Full(bytes, _) => bytes.is_none(),
             Self::Instance(body) => match body.state {
                 State::Flowing => body.incoming.is_end_stream(),
-                State::Ending => false,
+                State::Ending | State::Failing => false,
                 State::Done => true,
             },
             Self::Events(..) => false,
@@ -326,8 +378,10 @@ impl Body for ResponseBody {
 
 impl InstanceBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.state == State::Done {
-            return Poll::Ready(None);
+        match self.state {
+            State::Done => return Poll::Ready(None),
+            State::Failing => return self.fail(cx),
+            State::Flowing | State::Ending => {}
         }
         // Looked at before each frame, so that an instance that never pauses cannot outrun a cut.
         if self.state == State::Flowing && self.poll_cut(cx, false) {
@@ -336,7 +390,7 @@ impl InstanceBody {
                 inspection.cut();
             }
             if self.events.is_none() {
-                return self.fail();
+                return self.fail(cx);
             }
             self.state = State::Ending;
         }
@@ -359,7 +413,7 @@ impl InstanceBody {
                     origin.failed();
                 }
                 tracing::debug!(%error, "an instance's response ended early");
-                self.fail()
+                self.fail(cx)
             }
             Poll::Ready(None) => {
                 self.complete();
@@ -379,7 +433,7 @@ impl InstanceBody {
             Poll::Pending => match self.poll_patience(cx, true) {
                 None => Poll::Pending,
                 // Once around, to end it in its own way.
-                Some(Poll::Pending) => self.poll_frame(cx),
+                Some(Poll::Pending) if self.state == State::Ending => self.poll_frame(cx),
                 Some(ended) => ended,
             },
         }
@@ -401,7 +455,7 @@ impl InstanceBody {
             }
         }
         if self.events.is_none() {
-            return Some(self.fail());
+            return Some(self.fail(cx));
         }
         self.farewell = SILENCE;
         self.state = State::Ending;
@@ -409,7 +463,10 @@ impl InstanceBody {
     }
 
     /// A frame passes; if it completes the event that an end waits for, the last event is put behind it.
-    fn pass(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+    fn pass(&mut self, mut frame: Frame<Bytes>) -> Frame<Bytes> {
+        if let Some(trailers) = frame.trailers_mut() {
+            headers::strip_trailers(trailers);
+        }
         if let Some(inspection) = &mut self.inspection {
             inspection.pass(&frame);
         }

@@ -27,6 +27,7 @@ use hyper::body::Incoming;
 use orchestra_task::{TaskKind, TaskTree};
 use tokio::time::{Instant, Sleep};
 
+use super::headers;
 use crate::metrics::Series;
 
 /// Bytes of a body that are kept where nothing else is said.
@@ -98,6 +99,8 @@ struct State {
     /// What reading ahead has taken of the process's memory.
     share: Option<Share>,
     trailers: Option<HeaderMap>,
+    /// The client sent trailers.
+    trailed: bool,
     ended: bool,
     fault: Option<Fault>,
     /// Something was passed on that is not kept any more.
@@ -135,6 +138,7 @@ impl State {
             size: 0,
             share: None,
             trailers: None,
+            trailed: false,
             ended: false,
             fault: None,
             gone: false,
@@ -186,7 +190,11 @@ impl State {
         match frame {
             None => Poll::Ready(None),
             Some(Err(error)) => self.fail(Fault::Client, BodyError::Client(error)),
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::strip_trailers(trailers);
+                    self.trailed = true;
+                }
                 if let Some(data) = frame.data_ref() {
                     self.taken += data.len() as u64;
                     if self.taken > self.most {
@@ -260,6 +268,12 @@ impl Upload {
         self.0.lock().fault.is_some()
     }
 
+    /// Whether the client sent it to its end, and all of it was taken from the connection.
+    pub(crate) fn is_whole(&self) -> bool {
+        let state = self.0.lock();
+        state.fault.is_none() && state.source.as_ref().is_some_and(|source| state.ended || source.is_end_stream())
+    }
+
     /// When something was last sent, if [`Replay::stream`] was asked for.
     pub(crate) fn moved(&self) -> Option<Instant> {
         self.0.lock().moved
@@ -282,6 +296,11 @@ impl Replay {
     /// Length that the client announced.
     pub(crate) fn announced(&self) -> Option<u64> {
         self.shared().map_or(Some(0), |shared| shared.lock().hint.exact())
+    }
+
+    /// Whether trailers came with it.
+    pub(crate) fn has_trailed(&self) -> bool {
+        self.shared().is_some_and(|shared| shared.lock().trailed)
     }
 
     /// From now on the client may send at most so many bytes in all.

@@ -243,7 +243,9 @@ impl Control {
                 self.proxy.cut(&endpoint);
                 Response::Done
             }
-            Request::Metrics => Response::Metrics { text: self.proxy.page() },
+            Request::Metrics => {
+                Response::Metrics { text: self.proxy.page(), ejected: self.proxy.table.load().ejected() }
+            }
             Request::AwaitDrained { endpoint } => {
                 if let Some(flight) = self.proxy.flight(&endpoint) {
                     self.proxy.tree.start(TaskKind::Connection, "drain of an endpoint", async move {
@@ -367,13 +369,29 @@ impl Control {
     }
 }
 
-/// Completes once no client connection and nothing in flight is left.
+/// Looks for what is still to be reported, after everything has ended.
+const LAST_REPORTS: u32 = 40;
+
+/// Completes once no client connection and nothing in flight is left, and the server was told what became of the last.
 async fn finished(proxy: Arc<Proxy>) {
     // Only while leaving, where a twentieth of a second matters to nobody; no hot path pays for an exact signal.
     let mut interval = tokio::time::interval(Duration::from_millis(50));
+    let (mut looks, mut said) = (0, false);
     loop {
         interval.tick().await;
-        if proxy.metrics.connections.load(Ordering::Relaxed) == 0 && proxy.in_flight() == 0 {
+        if proxy.metrics.connections.load(Ordering::Relaxed) > 0 || proxy.in_flight() > 0 {
+            continue;
+        }
+        looks += 1;
+        let table = proxy.table.load();
+        let watched = table.reported.iter().filter_map(|plan| plan.watch.as_ref());
+        let unsaid = watched.filter(|watching| watching.hurry()).count() > 0;
+        if unsaid && proxy.linked().is_some() && looks < LAST_REPORTS {
+            proxy.traffic.notify_one();
+            said = true;
+        } else if std::mem::take(&mut said) {
+            // Once more around: it is on its way to the server.
+        } else {
             return;
         }
     }

@@ -4,7 +4,7 @@ use std::{
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Buf as _, Bytes};
@@ -68,6 +68,7 @@ impl AsyncRead for ClientStream {
                 let count = encrypted.prefix.len().min(buf.remaining());
                 buf.put_slice(&encrypted.prefix[..count]);
                 encrypted.prefix.advance(count);
+                encrypted.socket.reread(count);
                 Poll::Ready(Ok(()))
             }
         }
@@ -76,6 +77,7 @@ impl AsyncRead for ClientStream {
 
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.socket().flushes(false);
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(encrypted) => Pin::new(&mut encrypted.tls).poll_write(cx, buf),
@@ -87,6 +89,7 @@ impl AsyncWrite for ClientStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.socket().flushes(false);
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Tls(encrypted) => Pin::new(&mut encrypted.tls).poll_write_vectored(cx, bufs),
@@ -97,11 +100,13 @@ impl AsyncWrite for ClientStream {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(encrypted) => Pin::new(&mut encrypted.tls).poll_flush(cx),
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => ready!(Pin::new(stream).poll_flush(cx))?,
+            Self::Tls(encrypted) => ready!(Pin::new(&mut encrypted.tls).poll_flush(cx))?,
         }
+        self.socket().flushes(true);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -21,19 +21,21 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use orchestra_task::{TaskKind, TaskTree};
 use tokio::time::Instant;
 
 use super::{Incoming, SendError, Upstream};
-use crate::{exchange::replay::RequestBody, flight::Flight, metrics::RetryKind, stream::Stream};
+use crate::{flight::Flight, metrics::RetryKind, stream::Stream};
 
 pub(super) mod body;
 mod request;
 mod response;
 
+pub(super) use request::Outgoing;
+
 use body::{Body, Sending, poll_receive};
-use request::{Fault, Outgoing};
+use request::Fault;
 use response::Parsed;
 
 /// How long a connection may be idle.
@@ -141,10 +143,9 @@ async fn reap(pool: Weak<Pool>) {
 pub(super) async fn send(
     upstream: &Upstream,
     pool: &Arc<Pool>,
-    request: Request<RequestBody>,
+    mut outgoing: Outgoing,
     safe: bool,
 ) -> Result<(Response<Incoming>, Lease), SendError> {
-    let mut outgoing = Outgoing::new(request);
     loop {
         let (mut stream, reused) = match pool.take(safe) {
             Some(stream) => (stream, true),

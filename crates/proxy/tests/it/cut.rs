@@ -107,6 +107,29 @@ async fn a_plain_response_ends_visibly_incomplete() {
 }
 
 #[tokio::test]
+async fn what_an_instance_sent_before_it_died_arrives() {
+    let world = World::new().await;
+    for (name, head, body) in [
+        ("sized", "content-length: 100", "0123456789"),
+        ("chunked", "transfer-encoding: chunked", "a\r\n0123456789\r\n5\r\nab"),
+    ] {
+        let instance = Instance::raw(move |mut tcp| async move {
+            let _ = tcp.read(&mut [0; 4096]).await;
+            let _ = tcp.write_all(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{body}").as_bytes()).await;
+        })
+        .await;
+        let address = world.serve(route(name, Protocol::Http, vec![endpoint(1, instance.address)])).await;
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        // No reset, which would take away what was not read yet.
+        soon("the end", tcp.read_to_end(&mut answer)).await.unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.contains("0123456789") && !answer.ends_with("0\r\n\r\n"), "{name}: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn a_request_without_an_answer_gets_503() {
     let mut world = World::new().await;
     let instance = Instance::http(|_| std::future::pending::<Response<AnyBody>>()).await;

@@ -13,6 +13,7 @@ mod mirror;
 mod policy;
 mod protocols;
 mod raw;
+mod rest;
 mod retry;
 mod split;
 mod survive;

@@ -452,6 +452,17 @@ async fn an_instance_that_fails_is_left_out_for_a_while_and_comes_back() {
     // Two round robins of luck apart, three failures are seen in each ejection.
     assert!((3..=9).contains(&failed), "{failed}");
     assert!(counted(&world, "orchestra_proxy_ejections_total", &["release=\"1\""]).await >= 1.0);
+    let ejected = soon("the first to be out", async {
+        loop {
+            client.get("/").await.unwrap();
+            if let Some(ejection) = world.handle.ejected().await.unwrap().pop() {
+                break ejection;
+            }
+        }
+    })
+    .await;
+    assert_eq!(ejected.instance.to_string(), "api-r1-1");
+    assert!(ejected.route.port.as_str() == "main" && ejected.left > Timespan::default(), "{ejected:?}");
     bad.store(false, Ordering::SeqCst);
     let before = sick.requests();
     soon("it is back", async {

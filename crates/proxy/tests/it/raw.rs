@@ -42,6 +42,9 @@ async fn recorded() -> (World, Instance, std::net::SocketAddr, Arc<Mutex<String>
 #[tokio::test]
 async fn ambiguous_or_malformed_requests_are_refused_and_reach_nobody() {
     let (_world, _instance, address, seen) = recorded().await;
+    let coded = |coding: &str| {
+        format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: {coding}\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+    };
     let cases: &[(&str, &str, &str)] = &[
         ("two lengths", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd", "400"),
         ("a list of lengths", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3, 4\r\n\r\nabcd", "400"),
@@ -93,6 +96,14 @@ async fn ambiguous_or_malformed_requests_are_refused_and_reach_nobody() {
         ("the old upgrade to HTTP/2", "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", "400"),
         ("an absolute target with a user", "GET http://user@a/ HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
         ("CONNECT", "CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n", "400"),
+        ("a compressed body in chunks", &coded("gzip, chunked"), "400"),
+        ("chunked after identity", &coded("identity, chunked"), "400"),
+        ("chunked twice", &coded("chunked, chunked"), "400"),
+        ("chunked in two lines", &coded("chunked\r\ntransfer-encoding: chunked"), "400"),
+        ("nothing, and chunked", &coded(",chunked"), "400"),
+        ("a host as the target", "GET example HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
+        ("an asterisk where none may be", "GET * HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
+        ("a port that is none", "GET / HTTP/1.1\r\nhost: a:99999\r\n\r\n", "400"),
     ];
     for (name, request, status) in cases {
         let answer = raw(address, request.to_string().as_bytes()).await;
@@ -117,6 +128,59 @@ async fn a_length_beside_chunks_counts_for_nothing_and_ends_the_connection() {
         assert!(!seen.contains("smuggled") && answer.matches("HTTP/1.1").count() == 1, "{seen}\n{answer}");
     }
     assert!(instance.connections() >= 1);
+}
+
+#[tokio::test]
+async fn trailers_say_nothing_of_framing_and_end_the_connection() {
+    let (_world, _instance, address, seen) = recorded().await;
+    // Lines that end with LF alone: hyper takes what follows for trailers, others take it for a request.
+    for trailers in ["x-sum: 7\r\nContent-Length: 50\r\nhost: b\r\nforwarded: for=c\r\n\r\n", "x-sum: 7\n\n"] {
+        seen.lock().unwrap().clear();
+        let request = format!(
+            "POST /one HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n{trailers}GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n"
+        );
+        let answer = raw(address, request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+        let seen = seen.lock().unwrap().clone();
+        assert!(seen.ends_with("0\r\nx-sum: 7\r\n\r\n"), "{seen}");
+    }
+}
+
+#[tokio::test]
+async fn a_query_behind_a_host_becomes_one_behind_a_path() {
+    let (_world, _instance, address, seen) = recorded().await;
+    let answer = raw(address, b"GET http://a?q=1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let seen = seen.lock().unwrap().clone();
+    assert!(seen.starts_with("GET /?q=1 HTTP/1.1\r\n"), "{seen}");
+}
+
+#[tokio::test]
+async fn an_upgrade_to_http2_cannot_hide_behind_another() {
+    let (_world, _instance, address, seen) = recorded().await;
+    let request = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade, HTTP2-Settings\r\nupgrade: x, h2c\r\nhttp2-settings: AAMAAABkAAQ\r\n\r\n";
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    soon("an answer", tcp.read_exact(&mut answer)).await.unwrap();
+    let seen = seen.lock().unwrap().clone();
+    assert!(seen.contains("upgrade: x\r\n") && !seen.contains("h2c") && !seen.contains("http2-settings"), "{seen}");
+    // An instance that switches to what nobody asked for gets no tunnel.
+    let world = World::new().await;
+    let instance = Instance::raw(|mut tcp| async move {
+        let _ = tcp.read(&mut [0; 4096]).await;
+        let _ = tcp.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n").await;
+        let _ = tcp.read(&mut [0; 4096]).await;
+    })
+    .await;
+    let address = world.serve(route("api", Protocol::Http, vec![endpoint(1, instance.address)])).await;
+    let answer = raw(
+        address,
+        b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nGET / HTTP/1.0\r\n\r\n",
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
 }
 
 #[tokio::test]

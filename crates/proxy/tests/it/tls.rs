@@ -36,6 +36,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::{
     harness::*,
     protocols::{echo, websocket_echo},
+    rest::{back, pauses},
 };
 
 mod commands;
@@ -201,6 +202,17 @@ async fn both_versions_of_http_are_agreed_on_and_instances_hear_of_https() {
     assert!(
         (expiry - f64::from(u32::try_from(served.not_after.unwrap()).unwrap_or(u32::MAX))).abs() < 1.0 || expiry > 4e9
     );
+}
+
+#[tokio::test]
+async fn a_client_does_not_notice_that_its_connection_rests() {
+    let certificates = Certificates::new();
+    certificates.write(&["localhost"]);
+    let world = World::new().await;
+    let instance = Instance::http(back).await;
+    let plain = route("api", Protocol::Http, vec![endpoint(1, instance.address)]);
+    let address = world.serve(secured(plain, certificates.files())).await;
+    pauses(&mut connect(address, &certificates.client(&["http/1.1"])).await.unwrap()).await;
 }
 
 #[tokio::test]

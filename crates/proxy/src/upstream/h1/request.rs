@@ -11,11 +11,14 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
-use http::{HeaderMap, Method, Request, header};
+use http::{HeaderMap, HeaderName, Method, header};
 use http_body::Body as _;
 
 use crate::{
-    exchange::replay::{BodyError, RequestBody},
+    exchange::{
+        headers::Head,
+        replay::{BodyError, RequestBody},
+    },
     stream::Socket,
 };
 
@@ -32,7 +35,7 @@ pub(super) enum Fault {
 
 /// A request that is being sent.
 #[derive(Debug)]
-pub(super) struct Outgoing {
+pub(in crate::upstream) struct Outgoing {
     pub(super) method: Method,
     body: Option<RequestBody>,
     framing: Framing,
@@ -52,34 +55,27 @@ enum Framing {
 }
 
 impl Outgoing {
-    pub(super) fn new(request: Request<RequestBody>) -> Self {
-        let (parts, body) = request.into_parts();
+    pub(in crate::upstream) fn new(to: &Head, body: RequestBody) -> Self {
         let body = Some(body).filter(|body| !body.is_end_stream());
         let length = body.as_ref().map_or(Some(0), |body| body.size_hint().exact());
         let framing = length.map_or(Framing::Chunked, Framing::Length);
-        let mut head = Vec::with_capacity(512);
-        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        for part in [parts.method.as_str(), " ", path, " HTTP/1.1\r\n"] {
+        let mut head = Vec::with_capacity(1 << 10);
+        for part in [to.method.as_str(), " ", to.target(), " HTTP/1.1\r\n"] {
             head.extend_from_slice(part.as_bytes());
         }
         // Writing to memory cannot fail.
         match framing {
             Framing::Chunked => head.extend_from_slice(b"transfer-encoding: chunked\r\n"),
             // RFC 9110 section 8.6: no length where the method gives a body no meaning and there is none.
-            Framing::Length(0) if !wants_length(&parts.method, &parts.headers) => {}
+            Framing::Length(0) if !wants_length(&to.method, to.headers()) => {}
             Framing::Length(length) => {
                 let _ = write!(head, "content-length: {length}\r\n");
             }
         }
-        for (name, value) in &parts.headers {
-            if name != header::CONTENT_LENGTH && name != header::TRANSFER_ENCODING {
-                for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-                    head.extend_from_slice(part);
-                }
-            }
-        }
+        let framed = |name: &HeaderName| name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING;
+        write_lines(&mut head, to.lines().filter(|(name, _)| !framed(name)));
         head.extend_from_slice(b"\r\n");
-        Self { method: parts.method, body, framing, head, sent: 0, data: Bytes::new(), tail: b"" }
+        Self { method: to.method.clone(), body, framing, head, sent: 0, data: Bytes::new(), tail: b"" }
     }
 
     /// Sends as much as can be sent; ready when everything was.
@@ -135,12 +131,8 @@ impl Outgoing {
         match self.framing {
             Framing::Chunked => {
                 self.head.extend_from_slice(b"0\r\n");
-                for (name, value) in trailers.iter().flatten() {
-                    // A trailer without a name has that of the one before; `iter` of a map gives each its own.
-                    for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-                        self.head.extend_from_slice(part);
-                    }
-                }
+                let lines = trailers.iter().flatten();
+                write_lines(&mut self.head, lines.map(|(name, value)| (name, value.as_bytes())));
                 self.head.extend_from_slice(b"\r\n");
             }
             // A length leaves no place for trailers.
@@ -160,6 +152,15 @@ impl Outgoing {
         if self.sent == self.head.len() && self.body.is_some() {
             self.head.clear();
             self.sent = 0;
+        }
+    }
+}
+
+/// Writes a line for each header.
+fn write_lines<'a>(to: &mut Vec<u8>, headers: impl Iterator<Item = (&'a HeaderName, &'a [u8])>) {
+    for (name, value) in headers {
+        for part in [name.as_str().as_bytes(), b": ", value, b"\r\n"] {
+            to.extend_from_slice(part);
         }
     }
 }
