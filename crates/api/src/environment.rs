@@ -79,6 +79,9 @@ pub struct EnvironmentStatus {
     /// What makes it a preview, if it is or was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preview: Option<PreviewStatus>,
+    /// Why nothing can be decided at the moment: the state cannot be written. Work goes on by itself once it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
     /// Services by name.
     pub services: Vec<ServiceStatus>,
     /// Jobs by name.
@@ -210,9 +213,21 @@ pub struct InstanceStatus {
     /// What is still in flight to it, while it drains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_flight: Option<InFlight>,
+    /// Ports over which it gets no requests for a while, because it failed too many in a row.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ejected: Vec<Ejected>,
     /// The last `STATUS=` that it sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_text: Option<String>,
+}
+
+/// That an instance is left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Ejected {
+    /// Port of the service.
+    pub port: Name,
+    /// Until when.
+    pub until: UnixMillis,
 }
 
 /// Where an instance stands.

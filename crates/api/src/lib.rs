@@ -29,7 +29,7 @@ mod transport;
 pub use address::{Endpoint, ParseEndpointError, ShortPath, socket_path};
 pub use client::{Client, ClientError};
 pub use environment::{
-    Address, CheckState, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus, InFlight,
+    Address, CheckState, Ejected, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus, InFlight,
     InstancePhase, InstanceStatus, JobState, JobStatus, ServiceState, ServiceStatus, VolumeState, VolumeStatus,
     Waiting,
 };

@@ -33,4 +33,4 @@ pub use exit::Exit;
 pub use reference::{cli_reference, exit_code_reference};
 pub use run::run;
 pub use screen::Palette;
-pub use text::{age, printable, timestamp};
+pub use text::{age, printable};

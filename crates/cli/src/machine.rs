@@ -136,7 +136,7 @@ fn open_files() -> DoctorCheck {
 
 fn clock(now: UnixMillis) -> DoctorCheck {
     const NAME: &str = "clock";
-    let shown = crate::text::timestamp(now);
+    let shown = orchestra_model::time::timestamp(now);
     if now < CLOCK_LEAST {
         let help = "set it: times of events and logs would be wrong; deadlines are not affected";
         DoctorCheck::warning(NAME, format!("it shows {shown}, which is in the past"), help)

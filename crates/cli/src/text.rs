@@ -6,7 +6,6 @@
 
 use std::fmt::Write as _;
 
-use orchestra_model::time::UnixMillis;
 use unicode_width::UnicodeWidthChar;
 
 /// Whether a character could do anything but occupy its cells.
@@ -122,22 +121,6 @@ pub fn age(milliseconds: u64) -> String {
     }
 }
 
-/// A point in time as RFC 3339 in UTC: `2026-11-21T03:49:40.123Z`.
-pub fn timestamp(at: UnixMillis) -> String {
-    let (days, rest) = (at / 86_400_000, at % 86_400_000);
-    // Howard Hinnant, "chrono-compatible low-level date algorithms", civil_from_days, for days since 1970-01-01.
-    let z = days + 719_468;
-    let (era, day_of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hours, minutes, seconds) = (rest / 3_600_000, rest / 60_000 % 60, rest / 1000 % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hours:02}:{minutes:02}:{seconds:02}.{:03}Z", rest % 1000)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -170,9 +153,6 @@ mod tests {
     fn times_are_short() {
         let ages = [0, 340, 1_340, 42_900, 185_000, 7_800_000, 356_400_000];
         assert_eq!(ages.map(age), ["0ms", "340ms", "1.3s", "42s", "3m05s", "2h10m", "4d03h"]);
-        assert_eq!(timestamp(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(timestamp(951_782_400_000), "2000-02-29T00:00:00.000Z");
-        assert_eq!(timestamp(1_795_232_980_123), "2026-11-21T03:49:40.123Z");
     }
 
     proptest! {

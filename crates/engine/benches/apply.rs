@@ -19,7 +19,7 @@ use orchestra_model::{
     },
     flag::FlagSet,
     quantity::{Amount, Timespan},
-    route::{EndpointKey, RouteTable},
+    route::{Ejection, EndpointKey, RouteTable},
 };
 use orchestra_provider::{
     Applied, BoxFuture, DataPlane, DataPlaneError, DataPlaneEvent,
@@ -41,6 +41,9 @@ impl DataPlane for NoRoutes {
     }
     fn metrics(&self) -> BoxFuture<'_, Result<String, DataPlaneError>> {
         Box::pin(async { Ok(String::new()) })
+    }
+    fn ejected(&self) -> BoxFuture<'_, Result<Vec<Ejection>, DataPlaneError>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
     fn take_events(&self) -> Option<mpsc::Receiver<DataPlaneEvent>> {
         let _ = &self.1;

@@ -17,7 +17,7 @@ use orchestra_model::{
     quantity::Timespan,
     record::{EnvironmentRecord, ReleaseRecord, ReleaseState, RunRecord},
     rollout::RolloutCommand,
-    route::RouteId,
+    route::{Ejection, RouteId},
     time::UnixMillis,
 };
 use orchestra_probe::{Limits, Prober};
@@ -459,6 +459,13 @@ impl ControlPlane {
         let id = environment.clone();
         let release = self.inner.store.read(move |reader| reader.release(&id, number)).await?;
         let release = release.ok_or_else(|| EngineError::NotFound(format!("release {number} of {environment}")))?;
+        // The way back takes no step and asks no verdict, so it leads only to what stood the test of being in force.
+        if release.state == ReleaseState::Failed {
+            let message = format!("release {number} of {environment} was never in force: its run failed");
+            return Err(EngineError::Refused(vec![Diagnostic::error(Code::NOTHING_TO_ROLL_BACK_TO, message).help(
+                "`orchestra history` lists those that were; `orchestra up` tries its stack file again, step by step",
+            )]));
+        }
         Ok(RunRequest::new(What::Rollback { release: Box::new(release) }))
     }
 
@@ -591,6 +598,11 @@ impl ControlPlane {
     /// What the ports in force show to clients that speak TLS.
     pub fn certificates(&self) -> BTreeMap<RouteId, ShownCertificate> {
         self.inner.certificates.list()
+    }
+
+    /// Instances that the data plane leaves out for a while. Nothing if it does not answer.
+    pub async fn ejected(&self) -> Vec<Ejection> {
+        self.inner.data_plane.ejected().await.unwrap_or_default()
     }
 
     /// Metrics of the data plane in Prometheus text format.

@@ -40,7 +40,7 @@ impl EngineError {
             Self::Refused(diagnostics) | Self::Stale(diagnostics) => diagnostics.clone(),
             Self::Busy { environment, run } => vec![
                 Diagnostic::error(Code::RUN_IN_PROGRESS, format!("{run} of {environment} is in progress"))
-                    .help("wait for it to end (`orchestra events --follow` shows it), or cancel it with Ctrl-C where it was started"),
+                    .help("wait for it to end (`orchestra status` shows what it waits for), or turn it back: `orchestra abort`"),
             ],
             Self::NotFound(what) => {
                 vec![

@@ -165,7 +165,12 @@ pub(crate) struct Socket {
 
 impl Socket {
     pub(crate) async fn connect(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self { stream: connect(address).await?, answered: false })
+        Ok(Self::of(connect(address).await?))
+    }
+
+    /// A connection that is there.
+    pub(crate) const fn of(stream: TcpStream) -> Self {
+        Self { stream, answered: false }
     }
 
     /// The answer is complete.

@@ -1,8 +1,7 @@
 //! Numbers from elsewhere: what instances export, and what a Prometheus server answers. Each question is asked once; that
 //! it could not be asked is an answer of its own, with the reason.
 //!
-//! Plain HTTP only: there is no TLS client in the product, and none is worth its weight for one number now and then. A
-//! server behind TLS is reached through whatever ends the TLS beside it.
+//! Instances are asked over plain HTTP at their own ports, Prometheus servers over HTTP or HTTPS.
 
 pub mod exposition;
 pub mod prometheus;
@@ -31,10 +30,13 @@ pub async fn ask(question: Question, timeout: Duration) -> Answer {
             let asked = targets.into_iter().map(|target| scrape(target, path, series, timeout));
             Answer::Scraped(stream::iter(asked).buffered(AT_A_TIME).collect().await)
         }
-        Question::Query { address, query, token } => {
-            match prometheus::query(&address, &query, token.as_ref(), timeout).await {
-                Ok(values) => Answer::Values(values),
-                Err(why) => Answer::Error(clean(&why)),
+        Question::Query { address, query, token, ca } => {
+            let mut stage = "while connecting";
+            let asked = prometheus::query(&address, &query, token.as_ref(), ca.as_deref(), timeout, &mut stage);
+            match tokio::time::timeout(timeout, asked).await {
+                Ok(Ok(values)) => Answer::Values(values),
+                Ok(Err(why)) => Answer::Error(clean(&why)),
+                Err(_) => Answer::Error(format!("no answer within {} ms {stage}", timeout.as_millis())),
             }
         }
     }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -10,18 +9,21 @@ use std::{
 use orchestra_model::rollout::HookCall;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::lookup_host,
     process::Command,
 };
 
 use crate::{
     check::{Fault, clean},
     http::Request,
+    outside::Place,
     target::HttpCheck,
 };
 
 /// What is read of a command's standard error.
 const STDERR: u64 = 64 * 1024;
+
+/// How long what was written last is waited for once the command has ended.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Asks a hook; `document` is the JSON that a webhook gets as the body of a POST, and a command on its standard input.
 /// A command runs in `directory`, with nothing of the server's environment but `PATH` and `HOME`, in a process group of
@@ -43,16 +45,13 @@ pub async fn ask(call: &HookCall, directory: &str, document: &str, timeout: Dura
 }
 
 async fn webhook(url: &str, document: &str) -> Result<(), String> {
-    let rest = url.strip_prefix("http://").ok_or("only http:// can be asked")?;
-    let (authority, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
-    let target = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
-    let mut addresses = lookup_host(&target).await.map_err(|error| format!("{authority}: {error}"))?;
-    let address: SocketAddr = addresses.next().ok_or_else(|| format!("{authority} has no address"))?;
-    let headers = [("Host", authority), ("User-Agent", "orchestra"), ("Content-Type", "application/json")];
+    let place = Place::of(url)?;
+    let (connection, address) = place.connect(None).await?;
+    let headers = [("Host", place.authority), ("User-Agent", "orchestra"), ("Content-Type", "application/json")];
     let check = HttpCheck {
         address,
         method: "POST".to_owned(),
-        path: path.to_owned(),
+        path: if place.path.is_empty() { "/" } else { place.path }.to_owned(),
         headers: headers
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -62,7 +61,7 @@ async fn webhook(url: &str, document: &str) -> Result<(), String> {
         contains: None,
     };
     let mut stage = "while connecting";
-    match Request::new(&check)?.ask(&mut stage).await {
+    match Request::new(&check)?.ask_through(connection, &mut stage).await {
         Ok(_) => Ok(()),
         Err(Fault::Answer(answer)) => Err(answer),
         Err(Fault::Io(error)) => Err(format!("{error} {stage}")),
@@ -107,15 +106,25 @@ async fn run(command: &[String], directory: &str, document: &str) -> Result<(), 
             let _ = stdin.write_all(document.as_bytes()).await;
         }
     };
+    let mut said = Vec::new();
     let read = async {
-        let mut said = Vec::new();
         if let Some(stderr) = stderr {
-            let mut stderr = stderr.take(STDERR);
-            let _ = stderr.read_to_end(&mut said).await;
+            let _ = stderr.take(STDERR).read_to_end(&mut said).await;
         }
-        said
     };
-    let ((), said, status) = tokio::join!(write, read, child.wait());
+    let status = {
+        let pipes = async { tokio::join!(write, read) };
+        tokio::pin!(pipes);
+        // Both arms are cancel-safe: what was read stays in `said`.
+        tokio::select! {
+            _ = &mut pipes => child.wait().await,
+            status = child.wait() => {
+                // The answer is the exit code. What it left behind may hold the pipes open for as long as it likes.
+                let _ = tokio::time::timeout(LAST_WORDS, pipes).await;
+                status
+            }
+        }
+    };
     let status = status.map_err(|error| error.to_string())?;
     // The leader was reaped: its number may be somebody else's soon. What it left behind is its own affair.
     group.0 = None;
@@ -157,6 +166,9 @@ mod tests {
         assert_eq!(refused, Err("exit code 3: too many errors".to_owned()));
         assert_eq!(command("kill -9 $$", 5000).await, Err("signal 9".to_owned()));
         assert!(command("sleep 60", 50).await.unwrap_err().contains("no answer within 50 ms"));
+        // What it leaves behind holds its pipes open, and is nobody's answer.
+        assert_eq!(command("sleep 6 & exit 0", 3_000).await, Ok(()));
+        assert_eq!(command("sleep 6 & echo late >&2; exit 4", 3_000).await, Err("exit code 4: late".to_owned()));
         let missing = HookCall::Command(vec!["/no/such/program".to_owned()]);
         assert!(ask(&missing, "/", "", Duration::from_secs(1)).await.unwrap_err().contains("/no/such/program"));
     }

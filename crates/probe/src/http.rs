@@ -8,10 +8,11 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::{
     check::{Fault, Socket, clean},
+    outside::Connection,
     target::HttpCheck,
 };
 
@@ -93,10 +94,41 @@ impl Request {
     /// Asks once. `stage` always says what is being waited for.
     pub(crate) async fn ask(&self, stage: &mut &'static str) -> Result<String, Fault> {
         let mut socket = Socket::connect(self.address).await?;
+        let (answer, complete) = self.ask_over(socket.stream(), stage).await?;
+        if complete {
+            socket.answered();
+        }
+        answer
+    }
+
+    /// Asks once over a connection that is there.
+    pub(crate) async fn ask_through(&self, connection: Connection, stage: &mut &'static str) -> Result<String, Fault> {
+        match connection {
+            Connection::Plain(mut socket) => {
+                let (answer, complete) = self.ask_over(socket.stream(), stage).await?;
+                if complete {
+                    socket.answered();
+                }
+                answer
+            }
+            Connection::Tls(mut stream) => self.ask_over(&mut *stream, stage).await?.0,
+        }
+    }
+
+    /// The answer, and whether it was read to its end.
+    async fn ask_over<S>(
+        &self,
+        stream: &mut S,
+        stage: &mut &'static str,
+    ) -> Result<(Result<String, Fault>, bool), Fault>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         *stage = "while sending the request";
-        socket.stream().write_all(&self.bytes).await?;
+        stream.write_all(&self.bytes).await?;
+        stream.flush().await?;
         *stage = "while waiting for the answer";
-        let mut reader = Reader::new(&mut socket, RAW);
+        let mut reader = Reader::new(stream, RAW);
         let head = reader.final_head().await?;
         let wanted =
             if self.status.is_empty() { (200..400).contains(&head.status) } else { self.status.contains(&head.status) };
@@ -108,24 +140,54 @@ impl Request {
             if self.is_head || matches!(head.status, 101 | 204 | 304) { Framing::Length(0) } else { head.framing };
         let mut body = Body { kept: self.contains.as_ref().map(|_| Vec::new()), left: BODY };
         let complete = reader.body(framing, &mut body).await?;
-        if complete {
-            socket.answered();
-        }
         if let (Some(wanted), Some(kept)) = (&self.contains, &body.kept)
             && !contains(kept, wanted.as_bytes())
         {
-            return Err(Fault::Answer(format!("HTTP {}, but the answer does not contain {wanted:?}", head.status)));
+            let missing = format!("HTTP {}, but the answer does not contain {wanted:?}", head.status);
+            return Ok((Err(Fault::Answer(missing)), complete));
         }
-        Ok(format!("HTTP {}", head.status))
+        Ok((Ok(format!("HTTP {}", head.status)), complete))
     }
 
     /// Asks once for the whole body, which must be complete within `limit` bytes, whatever the status is.
     pub(crate) async fn fetch(&self, stage: &mut &'static str, limit: usize) -> Result<(u16, Vec<u8>), Fault> {
         let mut socket = Socket::connect(self.address).await?;
+        let answer = self.fetch_over(socket.stream(), stage, limit).await?;
+        socket.answered();
+        Ok(answer)
+    }
+
+    /// The same over a connection that is there.
+    pub(crate) async fn fetch_through(
+        &self,
+        connection: Connection,
+        stage: &mut &'static str,
+        limit: usize,
+    ) -> Result<(u16, Vec<u8>), Fault> {
+        match connection {
+            Connection::Plain(mut socket) => {
+                let answer = self.fetch_over(socket.stream(), stage, limit).await?;
+                socket.answered();
+                Ok(answer)
+            }
+            Connection::Tls(mut stream) => self.fetch_over(&mut *stream, stage, limit).await,
+        }
+    }
+
+    async fn fetch_over<S>(
+        &self,
+        stream: &mut S,
+        stage: &mut &'static str,
+        limit: usize,
+    ) -> Result<(u16, Vec<u8>), Fault>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         *stage = "while sending the request";
-        socket.stream().write_all(&self.bytes).await?;
+        stream.write_all(&self.bytes).await?;
+        stream.flush().await?;
         *stage = "while waiting for the answer";
-        let mut reader = Reader::new(&mut socket, limit.saturating_mul(8));
+        let mut reader = Reader::new(stream, limit.saturating_mul(8));
         let head = reader.final_head().await?;
         *stage = "while reading the answer's body";
         let framing = if matches!(head.status, 101 | 204 | 304) { Framing::Length(0) } else { head.framing };
@@ -133,7 +195,6 @@ impl Request {
         if !reader.body(framing, &mut body).await? {
             return Err(Fault::Answer(format!("the answer is longer than {} KiB", limit / 1024)));
         }
-        socket.answered();
         Ok((head.status, body.kept.unwrap_or_default()))
     }
 }
@@ -177,8 +238,8 @@ impl Body {
 
 // === impl Reader ===
 
-struct Reader<'a> {
-    socket: &'a mut Socket,
+struct Reader<'a, S> {
+    stream: &'a mut S,
     buffer: Vec<u8>,
     /// What was consumed of `buffer`.
     at: usize,
@@ -187,9 +248,9 @@ struct Reader<'a> {
     most: usize,
 }
 
-impl<'a> Reader<'a> {
-    fn new(socket: &'a mut Socket, most: usize) -> Self {
-        Self { socket, buffer: Vec::with_capacity(1_024), at: 0, raw: 0, most }
+impl<'a, S: AsyncRead + Unpin> Reader<'a, S> {
+    fn new(stream: &'a mut S, most: usize) -> Self {
+        Self { stream, buffer: Vec::with_capacity(1_024), at: 0, raw: 0, most }
     }
 
     /// The head that is not an interim one.
@@ -215,7 +276,7 @@ impl<'a> Reader<'a> {
             self.at = 0;
             self.buffer.reserve(4 * 1024);
         }
-        let n = self.socket.stream().read_buf(&mut self.buffer).await?;
+        let n = self.stream.read_buf(&mut self.buffer).await?;
         self.raw += n;
         Ok(n > 0)
     }

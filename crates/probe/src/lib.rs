@@ -7,7 +7,8 @@
 //! - [`Prober`] is the handle, with [`Outcomes`] as its other end.
 //! - `schedule` is the arithmetic of fixed rates and phases, without a clock.
 //! - `check`, `http` and `grpc` ask one question each.
-//! - [`hook`] and [`consult`] ask somebody else once: whether to go on, and for numbers.
+//! - [`hook`] and [`consult`] ask somebody else once: whether to go on, and for numbers;
+//!   `outside` reaches who is named by a URL.
 
 mod check;
 pub mod consult;
@@ -15,6 +16,7 @@ mod grpc;
 pub mod hook;
 mod http;
 mod lateness;
+mod outside;
 pub mod pair;
 mod prober;
 mod schedule;

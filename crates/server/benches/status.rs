@@ -18,7 +18,7 @@ use orchestra_machine::Settings;
 use orchestra_model::{
     EventKind,
     quantity::Timespan,
-    route::{EndpointKey, RouteTable},
+    route::{Ejection, EndpointKey, RouteTable},
 };
 use orchestra_provider::{
     Applied, BoxFuture, DataPlane, DataPlaneError, DataPlaneEvent,
@@ -47,6 +47,9 @@ impl DataPlane for NoRoutes {
     }
     fn metrics(&self) -> BoxFuture<'_, Result<String, DataPlaneError>> {
         Box::pin(async { Ok(String::new()) })
+    }
+    fn ejected(&self) -> BoxFuture<'_, Result<Vec<Ejection>, DataPlaneError>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
     fn take_events(&self) -> Option<mpsc::Receiver<DataPlaneEvent>> {
         self.0.lock().expect("not poisoned").take()

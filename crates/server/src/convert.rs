@@ -1,9 +1,9 @@
 //! From the engine's views to the API's types.
 
 use orchestra_api::{
-    Address, CheckState, Cost, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus, InFlight,
-    InstancePhase, InstanceStatus, JobState, JobStatus, PreviewStatus, Progress, ProgressState, RolloutStatus,
-    RunSummary, ServiceState, ServiceStatus, UsageNow, VolumeState, VolumeStatus, Waiting,
+    Address, CheckState, Cost, Ejected, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus,
+    InFlight, InstancePhase, InstanceStatus, JobState, JobStatus, PreviewStatus, Progress, ProgressState,
+    RolloutStatus, RunSummary, ServiceState, ServiceStatus, UsageNow, VolumeState, VolumeStatus, Waiting,
 };
 use orchestra_engine::{Shown, View};
 use orchestra_machine::{
@@ -16,6 +16,7 @@ use orchestra_model::{
     plan::Step,
     preview::{Preview, PreviewRecord},
     record::{RunState, StepState},
+    route::Ejection,
 };
 
 fn waiting(reason: String) -> Waiting {
@@ -49,7 +50,22 @@ fn instance(view: &View, seen: &Seen) -> InstanceStatus {
         ready: health(seen.ready.as_ref()),
         live: health(seen.live.as_ref()),
         in_flight: (phase == InstancePhase::Draining).then_some(InFlight { requests, streams }),
+        ejected: Vec::new(),
         status_text: None,
+    }
+}
+
+/// Adds which instances get no requests for a while.
+pub(crate) fn eject(status: &mut EnvironmentStatus, ejections: &[Ejection]) {
+    for ejection in ejections.iter().filter(|ejection| ejection.route.environment == status.id) {
+        let of_it = status.services.iter_mut().filter(|service| service.name == ejection.route.service);
+        for instance in of_it.flat_map(|service| &mut service.instances).filter(|i| i.id == ejection.instance) {
+            let left = u64::try_from(ejection.left.duration().as_millis()).unwrap_or(u64::MAX);
+            instance.ejected.push(Ejected { port: ejection.route.port.clone(), until: status.at.saturating_add(left) });
+        }
+    }
+    for instance in status.services.iter_mut().flat_map(|service| &mut service.instances) {
+        instance.ejected.sort_by(|a, b| a.port.cmp(&b.port));
     }
 }
 
@@ -161,6 +177,7 @@ pub(crate) fn status(view: &View) -> EnvironmentStatus {
         at: view.at,
         run: run(view),
         preview: view.record.preview.as_deref().map(preview),
+        trouble: view.trouble.clone(),
         services: Vec::new(),
         jobs: Vec::new(),
         volumes: Vec::new(),

@@ -345,8 +345,11 @@ fn environment_id(Path((stack, environment)): EnvironmentPath) -> EnvironmentId 
 }
 
 async fn environment(State(app): State<App>, path: EnvironmentPath) -> Answer<EnvironmentStatus> {
-    let view = app.live()?.view(&environment_id(path)).await?;
-    Ok(Json(convert::status(&view)))
+    let control = app.live()?;
+    let view = control.view(&environment_id(path)).await?;
+    let mut status = convert::status(&view);
+    convert::eject(&mut status, &control.ejected().await);
+    Ok(Json(status))
 }
 
 async fn move_rollout(

@@ -67,7 +67,7 @@ fn certificate(route: RouteId, ShownCertificate { tls, report }: ShownCertificat
 pub(crate) fn checks(control: &ControlPlane, now: UnixMillis) -> Vec<DoctorCheck> {
     let check = |status: CertificateStatus| {
         let name = format!("certificate {}/{}:{}", status.environment, status.service, status.port);
-        let until = status.expires_at.map(|end| orchestra_certificate::date(end / 1000));
+        let until = status.expires_at.map(orchestra_model::time::date);
         match (status.problem, status.expires_at, until) {
             (Some(problem), None, _) => {
                 DoctorCheck::failed(name, problem, "put the files in order; they are read again by themselves")

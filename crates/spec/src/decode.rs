@@ -105,6 +105,11 @@ impl<'n, 'a> Fields<'n, 'a> {
         self.entries.iter().find(|entry| entry.key == key)
     }
 
+    /// What a key with `true` or `false` says; `None` also where it says neither.
+    pub(crate) fn boolean(&self, report: &mut Report<'_>, key: &str) -> Option<bool> {
+        self.get(key).and_then(|entry| boolean(report, &entry.value))
+    }
+
     /// The one entry of those that exclude each other, if there is exactly one.
     pub(crate) fn only(&self, report: &mut Report<'_>) -> Option<&'n Entry<'a>> {
         let check = self.table.one_of.contains(&"http");

@@ -1,17 +1,11 @@
 //! `orchestra events`
 
 use orchestra_api::EventsQuery;
-use orchestra_model::{Event, EventKind};
+use orchestra_model::{Event, EventKind, time::timestamp};
 
 use crate::{
-    args::EventsArgs,
-    exit::Exit,
-    failure::Result,
-    output::Output,
-    screen::Palette,
-    session::Session,
-    table::Tone,
-    text::{printable, timestamp},
+    args::EventsArgs, exit::Exit, failure::Result, output::Output, screen::Palette, session::Session, table::Tone,
+    text::printable,
 };
 
 pub(crate) async fn events(args: &EventsArgs, session: &Session, output: &mut Output) -> Result<Exit> {

@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 
-use orchestra_api::ReleasesQuery;
+use orchestra_api::{Client, ReleasesQuery};
 use orchestra_model::{
-    Code, Diagnostic, ReleaseNumber,
+    Code, Diagnostic, EnvironmentId, ReleaseNumber,
     record::{ReleaseRecord, ReleaseState},
     rollout::{VerdictOutcome, VerdictRecord},
+    time::timestamp,
 };
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     output::Output,
     session::Session,
     table::{Cell, Table, Tone},
-    text::{printable, timestamp},
+    text::printable,
 };
 
 /// Largest page that is asked for.
@@ -86,12 +87,7 @@ pub(crate) async fn show(args: &ShowArgs, session: &Session, output: &mut Output
     let base = match (args.against, release.number.0) {
         (Some(against), _) => Some(client.release(&environment, against).await?),
         (None, 0 | 1) => None,
-        // The one before may have been forgotten; then everything is shown as new.
-        (None, number) => match client.release(&environment, ReleaseNumber(number - 1)).await {
-            Ok(base) => Some(base),
-            Err(error) if error.status() == Some(404) => None,
-            Err(error) => return Err(Failure::from(error)),
-        },
+        (None, _) => before(&client, &environment, release.number).await?,
     };
     let (word, tone) = state(release.state);
     let title = format!("release {} of {}", release.number, release.environment);
@@ -102,6 +98,25 @@ pub(crate) async fn show(args: &ShowArgs, session: &Session, output: &mut Output
         release.run,
         printable(&release.reason)
     ))?;
+    if release.state == ReleaseState::Failed {
+        // Runs are kept for a shorter time than releases.
+        match client.run(release.run).await {
+            Ok(run) => {
+                for problem in &run.problems {
+                    output.line(&format!("failed: {}", printable(&problem.message)))?;
+                    for note in &problem.notes {
+                        output.line(&format!("  {}", printable(note)))?;
+                    }
+                }
+                if let Some(reverted) = run.reverted.filter(|_| run.problems.is_empty()) {
+                    output.line(&format!("failed: {}", printable(&reverted)))?;
+                }
+                output.line("")?;
+            }
+            Err(error) if error.status() == Some(404) => {}
+            Err(error) => return Err(Failure::from(error)),
+        }
+    }
     let text = changes(base.as_ref(), &release, output);
     output.text(&text)?;
     for verdict in &release.verdicts {
@@ -109,6 +124,27 @@ pub(crate) async fn show(args: &ShowArgs, session: &Session, output: &mut Output
         output.text(&text)?;
     }
     Ok(Exit::Success)
+}
+
+/// The release that was in force before this one: the newest older one that did not fail. `None` if there is none, or if it
+/// was forgotten meanwhile; then everything is shown as new.
+async fn before(client: &Client, environment: &EnvironmentId, number: ReleaseNumber) -> Result<Option<ReleaseRecord>> {
+    let mut after = Some(number);
+    loop {
+        let page = client.releases(environment, &ReleasesQuery { after, limit: Some(PAGE) }).await?;
+        if let Some(found) = page.items.iter().find(|release| release.state != ReleaseState::Failed) {
+            return match client.release(environment, found.number).await {
+                Ok(base) => Ok(Some(base)),
+                Err(error) if error.status() == Some(404) => Ok(None),
+                Err(error) => Err(Failure::from(error)),
+            };
+        }
+        let last = page.items.last().map(|release| release.number);
+        if page.next.is_none() || last == after {
+            return Ok(None);
+        }
+        after = last;
+    }
 }
 
 /// A verdict with the numbers that it rests on.

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use orchestra_api::{Client, ClientError, LogLine, LogStream, LogsQuery, NameList};
-use orchestra_model::{Code, Diagnostic, EnvironmentId, InstanceId, time::UnixMillis};
+use orchestra_model::{
+    Code, Diagnostic, EnvironmentId, InstanceId,
+    time::{UnixMillis, timestamp},
+};
 
 use crate::{
     args::{LogsArgs, Stream},
@@ -12,7 +15,7 @@ use crate::{
     output::Output,
     screen::Palette,
     session::Session,
-    text::{log_line, timestamp},
+    text::log_line,
 };
 
 /// Pause before the server is looked for again.

@@ -72,6 +72,9 @@ pub(crate) async fn why(args: &WhyArgs, session: &Session, output: &mut Output) 
         output.json(&services)?;
         return Ok(Exit::Success);
     }
+    if let Some(trouble) = &status.trouble {
+        output.line(&format!("{}: {}", status.id, blocked(trouble)))?;
+    }
     for service in services {
         for line in reasons(service, (session.now)()) {
             output.line(&format!("{}: {line}", service.name))?;
@@ -86,10 +89,17 @@ fn unknown(name: &Name, status: &EnvironmentStatus) -> Diagnostic {
         .help(format!("services are: {}", known.join(", ")))
 }
 
+/// That nothing is decided, with the reason.
+pub(crate) fn blocked(trouble: &str) -> String {
+    format!("nothing goes on: {}; make room on the disk, and it does by itself", printable(trouble))
+}
+
 /// Everything that keeps a service from rest, or that it is at rest.
 fn reasons(service: &ServiceStatus, now: UnixMillis) -> Vec<String> {
     let mut lines = sentences(service, now);
-    if service.rollout.is_none() {
+    // A rollout that says itself what it waits for has said it above; one without steps, or that is over, does not.
+    let said = service.rollout.as_ref().is_some_and(|rollout| rollout.paused.is_some() || rollout.waits_for.is_some());
+    if !said {
         lines.extend(service.waits_for.iter().map(|waiting| format!("waits for {}", waiting.reason)));
     }
     if let Some(problem) = &service.problem {
@@ -148,8 +158,10 @@ fn headline(rollout: &RolloutStatus, now: UnixMillis) -> String {
             |until| format!("for another {}", age(until.saturating_sub(now))),
         );
         return format!(
-            "release {to} is in force; {} instances of release {from} are kept ready {kept}",
-            rollout.baseline
+            "release {to} {}; {} of release {from} {} kept ready {kept}",
+            if rollout.kept_until.is_some() { "is in force" } else { "has all traffic" },
+            if rollout.baseline == 1 { "1 instance".to_owned() } else { format!("{} instances", rollout.baseline) },
+            if rollout.baseline == 1 { "is" } else { "are" },
         );
     }
     format!(

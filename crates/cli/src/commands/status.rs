@@ -10,7 +10,10 @@ use orchestra_model::{EnvironmentId, record::RunState, time::UnixMillis};
 
 use crate::{
     args::StatusArgs,
-    commands::{environments::left, rollout::sentences},
+    commands::{
+        environments::left,
+        rollout::{blocked, sentences},
+    },
     exit::Exit,
     failure::Result,
     output::Output,
@@ -88,7 +91,13 @@ async fn watch(
             }
             Err(error) => return Err(error.into()),
         };
-        let comparable = |status: &EnvironmentStatus| EnvironmentStatus { at: 0, ..status.clone() };
+        let comparable = |status: &EnvironmentStatus| {
+            let mut status = EnvironmentStatus { at: 0, ..status.clone() };
+            // When an ejection ends is reckoned from now each time.
+            let instances = status.services.iter_mut().flat_map(|service| &mut service.instances);
+            instances.flat_map(|instance| &mut instance.ejected).for_each(|ejected| ejected.until = 0);
+            status
+        };
         let is_new = last.as_ref().is_none_or(|last| comparable(last) != comparable(&status));
         if output.json {
             if is_new {
@@ -177,6 +186,10 @@ pub(crate) fn render(status: &EnvironmentStatus, now: UnixMillis, palette: Palet
         };
         let line = format!("{} ({}) {doing} for {}", run.id, verb(&run.kind), age(now.saturating_sub(run.started_at)));
         text.push_str(&palette.busy(&line));
+        text.push('\n');
+    }
+    if let Some(trouble) = &status.trouble {
+        text.push_str(&palette.bad(&blocked(trouble)));
         text.push('\n');
     }
     for table in [services(status), others(status), instances(status, now)] {
@@ -318,13 +331,13 @@ fn instances(status: &EnvironmentStatus, now: UnixMillis) -> Table {
             instance.pid.map(|pid| pid.to_string()).unwrap_or_default().into(),
             ports.join(" ").into(),
             if instance.restarts == 0 { String::new() } else { instance.restarts.to_string() }.into(),
-            note(instance).into(),
+            note(instance, now).into(),
         ]);
     }
     table
 }
 
-fn note(instance: &InstanceStatus) -> String {
+fn note(instance: &InstanceStatus, now: UnixMillis) -> String {
     let mut parts = Vec::new();
     if let Some(waiting) = &instance.waits_for {
         parts.push(format!("waits for {}", waiting.reason));
@@ -338,6 +351,9 @@ fn note(instance: &InstanceStatus) -> String {
     // What a draining instance waits for names them already.
     if let (Some(in_flight), None) = (instance.in_flight, &instance.waits_for) {
         parts.push(format!("in flight: requests {}, streams {}", in_flight.requests, in_flight.streams));
+    }
+    for ejected in &instance.ejected {
+        parts.push(format!("ejected from {} for {}", ejected.port, left(ejected.until, now)));
     }
     if let (Some(exit), true) = (instance.last_exit, instance.restarts > 0 || instance.phase != InstancePhase::Ready) {
         parts.push(format!("last exit: {exit}"));

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use orchestra_api::{AuthorityStatus, CertificateStatus, TlsStatus};
-use orchestra_model::{Code, Diagnostic, time::UnixMillis};
+use orchestra_model::{
+    Code, Diagnostic,
+    time::{UnixMillis, date},
+};
 use serde_json::json;
 
 use crate::{
@@ -13,7 +16,7 @@ use crate::{
     output::Output,
     session::Session,
     table::{Cell, Table, Tone},
-    text::{printable, timestamp},
+    text::printable,
     trust::{TrustStore, trusts},
 };
 
@@ -124,11 +127,6 @@ async fn status(session: &Session, output: &mut Output) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// A day, as in the rest of certificates: `2027-02-19`.
-fn day(at: UnixMillis) -> String {
-    timestamp(at).chars().take(10).collect()
-}
-
 fn render(status: &TlsStatus, trusted: Option<bool>, now: UnixMillis, output: &Output) -> String {
     let mut text = match &status.authority {
         None => "there is no development authority; the server's log says why\n".to_owned(),
@@ -141,7 +139,7 @@ fn render(status: &TlsStatus, trusted: Option<bool>, now: UnixMillis, output: &O
             format!(
                 "{}\n  {trust}\n  valid until  {}\n  SHA-256      {}\n  certificate  {}\n",
                 printable(&authority.name),
-                day(authority.expires_at),
+                date(authority.expires_at),
                 printable(&authority.fingerprint),
                 printable(&authority.path)
             )
@@ -162,9 +160,9 @@ fn row(certificate: &CertificateStatus, now: UnixMillis) -> [Cell; 5] {
     let CertificateStatus { environment, service, port, .. } = certificate;
     let until = match certificate.expires_at {
         None => Cell::new("none", Tone::Bad),
-        Some(at) if at <= now => Cell::new(day(at), Tone::Bad),
-        Some(at) if at < now.saturating_add(SOON) => Cell::new(day(at), Tone::Busy),
-        Some(at) => day(at).into(),
+        Some(at) if at <= now => Cell::new(date(at), Tone::Bad),
+        Some(at) if at < now.saturating_add(SOON) => Cell::new(date(at), Tone::Busy),
+        Some(at) => date(at).into(),
     };
     [
         format!("{environment}/{service}:{port}").into(),

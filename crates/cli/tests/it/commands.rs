@@ -5,7 +5,7 @@ use orchestra_cli::Exit;
 use orchestra_model::{Code, Diagnostic, Event};
 use serde_json::{Value, json};
 
-use crate::environment::{NOW, TestEnvironment, plan, refusal, status, valid};
+use crate::environment::{NOW, TestEnvironment, plan, refusal, run, status, valid};
 
 const STATUS: &str = "GET /v1/environments/shop/dev";
 const LIST: &str = "GET /v1/environments?limit=1000";
@@ -348,10 +348,31 @@ async fn history_lists_and_show_compares() {
             &format!("{path}/3"),
             &record(3, json!({"volume.a": volume("/new\u{1b}[2J"), "volume.b": volume("/b")})),
         ),
-        Exchange::json(&format!("{path}/2"), &record(2, json!({"volume.a": volume("/old"), "volume.c": volume("/c")}))),
+        // Release 2 failed: what was in force before is release 1.
+        Exchange::json(
+            &format!("{path}?after=3&limit=1000"),
+            &json!({"items": [release(2, "failed"), release(1, "retired")]}),
+        ),
+        Exchange::json(&format!("{path}/1"), &record(1, json!({"volume.a": volume("/old"), "volume.c": volume("/c")}))),
     ]);
     let outcome = test.run("show 3 -e shop/dev").await;
     insta::assert_snapshot!("show", outcome.page());
+    test.finish();
+
+    // One that failed says why.
+    let mut test = TestEnvironment::new();
+    let mut failed = record(2, json!({"volume.a": volume("/new")}));
+    failed["state"] = json!("failed");
+    let mut attempt = run("failed");
+    attempt["problems"] = json!([{"code": "ORC0705", "severity": "error", "message": "hook gate did not agree: exit code 3",
+        "notes": ["nobody\u{1b}[2J home"]}]);
+    test.server(vec![
+        Exchange::json(&format!("{path}/2"), &failed),
+        Exchange::json(&format!("{path}?after=2&limit=1000"), &json!({"items": []})),
+        Exchange::json("GET /v1/runs/run_7", &attempt),
+    ]);
+    let outcome = test.run("show 2 -e shop/dev").await;
+    insta::assert_snapshot!("show_failed", outcome.page());
     test.finish();
 }
 

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use orchestra_model::route::{ApplyError, EndpointKey, EndpointState, ProxyEvent, RouteTable};
+use orchestra_model::route::{ApplyError, Ejection, EndpointKey, EndpointState, ProxyEvent, RouteTable};
 use orchestra_provider::{Applied, BoxFuture, DataPlane, DataPlaneError, DataPlaneEvent};
 use tokio::sync::mpsc;
 
@@ -118,6 +118,10 @@ impl DataPlane for FakeDataPlane {
 
     fn metrics(&self) -> BoxFuture<'_, Result<String, DataPlaneError>> {
         Box::pin(async { Ok(String::new()) })
+    }
+
+    fn ejected(&self) -> BoxFuture<'_, Result<Vec<Ejection>, DataPlaneError>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 
     fn take_events(&self) -> Option<mpsc::Receiver<DataPlaneEvent>> {

@@ -2,7 +2,9 @@
 //!
 //! Each deploy is drawn from a seed: 40 % rolling, 30 % blue-green, 30 % canary; in 30 % of them a fault happens. A request
 //! that fails counts against us unless the application failed it: it had reached an instance that was killed, or that
-//! crashed. Requests that are not idempotent and were executing on such an instance are counted apart.
+//! crashed. Requests that are not idempotent and were executing on such an instance are counted apart, and so are those
+//! that lay in its socket, whole, when it died: it had not begun them, but nobody who is alive can know that, so nobody may
+//! send them again.
 //!
 //! `ORCHESTRA_DEPLOYS` is the number of deploys, `ORCHESTRA_DEPLOYS_SEED` the seed.
 
@@ -15,7 +17,7 @@ use std::{
 
 use orchestra_testbed::{
     handled,
-    load::{Kind, Load, Plan},
+    load::{Failure, Kind, Load, Plan},
     random::Random,
 };
 use rustix::process::Signal;
@@ -231,12 +233,14 @@ impl Bench {
         let report = self.runtime.block_on(load.stop());
         let handled = handled::read(&self.handled).unwrap();
         let mut excused = std::collections::BTreeMap::<Kind, u64>::new();
-        let mut ours = Vec::new();
+        let (mut unread, mut ours) = (0, Vec::new());
         for failure in &report.failures {
             let by = handled.get(&failure.id).map(|handled| &handled.begun);
             let broke = by.is_some_and(|begun| begun.iter().any(|instance| self.broken.contains(instance)));
             if broke {
                 *excused.entry(failure.kind).or_default() += 1;
+            } else if by.is_none() && self.died_with(failure) {
+                unread += 1;
             } else {
                 ours.push(format!("{failure:?} begun by {by:?}"));
             }
@@ -253,6 +257,7 @@ impl Bench {
         let _ =
             writeln!(text, "failed because their instance was killed or crashed: {}", excused.values().sum::<u64>());
         let _ = writeln!(text, "  of them not idempotent and executing: {post}");
+        let _ = writeln!(text, "not idempotent, in the socket of an instance that died before it read them: {unread}");
         let _ = writeln!(text, "failed otherwise: {}", ours.len());
         eprintln!("{text}");
         for kind in [Kind::Post, Kind::H2c] {
@@ -262,6 +267,14 @@ impl Bench {
         assert!(ours.is_empty(), "{ours:#?}\n{text}");
         self.env.assert_consistent(&[("api", 2)], "after the deploys");
         self.env.finish();
+    }
+}
+
+impl Bench {
+    /// Whether a request that is not idempotent had been handed to an instance that then broke, as the answer says.
+    fn died_with(&self, failure: &Failure) -> bool {
+        let named = failure.detail.split_once("instance ").and_then(|(_, rest)| rest.split_once(" gave no answer"));
+        matches!(failure.kind, Kind::Post | Kind::H2c) && named.is_some_and(|(id, _)| self.broken.contains(id))
     }
 }
 

@@ -313,3 +313,30 @@ fn a_hook_decides_whether_a_rollout_goes_on() {
     assert!(versions(&env, 3).iter().all(|version| version == "2"));
     env.finish();
 }
+
+/// What failed never was in force: it says why, nothing is compared with it, and no way back leads to it.
+#[test]
+fn a_release_that_failed_says_why_and_is_no_way_back() {
+    let env = TestEnvironment::new();
+    // What the hook leaves behind holds its output open for longer than it may take.
+    let strategy = |exit: u8| {
+        let script = format!("sleep 8 & echo not today >&2; exit {exit}");
+        format!("canary: {{steps: [{{weight: 50}}, {{hook: {{command: [sh, -c, '{script}'], timeout: 5s}}}}]}}")
+    };
+    env.write(&stack(1, "", &strategy(3)));
+    env.ok(&["up"]);
+    env.write(&stack(2, "", &strategy(3)));
+    let refused = env.run(&["up"]).expect(1);
+    assert!(refused.stderr.contains("the hook did not agree: exit code 3: not today"), "{refused}");
+    let shown = env.ok(&["show", "2"]).text();
+    assert!(shown.contains("failed: the hook did not agree: exit code 3: not today"), "{shown}");
+    let back = env.run(&["rollback", "--to", "2"]);
+    assert!(back.code() != Some(0) && back.stderr.contains("ORC0303"), "{back}");
+    assert!(versions(&env, 3).iter().all(|version| version == "1"));
+
+    env.write(&stack(3, "", &strategy(0)));
+    env.ok(&["up"]);
+    let shown = env.ok(&["show", "3"]).text();
+    assert!(shown.contains("changes against release 1:") && shown.contains("VERSION: 1"), "{shown}");
+    env.finish();
+}

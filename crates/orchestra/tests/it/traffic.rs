@@ -97,6 +97,14 @@ fn limits_ejection_and_fallback_hold_as_the_stack_says() {
         failed += u32::from(get(address, "/version").0.starts_with("http/1.1 500"));
     }
     assert!((3..=6).contains(&failed), "{failed} of 60");
+    // Whoever looks at the status sees it, and for how long.
+    let status = env.ok(&["status"]).text();
+    assert!(status.contains("ejected from http for 5"), "{status}");
+    let status: Value = env.ok(&["status", "--json"]).json();
+    let instances = find(&status, "api")["instances"].as_array().unwrap().clone();
+    let ejected: Vec<&Value> = instances.iter().filter(|instance| !instance["ejected"].is_null()).collect();
+    assert!(ejected.len() == 1 && ejected[0]["ejected"][0]["port"] == "http", "{ejected:?}");
+    assert!(ejected[0]["ejected"][0]["until"].as_u64() > status["at"].as_u64(), "{ejected:?}");
     // A change of the other kind moves nothing: the table is new, and it is still left out.
     fs::write(env.path("fail-2"), "").unwrap();
     assert!(get(address, "/version").0.starts_with("http/1.1 500"), "somebody must answer");

@@ -1,11 +1,17 @@
 //! Instant queries of a Prometheus server (<https://prometheus.io/docs/prometheus/latest/querying/api/#instant-queries>),
 //! and of whatever speaks the same: Thanos, Mimir, `VictoriaMetrics`.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use orchestra_model::consult::Token;
 use serde::Deserialize;
-use tokio::{io::AsyncReadExt, net::lookup_host};
+use tokio::io::AsyncReadExt;
+
+use crate::{
+    check::{Fault, words},
+    http::Request,
+    outside::Place,
+};
 
 /// Longest answer that is read.
 const ANSWER: usize = 1024 * 1024;
@@ -23,13 +29,14 @@ pub(super) async fn query(
     address: &str,
     query: &str,
     token: Option<&Token>,
+    ca: Option<&str>,
     timeout: Duration,
+    stage: &mut &'static str,
 ) -> Result<Vec<f64>, String> {
-    let rest = address.strip_prefix("http://").ok_or("only http:// can be asked")?;
-    let (authority, prefix) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-    let path = format!("{}/api/v1/query", prefix.trim_end_matches('/'));
+    let place = Place::of(address)?;
+    let path = format!("{}/api/v1/query", place.path.trim_end_matches('/'));
     let mut headers = vec![
-        ("Host", authority),
+        ("Host", place.authority),
         ("Accept", "application/json"),
         ("Content-Type", "application/x-www-form-urlencoded"),
     ];
@@ -39,19 +46,13 @@ pub(super) async fn query(
     };
     headers.extend(authorization.as_deref().map(|value| ("Authorization", value)));
     let body = format!("query={}&timeout={}ms", encoded(query), timeout.as_millis());
-    let address = resolve(authority, timeout).await?;
-    let check = super::request("POST", address, &path, &headers, Some(body));
-    let (status, body) = super::fetch(&check, ANSWER, timeout).await?;
-    understand(status, &body)
-}
-
-async fn resolve(authority: &str, timeout: Duration) -> Result<SocketAddr, String> {
-    let host_ends = authority.rfind(']').unwrap_or(0);
-    let target = if authority[host_ends..].contains(':') { authority.to_owned() } else { format!("{authority}:80") };
-    let looked = tokio::time::timeout(timeout, lookup_host(&target)).await;
-    let found = looked.map_err(|_| format!("{authority}: its address was not found in time"))?;
-    let mut addresses = found.map_err(|error| format!("{authority}: {error}"))?;
-    addresses.next().ok_or_else(|| format!("{authority} has no address"))
+    let (connection, peer) = place.connect(ca).await?;
+    let request = Request::new(&super::request("POST", peer, &path, &headers, Some(body)))?;
+    match request.fetch_through(connection, stage, ANSWER).await {
+        Ok((status, body)) => understand(status, &body),
+        Err(Fault::Answer(answer)) => Err(answer),
+        Err(Fault::Io(error)) => Err(format!("{} {stage}", words(&error))),
+    }
 }
 
 /// The token, which must not get into any message.

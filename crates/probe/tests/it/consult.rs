@@ -112,7 +112,7 @@ async fn an_answer_without_end_is_broken_off() {
 
 async fn query(server: &Server, path: &str, token: Option<Token>) -> Answer {
     let address = format!("http://{}{path}", server.address);
-    let question = Question::Query { address, query: "sum(a{b=\"c\"})".to_owned(), token };
+    let question = Question::Query { address, query: "sum(a{b=\"c\"})".to_owned(), token, ca: None };
     ask(question, Duration::from_millis(500)).await
 }
 
@@ -162,6 +162,66 @@ async fn servers_that_do_not_answer_are_errors() {
         assert!(why.contains(problem), "{answer}: {why}");
     }
     let nobody = Server::new("", false).await.address;
-    let question = Question::Query { address: format!("http://{nobody}"), query: "a".to_owned(), token: None };
+    let question =
+        Question::Query { address: format!("http://{nobody}"), query: "a".to_owned(), token: None, ca: None };
     assert!(matches!(ask(question, Duration::from_secs(5)).await, Answer::Error(_)));
+}
+
+/// A server that answers one request over TLS with a certificate for `localhost`; and the file with its authority.
+async fn encrypted(body: &str) -> (SocketAddr, tempfile::NamedTempFile) {
+    use tokio_rustls::rustls::{ServerConfig, crypto::aws_lc_rs};
+    let authority_key = rcgen::KeyPair::generate().unwrap();
+    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority_pem = authority.self_signed(&authority_key).unwrap().pem();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let leaf = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&key, &rcgen::Issuer::new(authority, &authority_key)).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], key.serialize_der().try_into().unwrap())
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let serve = async move {
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut request = Vec::new();
+            while !request.ends_with(b"ms") && stream.read_buf(&mut request).await.is_ok_and(|read| read > 0) {}
+            let _ = stream.write_all(answer.as_bytes()).await;
+            let _ = stream.shutdown().await;
+        }
+    };
+    #[expect(clippy::disallowed_methods, reason = "the server of a test")]
+    drop(tokio::spawn(serve));
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(authority_pem.as_bytes()).unwrap();
+    (address, file)
+}
+
+#[tokio::test]
+async fn a_prometheus_server_behind_tls_is_asked_if_its_certificate_is_trusted() {
+    let (address, file) = encrypted(VALUE).await;
+    let ask_with = async |host: &str, ca: Option<String>| {
+        let address = format!("https://{host}:{}", address.port());
+        let question = Question::Query { address, query: "sum(a{b=\"c\"})".to_owned(), token: None, ca };
+        ask(question, Duration::from_secs(5)).await
+    };
+    let trusted = Some(file.path().display().to_string());
+    assert_eq!(ask_with("localhost", trusted.clone()).await, Answer::Values(vec![0.5]));
+    // The certificate is not one for this name.
+    let Answer::Error(why) = ask_with("127.0.0.1", trusted).await else { panic!("a wrong name is taken") };
+    assert!(why.contains("TLS") && why.contains("not valid for name"), "{why}");
+    // The machine's own list does not have it; a file without certificates trusts nobody.
+    let Answer::Error(why) = ask_with("localhost", None).await else { panic!("an unknown authority is trusted") };
+    assert!(why.contains("UnknownIssuer") || why.contains("no list of trusted certificates"), "{why}");
+    let Answer::Error(why) = ask_with("localhost", Some("/dev/null".to_owned())).await else { panic!("/dev/null") };
+    assert!(why.contains("/dev/null has no certificate"), "{why}");
+    let Answer::Error(why) = ask_with("localhost", Some("/no/such/ca".to_owned())).await else { panic!("gone") };
+    assert!(why.contains("/no/such/ca"), "{why}");
 }

@@ -9,7 +9,7 @@ use orchestra_model::{
     consult::{Exporter, Selector, Token},
     diagnostic::Code,
     quantity::Timespan,
-    rollout::{Guard, PrometheusMetric, Rollout},
+    rollout::{Guard, PrometheusMetric, Rollout, RolloutStep},
 };
 use orchestra_stats::Condition;
 
@@ -38,6 +38,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         scale: Option<&Autoscale>,
     ) -> Option<Exporter> {
         let entry = service.get("metrics");
+        self.warn_of_blind(service, outline, rollout);
         let guard = rollout.strategy.stepped().and_then(|stepped| stepped.guard.as_ref());
         let counts = guard.is_some_and(|guard: &Guard| !guard.counters.is_empty());
         let scales = scale.is_some_and(|scale| scale.on.iter().any(|metric| metric.source.selector().is_some()));
@@ -59,6 +60,21 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let span = at.map_or(service.at, |entry| entry.key_span);
         let port = self.exporter_port(fields.get("port"), outline, span);
         Some(Exporter { port: port?.clone(), path: path?, every, timeout })
+    }
+
+    /// Warns of an analysis that nothing can be measured for: without ports the data plane sees no request.
+    fn warn_of_blind(&mut self, service: &Fields<'n, 'a>, outline: &ServiceOutline<'n, 'a>, rollout: &Rollout) {
+        let Some(stepped) = rollout.strategy.stepped().filter(|_| outline.ports.is_empty() && !outline.broken) else {
+            return;
+        };
+        let asks = stepped.guard.as_ref().is_some_and(|guard| !guard.prometheus.is_empty());
+        let analysis = stepped.steps.iter().any(|step| matches!(step, RolloutStep::Analysis(_)));
+        let Some(entry) = service.get("rollout").filter(|_| analysis && !asks) else { return };
+        let name = &self.workload.name;
+        let message =
+            || format!("`{name}` publishes no port, so an analysis has nothing to judge and ends without a verdict");
+        let remedy = "say whom to ask with `guard: {prometheus: …}`, or write `steps` with `pause` or `hook`";
+        self.report.warning(Code::INVALID_VALUE, entry.key_span, message, help(remedy));
     }
 
     /// The port that is named, or the one that is meant; `span` is to blame if there is none.
@@ -181,7 +197,9 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let (failure_limit, inconclusive_limit) = (limit("failure_limit", 0), limit("inconclusive_limit", 0));
         let error_limit = limit("consecutive_error_limit", 0);
         let token = fields.get("token").and_then(|entry| self.token(entry));
-        let dry_run = fields.get("dry_run").and_then(|entry| super::boolean(self.report, &entry.value));
+        let plain = address.as_ref().is_some_and(|address| address.starts_with("http://"));
+        let ca = fields.get("ca").and_then(|entry| self.authorities(entry, plain));
+        let dry_run = fields.boolean(self.report, "dry_run");
         Some(PrometheusMetric {
             name: name?,
             address: address?,
@@ -197,27 +215,32 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             error_limit,
             success_limit,
             token,
+            ca,
             dry_run: dry_run.unwrap_or(false),
         })
     }
 
     fn address(&mut self, entry: &Entry<'_>) -> Option<String> {
         let address = text(self.report, &entry.value, "an address such as `http://127.0.0.1:9090`")?;
-        if address.starts_with("https://") {
-            let message = || "a Prometheus server is asked over `http://` only".to_owned();
-            let remedy = "name something beside it that ends the TLS, such as a proxy on this machine";
-            invalid(self.report, entry.value.span, message, remedy);
-            return None;
-        }
-        let rest = address.strip_prefix("http://").unwrap_or_default();
+        let rest = address.strip_prefix("http://").or_else(|| address.strip_prefix("https://")).unwrap_or_default();
         let strange = |byte: u8| byte <= b' ' || byte >= 0x7f || byte == b'?' || byte == b'#' || byte == b'@';
         if rest.is_empty() || rest.starts_with('/') || rest.bytes().any(strange) {
             let message = || format!("`{}` is not an address that can be asked", cut(address));
-            let remedy = "write `http://HOST:PORT`, perhaps with the path in front of `/api/v1`";
+            let remedy = "write `http://HOST:PORT` or `https://HOST`, perhaps with the path in front of `/api/v1`";
             invalid(self.report, entry.value.span, message, remedy);
             return None;
         }
         Some(address.trim_end_matches('/').to_owned())
+    }
+
+    /// A file with certificates.
+    fn authorities(&mut self, entry: &Entry<'_>, plain: bool) -> Option<String> {
+        if plain {
+            let message = || "`ca` says nothing about an address with `http://`".to_owned();
+            invalid(self.report, entry.value.span, message, "write `https://` in `address`, or delete it");
+            return None;
+        }
+        super::template::stack_path(self.report, self.scope, &entry.value, "certificates")
     }
 
     fn condition(&mut self, entry: &Entry<'_>) -> Option<String> {

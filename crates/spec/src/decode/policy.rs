@@ -6,7 +6,7 @@ use orchestra_model::{
     Name,
     desired::{Port, Protocol},
     diagnostic::Code,
-    quantity::{Percent, Timespan},
+    quantity::{ByteSize, Percent, Timespan},
     traffic::{
         Breaker, DEVELOPMENT_DOMAINS, Fallback, Outlier, PortPolicy, RequestKey, Retry, RouteLimits, RouteTimeouts,
         Tls, is_development_name,
@@ -14,14 +14,17 @@ use orchestra_model::{
 };
 
 use super::{
-    Decoder, Fields, boolean, conflict, expected, integer, invalid, scope::ServiceOutline, size, template, text,
-    timespan, unknown,
+    Decoder, Fields, conflict, expected, integer, invalid, scope::ServiceOutline, size, template, text, timespan,
+    unknown,
 };
 use crate::{
     report::{Report, help},
     tables,
     yaml::{Entry, Node, Scalar, Value, cut},
 };
+
+/// Most bytes of bodies that the proxy reads ahead at a time, over all routes.
+const BUFFERED: ByteSize = ByteSize::bytes(64 << 20);
 
 /// Keys without a meaning where bytes are passed on and not requests.
 const OF_REQUESTS: &[&str] = &["sticky", "pin", "limits", "buffer", "retry", "fallback"];
@@ -54,15 +57,25 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         PortPolicy {
             tls: fields.get("tls").and_then(|entry| self.tls(entry)),
             sticky: fields.get("sticky").and_then(|entry| self.sticky(entry)),
-            pin: fields.get("pin").and_then(|entry| boolean(self.report, &entry.value)).unwrap_or(false),
+            pin: fields.boolean(self.report, "pin").unwrap_or(false),
             limits: self.request_limits(fields),
             timeouts: self.timeouts(fields),
-            buffer: fields.get("buffer").and_then(|entry| size(self.report, &entry.value)),
+            buffer: fields.get("buffer").and_then(|entry| self.buffer(entry)),
             retry: self.retry(fields),
             outlier: self.outlier(fields),
             breaker: self.breaker(fields),
             fallback: fields.get("fallback").and_then(|entry| self.fallback(entry, port)),
         }
+    }
+
+    fn buffer(&mut self, entry: &'n Entry<'a>) -> Option<ByteSize> {
+        let buffer = size(self.report, &entry.value)?;
+        if buffer > BUFFERED {
+            let message = || format!("`buffer` is longer than what all bodies together may take, {BUFFERED}");
+            let remedy = "longer bodies are passed on as they come, and need none";
+            invalid(self.report, entry.value.span, message, remedy);
+        }
+        Some(buffer)
     }
 
     fn tls(&mut self, entry: &'n Entry<'a>) -> Option<Tls> {
@@ -165,7 +178,13 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let timeouts = self.section(&fields, "timeouts", &tables::TIMEOUTS);
         let none = Timespan::default();
         let bound = |report: &mut Report<'_>, key: &str, default: Timespan| {
-            timeouts.get(key).map_or(default, |entry| timespan(report, &entry.value).unwrap_or(default))
+            let Some(entry) = timeouts.get(key) else { return default };
+            let span = timespan(report, &entry.value).unwrap_or(default);
+            if span > none && span < Timespan::millis(1) {
+                let message = || format!("`{key}` is shorter than any answer: a millisecond is the least");
+                invalid(report, entry.value.span, message, "write `0` if there shall be no bound");
+            }
+            span
         };
         RouteTimeouts {
             first_byte: bound(self.report, "first_byte", none),

@@ -51,7 +51,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                     timeout: hold.positive(self.report, "timeout"),
                 }
             }
-            Some(("canary", entry)) => Strategy::Canary(self.canary(entry, guard)),
+            Some(("canary", entry)) => Strategy::Canary(self.canary(entry, guard, replicas)),
             Some(("blue_green", entry)) => Strategy::BlueGreen(self.blue_green(entry, guard)),
             _ => self.rolling(&rollout, replicas),
         };
@@ -100,14 +100,18 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         Strategy::Rolling { max_surge, max_unavailable }
     }
 
-    fn canary(&mut self, entry: &'n Entry<'a>, guard: Option<&'n Entry<'a>>) -> Stepped {
+    fn canary(&mut self, entry: &'n Entry<'a>, guard: Option<&'n Entry<'a>>, replicas: u32) -> Stepped {
         let fields = self.strategy(entry, &tables::CANARY);
         let default = || {
             let analysis = AnalysisStep { duration: Timespan::seconds(120), inconclusive: None };
             let weights = [50, 250, 500].map(|weight| RolloutStep::Weight(Permille::new(weight)));
             weights.into_iter().flat_map(|weight| [weight, RolloutStep::Analysis(analysis.clone())]).collect()
         };
-        let steps = fields.get("steps").map_or_else(default, |steps| self.steps(&steps.value));
+        let steps = fields.get("steps").map_or_else(default, |steps| {
+            let taken = self.steps(&steps.value);
+            self.warn_of_few(&steps.value, &taken, replicas);
+            taken
+        });
         Stepped { steps, keep_warm: fields.timespan(self.report, "keep_warm"), guard: Some(self.guard(guard)) }
     }
 
@@ -153,6 +157,32 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         items.iter().filter_map(|item| self.step(item)).collect()
     }
 
+    /// Warns of steps that give more traffic to the new set than it has instances for, as far as that can be known.
+    fn warn_of_few(&mut self, node: &'n Node<'a>, steps: &[RolloutStep], replicas: u32) {
+        // Steps that could not be read are missing, and that is said already.
+        let Value::List(items) = &node.value else { return };
+        if items.len() != steps.len() {
+            return;
+        }
+        let (mut share, mut scale) = (Permille::ZERO, None);
+        for (item, step) in items.iter().zip(steps) {
+            match step {
+                RolloutStep::Weight(weight) => share = *weight,
+                RolloutStep::Scale(amount) => scale = Some(amount.rounded_up(replicas).max(1)),
+                _ => continue,
+            }
+            let Some(few) = scale.filter(|scale| *scale < share.of_rounded_up(replicas)) else { continue };
+            let message = || {
+                let instances = if few == 1 { "instance" } else { "instances" };
+                format!("{share} of the traffic of {replicas} instances would go to {few} {instances}")
+            };
+            let percent = f64::from(share.get()) / 10.0;
+            let remedy =
+                format!("write `{{scale: {percent}%}}` before it, or leave `scale` out: a share brings its instances");
+            self.report.warning(Code::INVALID_VALUE, item.span.part(0, 1), message, help(remedy));
+        }
+    }
+
     fn step(&mut self, item: &'n Node<'a>) -> Option<RolloutStep> {
         let fields = Fields::read(self.report, item, &tables::STEP, item.span.part(0, 1))?;
         let entry = fields.only(self.report)?;
@@ -183,7 +213,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                 }
                 let fields = Fields::read(self.report, node, &tables::MIRROR, entry.key_span)?;
                 let share = fields.get("share").and_then(|entry| weight(self.report, &entry.value));
-                let unsafe_methods = boolean(self.report, &fields, "unsafe_methods");
+                let unsafe_methods = fields.boolean(self.report, "unsafe_methods").unwrap_or(false);
                 Some(RolloutStep::Mirror { share: share?, unsafe_methods })
             }
         }
@@ -211,9 +241,9 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let way = fields.only(self.report)?;
         let call = if way.key == "url" {
             let url = self.words(way, "an address such as `http://127.0.0.1:9000/gate`")?;
-            if !url.starts_with("http://") {
+            if !url.starts_with("http://") && !url.starts_with("https://") {
                 let message = || format!("`{}` cannot be asked", cut(&url));
-                let remedy = "webhooks are asked over `http://`; for anything else write `command: [curl, …]`";
+                let remedy = "webhooks are asked over `http://` or `https://`; for anything else write `command: […]`";
                 invalid(self.report, way.value.span, message, remedy);
             }
             HookCall::Webhook { url }
@@ -355,11 +385,6 @@ fn amount(report: &mut Report<'_>, fields: &Fields<'_, '_>, key: &str) -> Amount
     fields.value::<Amount>(report, key, |report, node| {
         quantity(report, node, "a number such as `1`, or a share such as `25%`")
     })
-}
-
-fn boolean(report: &mut Report<'_>, fields: &Fields<'_, '_>, key: &str) -> bool {
-    let Some(entry) = fields.get(key) else { return false };
-    super::boolean(report, &entry.value).unwrap_or(false)
 }
 
 /// A share in percent, exact to a tenth, with or without the sign.

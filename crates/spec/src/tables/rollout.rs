@@ -209,7 +209,7 @@ pub(crate) static HOOK: Table = Table {
     doc: "Asks somebody else whether to go on: 2xx or exit code 0 says yes.",
     keys: &[&[
         Key::new("name", Shape::Text, "How it is called in events.").default("`hook`"),
-        Key::new("url", Shape::Text, "`http://…` that gets a POST with a JSON document."),
+        Key::new("url", Shape::Text, "`http://…` or `https://…` that gets a POST with a JSON document."),
         Key::new("command", Shape::List(&Shape::Text), "Program and arguments; the document is on its standard input."),
         Key::new("timeout", Shape::Duration, "Longest wait for the answer.").default("30s").from(OURS),
         Key::new("retries", Shape::Integer(0, 100), "Further tries after a no, ten seconds apart.")
@@ -353,8 +353,12 @@ pub(crate) static PROMETHEUS: Table = Table {
     doc: "A question to a Prometheus server, with the conditions and limits of Argo Rollouts. No data is inconclusive, never a failure.",
     keys: &[&[
         Key::new("name", Shape::Text, "How it is called in events.").default("`prometheus`, `prometheus-2`, …"),
-        Key::new("address", Shape::Text, "`http://prometheus:9090`, perhaps with a path in front of `/api/v1`.")
-            .required(),
+        Key::new(
+            "address",
+            Shape::Text,
+            "`http://prometheus:9090` or `https://…`, perhaps with a path in front of `/api/v1`.",
+        )
+        .required(),
         Key::new("query", Shape::Text, "A query (PromQL) with one number, or a few, as its result.").required(),
         Key::new(
             "success",
@@ -389,6 +393,8 @@ pub(crate) static PROMETHEUS: Table = Table {
         .default("unlimited")
         .from(ARGO),
         Key::new("token", Shape::Table(&TOKEN), "Bearer token that opens the server.").default("none"),
+        Key::new("ca", Shape::Text, "File (PEM) with the certificates that an `https://` server is trusted by.")
+            .default("those of the machine"),
         Key::new("dry_run", Shape::Boolean, "It is measured and shown, and decides nothing.").default("false"),
     ]],
     habits: &[

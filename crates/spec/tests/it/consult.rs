@@ -99,7 +99,7 @@ fn a_prometheus_server_is_asked_with_the_limits_of_argo_rollouts() {
 
     let all = "[{address: 'http://p', query: a, failure: 'result > 1', every: 1m, initial_delay: 30s, timeout: 3s, count: 5, \
                failure_limit: unlimited, inconclusive_limit: 2, consecutive_error_limit: 1, consecutive_success_limit: 3, \
-               token: {env: PROM_TOKEN}, dry_run: true}, {address: 'http://p', query: b, success: 'result < 1', token: {file: ./t}}]";
+               token: {env: PROM_TOKEN}, dry_run: true}, {address: 'https://p/x/', ca: ./ca.pem, query: b, success: 'result < 1', token: {file: ./t}}]";
     let (_, guard) = self::guard(&format!("prometheus: {all}"));
     let [first, second] = guard.prometheus.as_slice() else { panic!("{guard:?}") };
     let limits = (first.count, first.failure_limit, first.inconclusive_limit, first.error_limit, first.success_limit);
@@ -108,6 +108,8 @@ fn a_prometheus_server_is_asked_with_the_limits_of_argo_rollouts() {
     assert_eq!(second.name, "prometheus-2");
     let Some(Token::File(path)) = &second.token else { panic!("{second:?}") };
     assert!(path.starts_with('/') && path.ends_with("/t"), "{path}");
+    assert_eq!((first.ca.as_deref(), second.address.as_str()), (None, "https://p/x"));
+    assert!(second.ca.as_ref().is_some_and(|path| path.starts_with('/') && path.ends_with("/ca.pem")), "{second:?}");
     let written = serde_json::to_string(&guard).unwrap();
     assert_eq!(serde_json::from_str::<Guard>(&written).unwrap(), guard);
 }
@@ -126,7 +128,8 @@ fn mistakes_in_questions_are_told_with_a_remedy() {
         (format!("{base}, success: 'result < 1', timeout: 2m"), "`timeout` must be at most 1m", ""),
         (format!("{base}, success: 'result < 1', token: {{value: x}}"), "unknown key `value`", "write `file` or `env`"),
         (format!("{base}, success: 'result < 1', token: {{env: A-B}}"), "not the name of a variable", ""),
-        ("address: 'https://p', query: a, success: 'result < 1'".to_owned(), "over `http://` only", "ends the TLS"),
+        (format!("{base}, success: 'result < 1', ca: ./ca.pem"), "`ca` says nothing about", "write `https://`"),
+        ("address: 'https:///p', query: a, success: 'result < 1'".to_owned(), "not an address", "https://HOST"),
         ("address: 'p:9090', query: a, success: 'result < 1'".to_owned(), "not an address", "http://HOST:PORT"),
         ("address: 'http://u@p', query: a, success: 'result < 1'".to_owned(), "not an address", ""),
         ("address: 'http://p', query: ' ', success: 'result < 1'".to_owned(), "`query` is empty", ""),
@@ -167,5 +170,24 @@ fn queues_are_of_the_proxy_or_exported() {
         ("{exported: {name: q, labels: {a-b: c}, average: 5}}", "`a-b` is not the name of a label"),
     ] {
         assert_mistake(&format!("ports: {{http: auto}}\n    scale: {{max: 2, on: [{metric}]}}"), message, "");
+    }
+}
+
+#[test]
+fn an_analysis_that_nothing_is_measured_for_is_worth_a_warning() {
+    let warnings = |rest: &str| {
+        let text = format!("version: 1\nname: demo\nservices: {{worker: {{command: [./worker], {rest}}}}}\n");
+        let loaded = loaded(&text);
+        loaded.warnings.into_iter().map(|warning| warning.message).collect::<Vec<_>>()
+    };
+    let blind = warnings("rollout: {canary: true}");
+    assert!(blind.len() == 1 && blind[0].contains("publishes no port"), "{blind:?}");
+    for seen in [
+        "ports: {http: auto}, rollout: {canary: true}",
+        "rollout: {canary: {steps: [{weight: 50}, {pause: 1m}]}}",
+        "rollout: {blue_green: true}",
+        "rollout: {canary: true, guard: {prometheus: {address: 'http://p', query: up, success: result > 0}}}",
+    ] {
+        assert_eq!(warnings(seen), Vec::<String>::new(), "{seen}");
     }
 }

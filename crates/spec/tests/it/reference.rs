@@ -50,6 +50,17 @@ fn the_tables_of_the_reference_are_the_generated_ones() {
 }
 
 #[test]
+fn every_part_that_the_reference_links_to_is_there() {
+    let page = std::fs::read_to_string(repository("docs/reference/stack-file.md")).unwrap();
+    let anchor = |heading: &str| heading.trim().to_lowercase().replace(' ', "-");
+    let there: Vec<String> =
+        page.lines().filter(|line| line.starts_with('#')).map(|line| anchor(line.trim_start_matches('#'))).collect();
+    let links = page.split("](#").skip(1).map(|rest| rest.split(')').next().unwrap());
+    let missing: std::collections::BTreeSet<&str> = links.filter(|link| !there.iter().any(|it| it == link)).collect();
+    assert!(missing.is_empty(), "a table is missing in `tables::ALL`: {missing:?}");
+}
+
+#[test]
 fn examples_in_the_reference_are_valid() {
     let pages = ["docs/reference/stack-file.md", "docs/guide/flags.md", "docs/guide/previews.md"];
     let page = pages.map(|page| std::fs::read_to_string(repository(page)).unwrap()).join("\n");

@@ -90,3 +90,26 @@ fn defaults_are_those_of_kubernetes() {
     );
     assert_eq!(behavior(&scale.down), ("5m".to_owned(), "10%".to_owned(), Select::Max, vec![doubling()]));
 }
+
+#[test]
+fn a_share_with_too_few_instances_behind_it_is_warned_of() {
+    let warnings = |steps: &str| {
+        let service =
+            format!("command: [a], replicas: 4, ports: {{http: auto}}, rollout: {{canary: {{steps: [{steps}]}}}}");
+        loaded(&format!("version: 1\nname: demo\nservices:\n  a: {{{service}}}\n")).warnings
+    };
+    for enough in
+        ["{weight: 100}", "{scale: 50%}, {weight: 50}", "{scale: 1}, {weight: 25}", "{weight: 60}, {scale: 3}"]
+    {
+        assert_eq!(warnings(enough), [], "{enough}");
+    }
+    let found = warnings("{scale: 1}, {weight: 20}, {weight: 100}");
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].message, "100 % of the traffic of 4 instances would go to 1 instance");
+    assert_eq!(
+        found[0].help.as_deref(),
+        Some("write `{scale: 100%}` before it, or leave `scale` out: a share brings its instances")
+    );
+    let found = warnings("{weight: 60}, {scale: 2}");
+    assert_eq!(found[0].message, "60 % of the traffic of 4 instances would go to 2 instances");
+}

@@ -8,6 +8,9 @@ use crate::{
     wealth::Wealth,
 };
 
+/// A pass that needs so many times the responses that there were is not told in numbers.
+const OUT_OF_REACH: u64 = 20;
+
 impl Analysis {
     /// The present state.
     pub(super) fn explain(&self) -> String {
@@ -82,6 +85,9 @@ impl Analysis {
 
     pub(super) fn explain_lost(&self) -> String {
         let (lost, measured) = (self.step.lost.as_secs_f64(), self.step.measured.as_secs_f64());
+        if lost < 0.5 {
+            return "nothing was measured".to_owned();
+        }
         format!("nothing was measured for {lost:.0} s of {:.0} s", lost + measured)
     }
 
@@ -110,11 +116,30 @@ impl Analysis {
                 "in this step {seen}; what the stable release answers next decides how much {waits:.0} bad count"
             );
         }
+        let bad = self.step.bad(Arm::Canary);
+        let (clients, asked) = (self.bad_clients.count(), self.settings.min_clients);
+        if bad > 0 && clients < asked {
+            let clients = counted(clients.into(), "client has", "clients have");
+            return format!("in this step {seen}; {clients} seen it, and a fail needs {asked}");
+        }
         let unit = match self.settings.unit {
             Unit::Request => "good responses",
             Unit::Session => "good sessions",
         };
-        format!("in this step {seen}; a pass needs about {} more {unit}", self.needed())
+        let needed = self.needed();
+        if needed > OUT_OF_REACH.saturating_mul(requests.max(self.settings.min_requests)) {
+            return format!("in this step {seen}; that is far from a pass{}", self.capped());
+        }
+        format!("in this step {seen}; a pass needs about {needed} more {unit}{}", self.capped())
+    }
+
+    /// That most of the bad responses count for little, because few clients or few moments had them.
+    fn capped(&self) -> String {
+        let (bad, counts) = (self.canary.bad.total().saturating_sub(self.canary.warm_up), self.counted.0);
+        if bad < 4 || counts + self.witness.doubted() + self.witness.waits() > float(bad) / 2.0 {
+            return String::new();
+        }
+        format!("; of {bad} bad ones {counts:.0} count, because a client and a moment count for a few at most")
     }
 
     fn this_step(&self) -> String {

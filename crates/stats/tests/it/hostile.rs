@@ -70,6 +70,33 @@ fn a_single_look_with_a_flood_of_one_client_counts_little() {
 }
 
 #[test]
+fn what_keeps_a_bad_canary_from_failing_is_said() {
+    // A single caller, whose bad responses count for two: no sum of them is a fail.
+    let mut analysis = Analysis::new(Settings::default());
+    analysis.step(0.5);
+    for _ in 0..30 {
+        analysis.observe(&tick(vec![cell(Arm::Canary, 7, 0.5, 4, 4), cell(Arm::Stable, 7, 0.5, 4, 0)]));
+    }
+    let verdict = analysis.verdict(true).unwrap();
+    assert_eq!(verdict.outcome, Outcome::Inconclusive);
+    assert!(
+        verdict.reason.contains("1 client has seen it") && verdict.reason.contains("a fail needs 2"),
+        "{verdict:?}"
+    );
+
+    // A stall: every response of many clients is late at one moment.
+    let mut analysis = Analysis::new(Settings::default());
+    analysis.step(0.5);
+    let late = |client| Cell { bad: Bad { slow: 4, ..Bad::default() }, ..cell(Arm::Canary, client, 0.5, 4, 0) };
+    let cells = (0..20).map(late).chain((0..20).map(|client| cell(Arm::Stable, client, 0.5, 4, 0)));
+    analysis.observe(&tick(cells.collect()));
+    analysis.observe(&tick(vec![cell(Arm::Stable, 1, 0.5, 4, 0)]));
+    analysis.observe(&tick(vec![cell(Arm::Stable, 1, 0.5, 4, 0)]));
+    let reason = analysis.evidence().reason;
+    assert!(reason.contains("far from a pass") && reason.contains("of 80 bad ones"), "{reason}");
+}
+
+#[test]
 fn impossible_weights_accuse_nobody() {
     for weight in [0.0, -0.5, f64::NAN, f64::NEG_INFINITY, 1e-9, 1.5, f64::INFINITY] {
         let mut analysis = Analysis::new(Settings { min_clients: 1, ..Settings::default() });

@@ -24,7 +24,8 @@ fn status() -> EnvironmentStatus {
                 "addresses": [{"port": "http", "protocol": "http", "url": "http://127.0.0.1:8080"}],
                 "instances": [
                     instance("api-r3-1", "draining", json!({"pid": 100, "in_flight": {"requests": 1, "streams": 3}})),
-                    instance("api-r4-1", "ready", json!({"pid": 101, "restarts": 2, "last_exit": {"signal": 9}})),
+                    instance("api-r4-1", "ready", json!({"pid": 101, "restarts": 2, "last_exit": {"signal": 9},
+                        "ejected": [{"port": "http", "until": NOW + 9_400}]})),
                     instance("api-r4-2", "starting", json!({"pid": 102, "waits_for": {"reason": "its ready check"},
                         "ready": {"state": "failing", "streak": 3, "detail": "HTTP 503\u{1b}[2J"}, "status_text": "loading \u{202e}model"})),
                 ]},
@@ -71,4 +72,15 @@ fn environments_in_a_list() {
     ]);
     let environments: Vec<EnvironmentSummary> = serde_json::from_value(environments).unwrap();
     insta::assert_snapshot!(list(&environments).render(Palette::PLAIN, None));
+}
+
+#[test]
+fn a_state_that_cannot_be_written_is_said_first() {
+    let status = EnvironmentStatus { trouble: Some("the state cannot be written\u{1b}[2J".to_owned()), ..status() };
+    let text = render(&status, NOW, Palette::PLAIN, None);
+    let line = text.lines().nth(2).unwrap();
+    assert_eq!(
+        line,
+        "nothing goes on: the state cannot be written\\e[2J; make room on the disk, and it does by itself"
+    );
 }
