@@ -333,9 +333,10 @@ async fn used_more(server: &super::Server, keys: &[LaunchKey], before: Duration)
             let found: Vec<_> = sampled.iter().map(|(key, _)| key).collect();
             assert_eq!(found, [&keys[0], &keys[2]], "those that run, in the order of the question");
             let (spins, runs) = (sampled[0].1, sampled[1].1);
-            assert!(spins.memory.as_bytes() > 0 && runs.memory.as_bytes() > 0, "{sampled:?}");
             assert_eq!((spins.processes, runs.processes), (1, 1));
-            if spins.cpu > before {
+            // A process that is being replaced by its program has no memory for a moment.
+            let in_memory = spins.memory.as_bytes() > 0 && runs.memory.as_bytes() > 0;
+            if spins.cpu > before && in_memory {
                 assert!(runs.cpu < spins.cpu, "{sampled:?}");
                 return spins.cpu;
             }
