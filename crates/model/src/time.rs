@@ -2,7 +2,7 @@
 //!
 //! Pure code never reads a clock. A driver passes [`Now`], a point on a monotonic line that starts wherever the driver
 //! says; wall-clock time appears only in records, stamped by the driver as Unix milliseconds, so that a changed system
-//! clock can neither fire nor delay a deadline.
+//! clock can neither fire nor delay a deadline while a server lives. Deadlines in records serve the next server.
 
 use std::{
     ops::{Add, Sub},
@@ -47,7 +47,7 @@ impl Sub<Now> for Now {
     }
 }
 
-/// Wall-clock time in Unix milliseconds, for people to read; never compared to decide anything.
+/// Wall-clock time in Unix milliseconds: for people to read, and for deadlines that outlive a server.
 pub type UnixMillis = u64;
 
 /// The date of a moment in UTC: `2026-11-21`. Howard Hinnant, "chrono-compatible low-level date algorithms",
