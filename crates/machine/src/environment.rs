@@ -28,7 +28,7 @@ mod view;
 mod workload;
 
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 

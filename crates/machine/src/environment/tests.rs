@@ -3,7 +3,7 @@
 //! The world: programs run at once, and exit or stay silent if their version is listed as such; the data plane answers at
 //! once; a server dies when told to, and the next one finds what was committed.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use orchestra_model::{
     Desired, Resource,
@@ -18,7 +18,7 @@ use orchestra_model::{
 };
 
 use super::*;
-use crate::environment::fixture::{self, requested, rolling, service, step};
+use crate::environment::fixture::{self, World as _, requested, rolling, service, step};
 
 fn api() -> ResourceId {
     service_id(&"api".parse().unwrap())
@@ -56,66 +56,9 @@ struct World {
     hooks: u32,
 }
 
-impl World {
-    fn new() -> Self {
-        let record = EnvironmentRecord::new("demo/dev".parse().unwrap());
-        let epoch = 1_000_000_000;
-        Self {
-            machine: Environment::new(record.clone(), Arc::new(fixture::settings(epoch))),
-            disk: EnvironmentState::new(record),
-            now: Now::at(Duration::from_secs(1)),
-            epoch,
-            processes: Vec::new(),
-            routes: Vec::new(),
-            notes: Vec::new(),
-            doomed: BTreeSet::new(),
-            answers: true,
-            hooks: 0,
-        }
-    }
-
-    fn up(&mut self, wanted: &Service) {
-        self.up_all(&[(api(), wanted)]);
-    }
-
-    /// Each needs the one before it to be started.
-    fn up_all(&mut self, wanted: &[(ResourceId, &Service)]) {
-        let record = self.machine.record().clone();
-        let desired = Desired {
-            environment: record.id.clone(),
-            target: Target::Process,
-            resources: wanted.iter().map(|(id, service)| (id.clone(), Resource::Service((*service).clone()))).collect(),
-            flags: FlagSet::default(),
-            preview: None,
-        };
-        let mut steps: Vec<Step> = wanted.iter().map(|(id, _)| step(id.clone(), Action::Update)).collect();
-        for index in 1..steps.len() {
-            let before = steps[index - 1].resource.clone();
-            steps[index].after.insert(before, Wait::Until(Condition::Started));
-        }
-        let plan = fixture::plan(&record, Some(desired), steps);
-        self.send(requested(&record, RunKind::Up, plan));
-    }
-
-    fn send(&mut self, event: Event) {
-        let batch = self.machine.handle(self.now, event);
-        self.carry_out(batch);
-    }
-
-    fn carry_out(&mut self, batch: Batch) {
-        let mut batches = VecDeque::from([batch]);
-        while let Some(batch) = batches.pop_front() {
-            for change in batch.changes {
-                if let Some(note) = self.disk.apply(change) {
-                    self.notes.push((note.kind, note.cause));
-                }
-            }
-            for effect in batch.effects {
-                for event in self.effect(effect) {
-                    batches.push_back(self.machine.handle(self.now, event));
-                }
-            }
-        }
+impl fixture::World for World {
+    fn parts(&mut self) -> fixture::Parts<'_> {
+        (&mut self.machine, &mut self.disk, &mut self.notes, self.now)
     }
 
     fn effect(&mut self, effect: Effect) -> Vec<Event> {
@@ -165,6 +108,48 @@ impl World {
             }
             _ => Vec::new(),
         }
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let record = EnvironmentRecord::new("demo/dev".parse().unwrap());
+        let epoch = 1_000_000_000;
+        Self {
+            machine: Environment::new(record.clone(), Arc::new(fixture::settings(epoch))),
+            disk: EnvironmentState::new(record),
+            now: Now::at(Duration::from_secs(1)),
+            epoch,
+            processes: Vec::new(),
+            routes: Vec::new(),
+            notes: Vec::new(),
+            doomed: BTreeSet::new(),
+            answers: true,
+            hooks: 0,
+        }
+    }
+
+    fn up(&mut self, wanted: &Service) {
+        self.up_all(&[(api(), wanted)]);
+    }
+
+    /// Each needs the one before it to be started.
+    fn up_all(&mut self, wanted: &[(ResourceId, &Service)]) {
+        let record = self.machine.record().clone();
+        let desired = Desired {
+            environment: record.id.clone(),
+            target: Target::Process,
+            resources: wanted.iter().map(|(id, service)| (id.clone(), Resource::Service((*service).clone()))).collect(),
+            flags: FlagSet::default(),
+            preview: None,
+        };
+        let mut steps: Vec<Step> = wanted.iter().map(|(id, _)| step(id.clone(), Action::Update)).collect();
+        for index in 1..steps.len() {
+            let before = steps[index - 1].resource.clone();
+            steps[index].after.insert(before, Wait::Until(Condition::Started));
+        }
+        let plan = fixture::plan(&record, Some(desired), steps);
+        self.send(requested(&record, RunKind::Up, plan));
     }
 
     /// Lets time pass, with the timers of the machine.

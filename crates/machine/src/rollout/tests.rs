@@ -1,56 +1,21 @@
 use std::collections::BTreeMap;
 
 use orchestra_model::{
-    Text,
-    desired::{Drain, Health, Program, Restart, RestartPolicy, Signal, Stop, Strategy},
+    desired::{Restart, Strategy},
     quantity::{Amount, Percent, Timespan},
     rollout::HookCall,
     traffic::RequestMatch,
 };
 
 use super::*;
+use crate::environment::fixture;
 
 const START: UnixMillis = 1_000_000;
 
 fn service(strategy: Strategy) -> Service {
-    let second = Timespan::seconds(1);
-    Service {
-        program: Program {
-            command: vec![Text::literal("/bin/true")],
-            directory: "/".to_owned(),
-            env: BTreeMap::new(),
-            user: None,
-            umask: None,
-            limits: BTreeMap::new(),
-            ports: ["http".parse().unwrap()].into(),
-            resources: orchestra_model::desired::Resources::default(),
-            ready_line: None,
-            notify: false,
-            watchdog: None,
-        },
-        replicas: 4,
-        scale: None,
-        metrics: None,
-        restarts: 0,
-        ports: BTreeMap::new(),
-        depends_on: BTreeMap::new(),
-        health: Health { ready: None, live: None, start_deadline: Timespan::seconds(60) },
-        restart: Restart {
-            policy: RestartPolicy::Always,
-            backoff: second,
-            max_backoff: second,
-            reset_after: second,
-            budget: None,
-        },
-        stop: Stop { signal: Signal::Term, grace: second },
-        rollout: Spec {
-            strategy,
-            drain: Drain { requests: second, streams: second },
-            deadline: Timespan::seconds(300),
-            min_ready: Timespan::default(),
-            progress: Timespan::seconds(100),
-        },
-    }
+    let service = fixture::service(1, strategy);
+    let restart = Restart { budget: None, ..service.restart.clone() };
+    Service { replicas: 4, ports: BTreeMap::new(), restart, ..service }
 }
 
 /// A rollout in a world that does at once what is asked.
@@ -382,23 +347,7 @@ fn matched_requests_and_copies_need_an_instance() {
 }
 
 fn raising(limit: u16) -> Guard {
-    Guard {
-        alpha: Permille::new(10),
-        errors: true,
-        max_errors: None,
-        latency: None,
-        first_byte: None,
-        first_token: None,
-        counters: vec![],
-        per_client: 2,
-        clients: 2,
-        warm_up: Timespan::default(),
-        inconclusive: OnInconclusive::Hold,
-        raise_to: Some(Permille::new(limit)),
-        probe: None,
-        flag: None,
-        prometheus: vec![],
-    }
+    Guard { raise_to: Some(Permille::new(limit)), ..fixture::guard() }
 }
 
 #[test]

@@ -51,23 +51,7 @@ fn api() -> ResourceId {
 
 /// A canary whose verdict turns the flag `editor` off.
 fn canary() -> Strategy {
-    let guard = Guard {
-        alpha: Permille::new(10),
-        errors: true,
-        max_errors: None,
-        latency: None,
-        first_byte: None,
-        first_token: None,
-        counters: vec![],
-        per_client: 2,
-        clients: 2,
-        warm_up: Timespan::default(),
-        inconclusive: OnInconclusive::RollBack,
-        raise_to: None,
-        probe: None,
-        flag: Some("editor".to_owned()),
-        prometheus: vec![],
-    };
+    let guard = Guard { inconclusive: OnInconclusive::RollBack, flag: Some("editor".to_owned()), ..fixture::guard() };
     let analysis = AnalysisStep { duration: Timespan::seconds(120), inconclusive: None };
     let steps = vec![RolloutStep::Weight(Permille::new(200)), RolloutStep::Analysis(analysis)];
     Strategy::Canary(Stepped { steps, keep_warm: Timespan::default(), guard: Some(guard) })

@@ -1,6 +1,6 @@
 //! The clock of a preview, in a world in which instances run at once and nothing is routed.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use orchestra_model::{
     Desired, EnvironmentId, Name, ResourceKind,
@@ -14,10 +14,10 @@ use orchestra_model::{
 
 use super::*;
 use crate::{
-    Batch, Settings,
+    Settings,
     environment::{
         Event,
-        fixture::{self, requested, step},
+        fixture::{self, World as _, requested, step},
     },
 };
 
@@ -45,6 +45,21 @@ fn preview(ttl: u64) -> Preview {
 
 fn data() -> ResourceId {
     ResourceId::new(ResourceKind::Volume, "data".parse().unwrap())
+}
+
+impl fixture::World for World {
+    fn parts(&mut self) -> fixture::Parts<'_> {
+        (&mut self.machine, &mut self.disk, &mut self.notes, self.now)
+    }
+
+    fn effect(&mut self, effect: Effect) -> Vec<Event> {
+        match effect {
+            Effect::CreateVolume { resource, .. } | Effect::DeleteVolume { resource, .. } if self.obliging => {
+                vec![Event::VolumeDone { resource, result: Ok(()) }]
+            }
+            _ => Vec::new(),
+        }
+    }
 }
 
 impl World {
@@ -85,29 +100,6 @@ impl World {
 
     fn down(&mut self) {
         self.run(RunKind::Down { volumes: true }, None);
-    }
-
-    fn send(&mut self, event: Event) {
-        let batch = self.machine.handle(self.now, event);
-        self.carry_out(batch);
-    }
-
-    fn carry_out(&mut self, batch: Batch) {
-        let mut batches = VecDeque::from([batch]);
-        while let Some(batch) = batches.pop_front() {
-            for change in batch.changes {
-                if let Some(note) = self.disk.apply(change) {
-                    self.notes.push((note.kind, note.cause));
-                }
-            }
-            for effect in batch.effects {
-                if let Effect::CreateVolume { resource, .. } | Effect::DeleteVolume { resource, .. } = effect
-                    && self.obliging
-                {
-                    batches.push_back(self.machine.handle(self.now, Event::VolumeDone { resource, result: Ok(()) }));
-                }
-            }
-        }
     }
 
     /// Lets time pass, waking the machine when it wants to be.

@@ -4,25 +4,10 @@ use orchestra_model::{
 };
 
 use super::*;
+use crate::environment::fixture;
 
 pub(super) fn guard() -> Guard {
-    Guard {
-        alpha: Permille::new(10),
-        errors: true,
-        max_errors: None,
-        latency: Some(LatencyBound::Stable),
-        first_byte: None,
-        first_token: None,
-        counters: vec![],
-        per_client: 2,
-        clients: 2,
-        warm_up: Timespan::default(),
-        inconclusive: OnInconclusive::Hold,
-        raise_to: None,
-        probe: None,
-        flag: None,
-        prometheus: vec![],
-    }
+    Guard { latency: Some(LatencyBound::Stable), ..fixture::guard() }
 }
 
 fn report(sequence: u64, cells: Vec<TrafficCell>) -> TrafficReport {
