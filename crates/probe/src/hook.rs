@@ -146,11 +146,6 @@ fn words(status: ExitStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
-    };
-
     use super::*;
 
     async fn command(script: &str, timeout: u64) -> Result<(), String> {
@@ -174,15 +169,8 @@ mod tests {
     }
 
     async fn webhook(answer: &'static str) -> (Result<(), String>, String) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/gate?x=1", listener.local_addr().unwrap());
-        let server = async {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut seen = vec![0; 4096];
-            let read = stream.read(&mut seen).await.unwrap();
-            stream.write_all(answer.as_bytes()).await.unwrap();
-            String::from_utf8_lossy(&seen[..read]).into_owned()
-        };
+        let (address, server) = crate::once::server(answer).await;
+        let url = format!("http://{address}/gate?x=1");
         let call = HookCall::Webhook { url };
         tokio::join!(ask(&call, "/", "{}", Duration::from_secs(5)), server)
     }

@@ -16,6 +16,8 @@ mod grpc;
 pub mod hook;
 mod http;
 mod lateness;
+#[cfg(test)]
+mod once;
 mod outside;
 pub mod pair;
 mod prober;

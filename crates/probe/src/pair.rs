@@ -32,23 +32,12 @@ pub async fn ask(address: SocketAddr, path: &str, timeout: Duration) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
-    };
+    use tokio::net::TcpListener;
 
     use super::*;
 
     async fn answered(answer: &'static str) -> (Result<(), String>, String) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let server = async {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut seen = vec![0; 4096];
-            let read = stream.read(&mut seen).await.unwrap();
-            stream.write_all(answer.as_bytes()).await.unwrap();
-            String::from_utf8_lossy(&seen[..read]).into_owned()
-        };
+        let (address, server) = crate::once::server(answer).await;
         tokio::join!(ask(address, "/x?y=1", Duration::from_secs(5)), server)
     }
 

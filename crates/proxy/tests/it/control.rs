@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use http::{Request, Response};
+use http::Request;
 use http_body::Frame;
 use http_body_util::BodyExt as _;
 use orchestra_model::{
@@ -132,13 +132,7 @@ async fn addresses_change_hands_without_closing() {
 #[tokio::test]
 async fn a_removed_route_closes_its_address_and_finishes_what_is_in_flight() {
     let mut world = World::new().await;
-    let (sender, body) = fed();
-    let body = std::sync::Mutex::new(Some(body));
-    let instance = Instance::http(move |_| {
-        let body = body.lock().unwrap().take();
-        async move { body.map_or_else(|| text("short"), Response::new) }
-    })
-    .await;
+    let (instance, sender) = Instance::busy().await;
     let only = endpoint(1, instance.address);
     let address = world.serve(route("api", Protocol::Http, vec![only.clone()])).await;
     let mut busy = Client::h1(address).await.unwrap();

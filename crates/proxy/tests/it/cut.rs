@@ -19,18 +19,6 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::{harness::*, protocols::websocket_echo};
 
-/// An instance whose every response has this type and is fed by hand, once.
-async fn fed_instance(h2: bool, kind: &'static str) -> (Instance, mpsc::Sender<Frame<Bytes>>) {
-    let (sender, body) = fed();
-    let body = std::sync::Mutex::new(Some(body));
-    let handler = move |_| {
-        let body = body.lock().unwrap().take().unwrap();
-        async move { Response::builder().header("content-type", kind).body(body).unwrap() }
-    };
-    let instance = if h2 { Instance::h2(handler).await } else { Instance::http(handler).await };
-    (instance, sender)
-}
-
 /// Turns the endpoint draining, checks that it is not drained yet, cuts it, and sees it drained.
 async fn drain_and_cut(world: &mut World, name: &str, protocol: Protocol, endpoint: &Endpoint, streams: u32) {
     world.apply(vec![route(name, protocol, vec![draining(endpoint)])]).await;
@@ -52,7 +40,7 @@ async fn drained_and_counted(world: &mut World, endpoint: &Endpoint) {
 #[tokio::test]
 async fn an_event_stream_ends_with_an_event() {
     let mut world = World::new().await;
-    let (instance, sender) = fed_instance(false, "text/event-stream").await;
+    let (instance, sender) = Instance::fed(false, "text/event-stream").await;
     let only = endpoint(1, instance.address);
     let address = world.serve(route("api", Protocol::Http, vec![only.clone()])).await;
     let mut client = Client::h1(address).await.unwrap();
@@ -71,7 +59,7 @@ async fn an_event_stream_ends_with_an_event() {
 #[tokio::test]
 async fn an_event_that_stays_half_is_not_completed_with_something_else() {
     let mut world = World::new().await;
-    let (instance, sender) = fed_instance(false, "text/event-stream").await;
+    let (instance, sender) = Instance::fed(false, "text/event-stream").await;
     let only = endpoint(1, instance.address);
     let address = world.serve(route("api", Protocol::Http, vec![only.clone()])).await;
     let mut client = Client::h1(address).await.unwrap();
@@ -86,7 +74,7 @@ async fn an_event_that_stays_half_is_not_completed_with_something_else() {
 #[tokio::test]
 async fn a_plain_response_ends_visibly_incomplete() {
     let mut world = World::new().await;
-    let (instance, sender) = fed_instance(false, "application/json").await;
+    let (instance, sender) = Instance::fed(false, "application/json").await;
     let only = endpoint(1, instance.address);
     let address = world.serve(route("api", Protocol::Http, vec![only.clone()])).await;
     // An HTTP/1.0 client knows the end of a response only from the end of the connection.
@@ -153,7 +141,7 @@ async fn a_request_without_an_answer_gets_503() {
 #[tokio::test]
 async fn an_http2_stream_is_reset_and_its_connection_lives() {
     let mut world = World::new().await;
-    let (instance, sender) = fed_instance(true, "application/grpc").await;
+    let (instance, sender) = Instance::fed(true, "application/grpc").await;
     let only = endpoint(1, instance.address);
     let address = world.serve(route("rpc", Protocol::Grpc, vec![only.clone()])).await;
     let mut client = Client::h2(address).await.unwrap();

@@ -258,6 +258,28 @@ impl Instance {
         Self::start(true, handler).await
     }
 
+    /// Answers its first request with a body that is fed by hand, and every other one with `short`.
+    pub(crate) async fn busy() -> (Self, mpsc::Sender<Frame<Bytes>>) {
+        let (sender, body) = fed();
+        let body = std::sync::Mutex::new(Some(body));
+        let instance = Self::http(move |_| {
+            let body = body.lock().unwrap().take();
+            async move { body.map_or_else(|| text("short"), Response::new) }
+        });
+        (instance.await, sender)
+    }
+
+    /// Answers one request, with a body of this type that is fed by hand.
+    pub(crate) async fn fed(h2: bool, kind: &'static str) -> (Self, mpsc::Sender<Frame<Bytes>>) {
+        let (sender, body) = fed();
+        let body = std::sync::Mutex::new(Some(body));
+        let handler = move |_| {
+            let body = body.lock().unwrap().take().unwrap();
+            async move { Response::builder().header("content-type", kind).body(body).unwrap() }
+        };
+        (Self::start(h2, handler).await, sender)
+    }
+
     async fn start<F, R>(h2: bool, handler: F) -> Self
     where
         F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,

@@ -171,13 +171,7 @@ async fn grpc_messages_and_trailers_pass_one_by_one() {
 #[tokio::test]
 async fn events_pass_as_they_are_sent() {
     let world = World::new().await;
-    let (sender, body) = fed();
-    let body = std::sync::Mutex::new(Some(body));
-    let instance = Instance::http(move |_| {
-        let body = body.lock().unwrap().take().unwrap();
-        async move { Response::builder().header("content-type", "text/event-stream").body(body).unwrap() }
-    })
-    .await;
+    let (instance, sender) = Instance::fed(false, "text/event-stream").await;
     let address = world.serve(route("api", Protocol::Http, vec![endpoint(1, instance.address)])).await;
     let mut client = Client::h1(address).await.unwrap();
     let mut body = soon("the head", client.send(Request::get("/").body(empty()).unwrap())).await.unwrap().into_body();

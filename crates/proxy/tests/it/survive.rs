@@ -151,13 +151,7 @@ async fn a_killed_proxy_refuses_no_connection_and_is_replaced() {
 #[tokio::test]
 async fn streams_and_sockets_outlive_the_server() {
     let world = World::new().await;
-    let (sender, body) = fed();
-    let body = std::sync::Mutex::new(Some(body));
-    let events = Instance::http(move |_| {
-        let body = body.lock().unwrap().take().unwrap();
-        async move { Response::builder().header("content-type", "text/event-stream").body(body).unwrap() }
-    })
-    .await;
+    let (events, sender) = Instance::fed(false, "text/event-stream").await;
     let sockets = Instance::http(websocket_echo).await;
     let routes = |world: &World| {
         let _ = world;
@@ -254,13 +248,7 @@ async fn what_left_the_table_counts_as_drained_when_its_proxy_dies() {
 #[tokio::test]
 async fn a_terminated_proxy_finishes_beside_its_successor() {
     let mut world = World::new().await;
-    let (sender, body) = fed();
-    let body = std::sync::Mutex::new(Some(body));
-    let instance = Instance::http(move |_| {
-        let body = body.lock().unwrap().take();
-        async move { body.map_or_else(|| text("short"), Response::new) }
-    })
-    .await;
+    let (instance, sender) = Instance::busy().await;
     let only = endpoint(1, instance.address);
     let address = world.serve(route("api", Protocol::Http, vec![only.clone()])).await;
     let mut client = Client::h1(address).await.unwrap();

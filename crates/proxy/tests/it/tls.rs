@@ -236,13 +236,7 @@ async fn events_websockets_and_large_bodies_pass() {
     let certificates = Certificates::new();
     certificates.write(&["localhost"]);
     let world = World::new().await;
-    let (sender, body) = fed();
-    let body = std::sync::Mutex::new(Some(body));
-    let events = Instance::http(move |_| {
-        let body = body.lock().unwrap().take().unwrap();
-        async move { Response::builder().header("content-type", "text/event-stream").body(body).unwrap() }
-    })
-    .await;
+    let (events, sender) = Instance::fed(false, "text/event-stream").await;
     let sockets = Instance::http(websocket_echo).await;
     let large = Instance::http(|_| async { Response::new(full(vec![b'x'; 20 << 20])) }).await;
     let routes = [("events", events.address), ("sockets", sockets.address), ("large", large.address)];

@@ -21,13 +21,7 @@ async fn a_new_pair_is_shown_to_new_connections_and_old_ones_live_on() {
     let certificates = Certificates::new();
     certificates.write(&["localhost", "one.test"]);
     let mut world = World::new().await;
-    let (sender, body) = fed();
-    let body = std::sync::Mutex::new(Some(body));
-    let instance = Instance::http(move |_| {
-        let body = body.lock().unwrap().take();
-        async move { body.map_or_else(|| text("short"), Response::new) }
-    })
-    .await;
+    let (instance, sender) = Instance::busy().await;
     let plain = route("api", Protocol::Http, vec![endpoint(1, instance.address)]);
     let address = world.serve(secured(plain, certificates.files())).await;
     let config = certificates.client(&["http/1.1"]);
