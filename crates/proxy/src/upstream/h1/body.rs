@@ -280,6 +280,12 @@ impl Drop for Body {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{
+        collection,
+        prelude::*,
+        sample::{Index, select},
+    };
+
     use super::*;
 
     /// The data of `bytes`, which arrive in pieces of `piece` bytes, and the trailers; the error's text if there is one.
@@ -360,4 +366,46 @@ mod tests {
         let endless = format!("0\r\n{}", "a: b\r\n".repeat(MAX_TRAILERS));
         assert!(read(Framing::Chunked, endless.as_bytes(), 1000).is_err());
     }
+
+    proptest! {
+        /// What could be a body, or nearly.
+        #[test]
+        fn any_bytes_mean_the_same_however_they_arrive(
+            parts in collection::vec(select(PARTS), 0..24),
+            change in (any::<Index>(), select(b"\r\n\0;0aF:\xff".as_slice())),
+            changed in any::<bool>(),
+            piece in 1_usize..40,
+        ) {
+            let mut sent = parts.concat().into_bytes();
+            if changed && !sent.is_empty() {
+                let at = change.0.index(sent.len());
+                sent[at] = change.1;
+            }
+            for framing in [Framing::Chunked, Framing::Length(17), Framing::ToEnd] {
+                let whole = read(framing, &sent, sent.len().max(1));
+                prop_assert_eq!(&read(framing, &sent, piece), &whole);
+                prop_assert_eq!(&read(framing, &sent, 1), &whole);
+                if let Ok((data, _, _)) = whole {
+                    prop_assert!(data.len() <= sent.len());
+                }
+            }
+        }
+    }
+
+    const PARTS: &[&str] = &[
+        "0\r\n",
+        "1\r\na\r\n",
+        "03\r\nabc\r\n",
+        "a\r\n0123456789\r\n",
+        "2;x=\"\r\n\"",
+        "\r\n",
+        "\n",
+        "\r",
+        "x: y\r\n",
+        "x",
+        ":",
+        " ",
+        "ffffffffffffffff\r\n",
+        "10000000000000000\r\n",
+    ];
 }

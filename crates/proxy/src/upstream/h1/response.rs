@@ -119,6 +119,8 @@ fn is_kept(headers: &HeaderMap, version: Version) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection, prelude::*, sample::select};
+
     use super::*;
 
     fn framed(method: &Method, head: &str) -> Result<(Framing, bool), Malformed> {
@@ -185,5 +187,51 @@ mod tests {
         assert_eq!(parsed.response.headers().get_all("a").iter().count(), 2);
         let reason = parsed.response.extensions().get::<hyper::ext::ReasonPhrase>().unwrap();
         assert_eq!(reason.as_bytes(), b"Fine");
+    }
+
+    const PARTS: &[&str] = &[
+        "HTTP/1.1 200 OK\r\n",
+        "HTTP/1.0 404 \r\n",
+        "HTTP/1.1 103 Early Hints\r\n",
+        "HTTP/1.1 204\r\n",
+        "\r\n",
+        "\n",
+        "\r",
+        ":",
+        " ",
+        ",",
+        "3",
+        "content-length: 3\r\n",
+        "Content-Length:",
+        "transfer-encoding: chunked\r\n",
+        "Transfer-Encoding:",
+        "chunked",
+        "connection: close\r\n",
+        "x: y\r\n",
+        "x",
+        "\t",
+        "\u{e9}",
+    ];
+
+    proptest! {
+        /// More bytes never change what was understood, and never mend what was refused.
+        #[test]
+        fn a_head_is_understood_once(parts in collection::vec(select(PARTS), 0..16), get in any::<bool>()) {
+            let bytes = Bytes::from(format!("HTTP/1.1 200 OK\r\n{}", parts.concat()));
+            let method = if get { Method::GET } else { Method::HEAD };
+            let mut known = None;
+            for end in 0..=bytes.len() {
+                let now = match parse(&bytes.slice(..end), &method) {
+                    Ok(None) => None,
+                    Ok(Some(parsed)) => {
+                        prop_assert!(parsed.length <= end);
+                        Some(Ok((parsed.framing, parsed.kept, parsed.length)))
+                    }
+                    Err(what) => Some(Err(what)),
+                };
+                prop_assert!(known.is_none() || now == known, "{known:?}, then {now:?}");
+                known = now;
+            }
+        }
     }
 }
