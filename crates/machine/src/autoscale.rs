@@ -188,6 +188,16 @@ impl Autoscaler {
         self.history.recommend(&self.policy, inner(now), replicas);
         self.idle_since = None;
         self.cold_start = None;
+        // What was decided before says nothing about this number.
+        (self.last, self.changed) = (None, None);
+    }
+
+    /// As [`Self::moved`], by a person, which is the last change from then on.
+    pub fn set_by_hand(&mut self, now: Now, from: u32, to: u32) {
+        self.moved(now, to);
+        let decision = ScaleDecision { from, to, ..woken(ScaleReason::ByHand) };
+        self.last = Some((inner(now), decision.clone()));
+        self.changed = Some((inner(now), decision));
     }
 
     /// Whether it was woken and has not been seen ready since.

@@ -8,6 +8,9 @@
 //!            tell its users about readiness, let the run go on (run.rs); repeat until nothing changes
 //!                 |
 //!                 v
+//!   launch what waits and may (workload.rs)
+//!                 |
+//!                 v
 //!   batch: what to write down, then what to do; routes are sent once per batch, one revision in flight
 //! ```
 //!
@@ -246,6 +249,8 @@ pub struct Environment {
     /// Who depends on a resource, by what is wanted now.
     users: BTreeMap<ResourceId, BTreeSet<ResourceId>>,
     changed: BTreeSet<ResourceId>,
+    /// Workloads that were reconciled and may have instances to launch.
+    reconciled: BTreeSet<ResourceId>,
     watch: preview::Watch,
     /// Questions about numbers from elsewhere so far.
     asked: u64,
@@ -308,6 +313,7 @@ impl Environment {
             run: None,
             users: BTreeMap::new(),
             changed: BTreeSet::new(),
+            reconciled: BTreeSet::new(),
             watch: preview::Watch::default(),
             asked: 0,
             rng,
@@ -412,9 +418,17 @@ impl Environment {
         }
     }
 
-    /// Settles, sends routes, and hands over the batch.
+    /// Settles, launches, sends routes, and hands over the batch.
     fn finish(&mut self, now: Now) -> Batch {
         self.settle(now);
+        // Only when nothing moves any more: what is looked at later may turn the run back, and with it what is wanted of
+        // what was looked at first. Nobody is launched and stopped in one batch.
+        while !self.reconciled.is_empty() {
+            for id in std::mem::take(&mut self.reconciled) {
+                self.launch_pending(now, &id);
+            }
+            self.settle(now);
+        }
         self.send_routes();
         let mut batch = std::mem::take(&mut self.out);
         if std::mem::take(&mut self.record_changed) {

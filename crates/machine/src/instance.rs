@@ -17,95 +17,33 @@
 //! The intent (run, drain, stop) is written down before the machine acts on it, so a recovered record leads back into
 //! the same branch. A restart keeps the id and counts an attempt; events of another attempt never reach this machine.
 
+mod ending;
+mod leaving;
+mod policy;
+mod recover;
+
 use std::time::Duration;
 
 use orchestra_model::{
     Code, Diagnostic, EventKind, Name, Now,
-    desired::{Check, Drain, Job, Restart, RestartPolicy, Service, Signal, Stop},
-    launch::{Exit, Observed, ProviderEvent, Termination},
-    quantity::Timespan,
+    desired::Check,
+    launch::{Exit, ProviderEvent, Termination},
     record::{InstanceIntent, InstanceRecord},
     route::EndpointState,
 };
 
+use self::leaving::in_words;
 use crate::{
     Which,
     health::{Health, Verdict},
-    restart::{Decision, History},
+    restart::History,
     rng::Rng,
 };
 
+pub use self::policy::Policy;
+
 /// Time that a data plane has to report an endpoint drained after its streams were cut.
 pub(crate) const CUT_PATIENCE: Duration = Duration::from_secs(5);
-
-/// What the spec says about the life of an instance. It can change while the instance runs.
-#[derive(Clone, Debug)]
-pub struct Policy {
-    /// Whether a successful exit is the goal (a job).
-    pub completes: bool,
-    /// Restarts.
-    pub restart: Restart,
-    /// How it is stopped.
-    pub stop: Stop,
-    /// What it may finish when it leaves.
-    pub drain: Drain,
-    /// Whether requests reach it through a route.
-    pub routed: bool,
-    /// Longest time to first readiness; for a job, longest run.
-    pub start_deadline: Timespan,
-}
-
-impl Policy {
-    /// Of a service.
-    pub fn of_service(service: &Service) -> Self {
-        Self {
-            completes: false,
-            restart: service.restart.clone(),
-            stop: service.stop,
-            drain: service.rollout.drain,
-            routed: !service.ports.is_empty(),
-            start_deadline: service.health.start_deadline,
-        }
-    }
-
-    /// Of an instance of which nobody knows any more what it was made from: it can only be stopped.
-    pub fn unknown() -> Self {
-        let second = Timespan::seconds(1);
-        Self {
-            completes: false,
-            restart: Restart {
-                policy: RestartPolicy::Never,
-                backoff: second,
-                max_backoff: second,
-                reset_after: second,
-                budget: Some(0),
-            },
-            stop: Stop { signal: Signal::Term, grace: Timespan::seconds(10) },
-            // It may have been routed, and have requests in flight still.
-            drain: Drain { requests: Timespan::seconds(30), streams: Timespan::seconds(30) },
-            routed: false,
-            start_deadline: Timespan::seconds(60),
-        }
-    }
-
-    /// Of a job: retries are restarts after a failure.
-    pub fn of_job(job: &Job) -> Self {
-        Self {
-            completes: true,
-            restart: Restart {
-                policy: RestartPolicy::OnFailure,
-                backoff: job.backoff,
-                max_backoff: Timespan::seconds(3600),
-                reset_after: Timespan::seconds(u64::from(u32::MAX)),
-                budget: Some(job.retries),
-            },
-            stop: job.stop,
-            drain: Drain { requests: Timespan::default(), streams: Timespan::default() },
-            routed: false,
-            start_deadline: job.timeout,
-        }
-    }
-}
 
 /// Where an instance is in its life.
 #[derive(Clone, Debug, PartialEq)]
@@ -299,87 +237,6 @@ impl Instance {
             problem: None,
             proven: false,
         }
-    }
-
-    /// An instance after a restart of the control plane: its record, and what the provider says of its last attempt.
-    /// Requests kept flowing to it in the meantime, so one that runs and was ready counts as ready until its check,
-    /// which is asked at once, says otherwise.
-    pub fn recover(
-        record: InstanceRecord,
-        policy: Policy,
-        ready: Option<Health>,
-        live: Option<Health>,
-        observed: Option<&Observed>,
-        now: Now,
-        rng: &mut Rng,
-    ) -> (Self, Vec<Command>) {
-        let mut instance = Self::new(record, policy, ready, live, now);
-        // Whether a route leads to it is not known before the data plane has answered; its spec may say otherwise by now.
-        instance.policy.routed |= !instance.record.ports.is_empty();
-        instance.proven = instance.record.was_ready;
-        instance.history = History { recent: instance.record.recent_restarts, total: instance.record.restarts };
-        let mut commands = Vec::new();
-        let Some(observed) = observed else {
-            match instance.record.intent {
-                // The intent to launch is on disk, the launch is not: it never happened.
-                InstanceIntent::Run => {
-                    instance.phase = Phase::Pending { until: None, why: "launch after recovery".to_owned() };
-                }
-                InstanceIntent::Drain | InstanceIntent::Stop => {
-                    instance.enter(Phase::Gone, now);
-                    commands.push(Command::Note(EventKind::InstanceGone, "nothing was left after recovery".to_owned()));
-                }
-            }
-            return (instance, commands);
-        };
-        instance.pid = observed.pid;
-        instance.status_text.clone_from(&observed.status_text);
-        if let Some(exit) = observed.exit {
-            instance.enter(Phase::Starting, now);
-            commands.extend(instance.exited(now, exit, observed.message.as_deref()));
-            if observed.gone {
-                commands.extend(instance.gone(now, rng));
-            }
-            return (instance, commands);
-        }
-        let Some(pid) = observed.pid else {
-            // The launch is recorded, its process is not there yet: `Started` or `Exited` follows.
-            instance.enter(Phase::Launching, now);
-            if instance.record.intent != InstanceIntent::Run {
-                commands.extend(instance.begin_stop(now, "stop after recovery".to_owned()));
-            }
-            return (instance, commands);
-        };
-        instance.started = Some(now);
-        commands.push(Command::Note(EventKind::InstanceAdopted, format!("process {pid} runs")));
-        instance.enter(Phase::Starting, now);
-        if observed.notified_ready {
-            instance.set_fact(|check| matches!(check, Check::Notify), true, "");
-        }
-        if observed.line_matched {
-            instance.set_fact(|check| matches!(check, Check::Log), true, "");
-        }
-        if instance.record.was_ready {
-            instance.enter(Phase::Ready, now);
-        }
-        match instance.record.intent {
-            InstanceIntent::Run => {
-                commands.push(Command::StartProbes(Which::Ready));
-                if instance.phase == Phase::Ready {
-                    commands.push(Command::StartProbes(Which::Live));
-                } else {
-                    commands.extend(instance.judge(now, rng));
-                }
-            }
-            InstanceIntent::Drain => {
-                // It was routed, or it would have been stopped at once; its spec may say otherwise by now.
-                instance.policy.routed = true;
-                instance.proven = true;
-                commands.extend(instance.drain(now, "drain after recovery".to_owned(), false));
-            }
-            InstanceIntent::Stop => commands.extend(instance.stop(now, "stop after recovery".to_owned())),
-        }
-        (instance, commands)
     }
 
     /// Its record.
@@ -610,7 +467,9 @@ impl Instance {
             Phase::Draining { requests_by, streams_by, cut } => Some(match cut {
                 Some(at) => *at + CUT_PATIENCE,
                 None if self.in_flight.1 == 0 => *requests_by,
-                None => *streams_by,
+                None if self.in_flight.0 == 0 => *streams_by,
+                // A cut ends both, so neither is cut short for the other.
+                None => (*requests_by).max(*streams_by),
             }),
             _ => None,
         }
@@ -651,25 +510,6 @@ impl Instance {
         if let Phase::Pending { until: None, why } = &mut self.phase {
             *why = reason;
         }
-    }
-
-    fn launch_failed(&mut self, now: Now, problem: Diagnostic, retry: Option<Duration>) -> Vec<Command> {
-        if self.phase != Phase::Launching && !matches!(self.phase, Phase::Stopping { .. }) {
-            return Vec::new();
-        }
-        if self.record.intent != InstanceIntent::Run {
-            self.enter(Phase::Gone, now);
-            return vec![Command::Note(EventKind::InstanceGone, "it was never started".to_owned())];
-        }
-        let cause = problem.message.clone();
-        self.problem = Some(problem);
-        if let Some(pause) = retry {
-            self.record.attempt += 1;
-            self.enter(Phase::Pending { until: Some(now + pause), why: cause.clone() }, now);
-            return vec![Command::Persist, Command::Note(EventKind::InstancePending, cause)];
-        }
-        self.enter(Phase::Ended { exit: None }, now);
-        vec![Command::Note(EventKind::InstanceFailed, cause)]
     }
 
     fn provider(&mut self, now: Now, event: ProviderEvent, rng: &mut Rng) -> Vec<Command> {
@@ -769,208 +609,6 @@ impl Instance {
         self.phase == Phase::Starting
     }
 
-    /// Ends the current attempt, after which a restart is wanted.
-    fn restart_it(&mut self, now: Now, code: Code, why: String) -> Vec<Command> {
-        if !self.is_started() {
-            return Vec::new();
-        }
-        self.note_readiness(now);
-        self.problem = Some(Diagnostic::error(code, format!("instance {}: {why}", self.record.id)));
-        self.record.forced = Some(why.clone());
-        self.enter(Phase::Stopping { why: why.clone() }, now);
-        vec![
-            self.stop_probes(),
-            Command::Persist,
-            Command::Note(EventKind::InstanceStopping, why),
-            Command::Terminate(self.termination()),
-        ]
-    }
-
-    fn note_readiness(&mut self, now: Now) {
-        if self.phase == Phase::Ready {
-            self.history.observe_readiness(&self.policy.restart, now.since(self.since));
-        }
-    }
-
-    fn termination(&self) -> Termination {
-        Termination { signal: self.policy.stop.signal, grace: self.policy.stop.grace }
-    }
-
-    fn drain(&mut self, now: Now, cause: String, brief: bool) -> Vec<Command> {
-        if let Phase::Draining { requests_by, streams_by, .. } = &mut self.phase {
-            // Taken down while it drains: streams get no more than requests from here on.
-            if brief && !self.brief_drain {
-                self.brief_drain = true;
-                *streams_by = (*streams_by).min(now + self.policy.drain.requests.duration()).max(*requests_by);
-            }
-            return Vec::new();
-        }
-        if !matches!(self.phase, Phase::Ready | Phase::Unready | Phase::Starting) || !self.policy.routed || !self.proven
-        {
-            return self.stop(now, cause);
-        }
-        self.record.intent = InstanceIntent::Drain;
-        self.brief_drain = brief;
-        self.in_flight = (0, 0);
-        self.withdrawn = false;
-        // A data plane that does not take the new routes cannot keep it for ever.
-        let (requests, streams) = self.drain_budget();
-        let (requests_by, streams_by) = (now + CUT_PATIENCE + requests, now + CUT_PATIENCE + streams);
-        self.enter(Phase::Draining { requests_by, streams_by, cut: None }, now);
-        vec![self.stop_probes(), Command::Persist, Command::Note(EventKind::InstanceDraining, cause)]
-    }
-
-    fn drain_budget(&self) -> (Duration, Duration) {
-        let requests = self.policy.drain.requests.duration();
-        let streams = if self.brief_drain { requests } else { self.policy.drain.streams.duration() };
-        (requests, streams.max(requests))
-    }
-
-    fn withdraw(&mut self, now: Now) {
-        let (requests, streams) = self.drain_budget();
-        if let Phase::Draining { requests_by, streams_by, cut: None } = &mut self.phase
-            && !self.withdrawn
-        {
-            self.withdrawn = true;
-            (*requests_by, *streams_by) = (now + requests, now + streams);
-        }
-    }
-
-    fn stop(&mut self, now: Now, cause: String) -> Vec<Command> {
-        let persist = self.record.intent != InstanceIntent::Stop;
-        match self.phase {
-            Phase::Gone => Vec::new(),
-            // Nothing runs: there is nothing to stop.
-            Phase::Pending { .. } => {
-                self.record.intent = InstanceIntent::Stop;
-                self.enter(Phase::Gone, now);
-                vec![Command::Note(EventKind::InstanceGone, cause)]
-            }
-            Phase::Ended { .. } => {
-                self.record.intent = InstanceIntent::Stop;
-                self.enter(Phase::Gone, now);
-                // That nothing is left of a completed one was said when it completed.
-                let note = (!self.completed).then_some(Command::Note(EventKind::InstanceGone, cause));
-                note.into_iter().chain([Command::Forget(self.record.attempt)]).collect()
-            }
-            Phase::Exited { .. } => {
-                self.record.intent = InstanceIntent::Stop;
-                if persist { vec![Command::Persist] } else { Vec::new() }
-            }
-            Phase::Stopping { .. } if !persist => Vec::new(),
-            _ => self.begin_stop(now, cause),
-        }
-    }
-
-    fn begin_stop(&mut self, now: Now, cause: String) -> Vec<Command> {
-        self.record.intent = InstanceIntent::Stop;
-        self.enter(Phase::Stopping { why: cause.clone() }, now);
-        vec![
-            self.stop_probes(),
-            Command::Persist,
-            Command::Note(EventKind::InstanceStopping, cause),
-            Command::Terminate(self.termination()),
-        ]
-    }
-
-    fn exited(&mut self, now: Now, exit: Exit, message: Option<&str>) -> Vec<Command> {
-        if matches!(self.phase, Phase::Exited { .. } | Phase::Ended { .. } | Phase::Gone | Phase::Pending { .. }) {
-            return Vec::new();
-        }
-        self.note_readiness(now);
-        let cause = message.map_or_else(|| exit.to_string(), str::to_owned);
-        if self.record.intent == InstanceIntent::Run
-            && self.record.forced.is_none()
-            && !(self.policy.completes && exit.is_success())
-        {
-            let code = if exit == Exit::NotStarted { Code::START_FAILED } else { Code::EXITED };
-            let verb = if exit == Exit::NotStarted { "could not be started" } else { "exited by itself" };
-            self.problem = Some(Diagnostic::error(code, format!("instance {} {verb}: {cause}", self.record.id)));
-        }
-        self.record.last_exit = Some(exit);
-        self.pid = None;
-        self.enter(Phase::Exited { exit }, now);
-        vec![self.stop_probes(), Command::Note(EventKind::InstanceExited, cause)]
-    }
-
-    fn gone(&mut self, now: Now, rng: &mut Rng) -> Vec<Command> {
-        let attempt = self.record.attempt;
-        let mut commands = Vec::new();
-        let exit = match self.phase {
-            Phase::Exited { exit } => exit,
-            Phase::Gone | Phase::Ended { .. } | Phase::Pending { .. } => return Vec::new(),
-            // A launch that never was, or whose end nobody saw.
-            _ => {
-                commands = self.exited(now, Exit::Unknown, None);
-                Exit::Unknown
-            }
-        };
-        commands.extend(self.after_gone(now, exit, attempt, rng));
-        commands
-    }
-
-    fn after_gone(&mut self, now: Now, exit: Exit, attempt: u32, rng: &mut Rng) -> Vec<Command> {
-        if self.record.intent != InstanceIntent::Run {
-            self.enter(Phase::Gone, now);
-            return vec![Command::Note(EventKind::InstanceGone, exit.to_string()), Command::Forget(attempt)];
-        }
-        let forced = self.record.forced.take();
-        if self.policy.completes && exit.is_success() && forced.is_none() {
-            self.completed = true;
-            self.enter(Phase::Ended { exit: Some(exit) }, now);
-            return vec![Command::Persist, Command::Note(EventKind::InstanceGone, "completed".to_owned())];
-        }
-        // A program that cannot be executed will not learn it by trying, unless it once could.
-        let hopeless = exit == Exit::NotStarted && !self.proven;
-        let decision = if hopeless {
-            Decision::NotWanted
-        } else {
-            self.history.decide(&self.policy.restart, exit, forced.is_some(), rng)
-        };
-        let cause = forced.unwrap_or_else(|| exit.to_string());
-        match decision {
-            Decision::After(pause) => {
-                self.record.attempt += 1;
-                (self.record.recent_restarts, self.record.restarts) = (self.history.recent, self.history.total);
-                self.record.was_ready = false;
-                self.started = None;
-                for health in [&mut self.ready, &mut self.live].into_iter().flatten() {
-                    health.restart();
-                }
-                let why = format!("restart in {} ms after {cause}", pause.as_millis());
-                self.enter(Phase::Pending { until: Some(now + pause), why: why.clone() }, now);
-                vec![Command::Persist, Command::Note(EventKind::InstancePending, why), Command::Forget(attempt)]
-            }
-            Decision::NotWanted | Decision::CrashLoop => {
-                let looping = decision == Decision::CrashLoop;
-                let id = &self.record.id;
-                let problem = if self.policy.completes {
-                    Diagnostic::error(Code::JOB_FAILED, format!("job {} failed: {cause}", id.workload))
-                } else if looping {
-                    let count = self.history.recent;
-                    Diagnostic::error(
-                        Code::CRASH_LOOP,
-                        format!("instance {id} was restarted {count} times without success: {cause}"),
-                    )
-                } else if hopeless {
-                    self.problem.take().unwrap_or_else(|| {
-                        Diagnostic::error(Code::START_FAILED, format!("instance {id} could not be started"))
-                    })
-                } else {
-                    Diagnostic::error(
-                        Code::EXITED,
-                        format!("instance {id} exited and its policy does not restart it: {cause}"),
-                    )
-                };
-                let message = problem.message.clone();
-                self.problem = Some(problem);
-                self.enter(Phase::Ended { exit: Some(exit) }, now);
-                // The provider keeps its record until this one goes: a recovery finds there that it has ended.
-                vec![Command::Persist, Command::Note(EventKind::InstanceFailed, message)]
-            }
-        }
-    }
-
     fn tick(&mut self, now: Now) -> Vec<Command> {
         if self.deadline().is_none_or(|at| at > now) {
             return Vec::new();
@@ -1001,10 +639,4 @@ impl Instance {
             _ => Vec::new(),
         }
     }
-}
-
-/// Requests and streams, such as `2 requests and 1 stream`.
-fn in_words((requests, streams): (u32, u32)) -> String {
-    let plural = |count: u32| if count == 1 { "" } else { "s" };
-    format!("{requests} request{} and {streams} stream{}", plural(requests), plural(streams))
 }

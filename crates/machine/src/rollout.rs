@@ -16,6 +16,15 @@
 //! and a bad verdict still turns back. Times are Unix milliseconds on a line that the driver makes monotonic for the life
 //! of a server, because they are written down.
 
+mod evidence;
+mod hooks;
+pub mod judge;
+mod people;
+mod words;
+
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use orchestra_model::{
@@ -23,22 +32,18 @@ use orchestra_model::{
     desired::Service,
     quantity::Timespan,
     rollout::{
-        AnalysisStep, Guard, Hook, OnExpiry, OnInconclusive, PauseStep, Paused, Rollout as Spec, RolloutCommand,
-        RolloutPhase, RolloutRecord, RolloutStep, Stepped, VerdictOutcome,
+        AnalysisStep, Guard, Hook, OnExpiry, PauseStep, Rollout as Spec, RolloutCommand, RolloutPhase, RolloutRecord,
+        RolloutStep, Stepped, VerdictOutcome,
     },
     time::UnixMillis,
     traffic::{Mirror, Permille, Split},
 };
 
-pub mod judge;
+use self::{
+    hooks::{HOOK_PAUSE, HookState, hook_time},
+    people::{PAUSE_EXPIRES, expired},
+};
 
-#[cfg(test)]
-mod tests;
-
-/// A pause that nobody ends is turned back after a day.
-const PAUSE_EXPIRES: Duration = Duration::from_secs(24 * 60 * 60);
-/// Pause between two calls of a hook.
-const HOOK_PAUSE: Duration = Duration::from_secs(10);
 /// Mirrored requests under way at a time.
 const MIRROR_LIMIT: u32 = 64;
 
@@ -54,20 +59,6 @@ pub struct Rollout {
     hook: HookState,
     /// The last verdict about the analysis of this step; forgotten when the step ends.
     judged: Option<(VerdictOutcome, String)>,
-}
-
-/// Where the hook of a step stands.
-#[derive(Clone, Debug, Default, PartialEq)]
-enum HookState {
-    /// Not called by this server.
-    #[default]
-    Idle,
-    /// Called; no answer yet.
-    Asked,
-    /// It said no; to be called again.
-    Refused(UnixMillis, String),
-    /// It said yes.
-    Agreed,
 }
 
 /// What a rollout sees of the world.
@@ -231,14 +222,6 @@ impl Rollout {
     /// The analysis that it waits for, if its step is one.
     pub fn analysis(&self) -> Option<&AnalysisStep> {
         if let Some(RolloutStep::Analysis(step)) = self.step() { Some(step) } else { None }
-    }
-
-    /// Whether a verdict would be heard now: `Some(true)` if it must be given, `Some(false)` if a pass may come early or
-    /// only a fail matters.
-    pub fn wants_verdict(&self, at: UnixMillis) -> Option<bool> {
-        let analysis = self.analysis().filter(|_| self.record.paused.is_none())?;
-        let over = at >= self.after(self.record.since, analysis.duration.duration());
-        Some(over)
     }
 
     /// Instances of the new set that are wanted now.
@@ -531,240 +514,6 @@ impl Rollout {
         self.enter(at, RolloutPhase::Warm, out);
     }
 
-    // === raising ===
-
-    /// The time that an analysis has left, if the share may grow so that it is enough: not before an eighth of it has
-    /// shown how much traffic there is, and not while an earlier raise waits for instances.
-    pub fn may_raise(&self, at: UnixMillis) -> Option<Duration> {
-        let step = self.analysis().filter(|_| self.record.paused.is_none())?;
-        let limit = self.guard()?.raise_to?;
-        let passed = Duration::from_millis(at.saturating_sub(self.record.since));
-        let length = step.duration.duration();
-        let settled = self.record.raised.is_none_or(|raised| raised <= self.record.weight);
-        let may = settled && self.record.weight > Permille::ZERO && self.record.weight < limit;
-        (may && passed >= length / 8).then(|| length.saturating_sub(passed))
-    }
-
-    /// Raises the share, at least to twice what it was, so that it happens a few times only.
-    fn raise(&mut self, weight: Permille, out: &mut Vec<Command>) {
-        let limit = self.guard().and_then(|guard| guard.raise_to).unwrap_or_default();
-        let raised = weight.max(Permille::new(self.record.weight.get().saturating_mul(2))).min(limit);
-        if self.analysis().is_none() || self.record.paused.is_some() || raised <= self.record.weight {
-            return;
-        }
-        self.record.raised = Some(raised);
-        let message =
-            format!("the traffic is raised from {} to {raised}: evidence comes too slowly", self.record.weight);
-        out.push(Command::Note(EventKind::RolloutStep, message));
-        out.push(Command::Persist);
-    }
-
-    /// The share that a step with `weight` gives: not less than it was raised to, unless the step lowers what an earlier
-    /// one asked for.
-    fn floored(&self, weight: Permille) -> Permille {
-        let steps = self.stepped().map_or(&[][..], |stepped| &stepped.steps);
-        let earlier = steps.iter().take(self.record.step as usize).rev().find_map(|step| match step {
-            RolloutStep::Weight(weight) => Some(*weight),
-            _ => None,
-        });
-        match self.record.raised {
-            Some(raised) if weight >= earlier.unwrap_or_default() => weight.max(raised),
-            _ => weight,
-        }
-    }
-
-    // === verdicts ===
-
-    fn take_analysis(&mut self, at: UnixMillis, step: &AnalysisStep, out: &mut Vec<Command>) -> bool {
-        let over = at >= self.after(self.record.since, step.duration.duration());
-        let (outcome, reason) = match &self.judged {
-            Some((VerdictOutcome::Pass, _)) => return self.next_step(at, out),
-            Some(judged) if over => judged.clone(),
-            // No word at all from whoever judges: that is what an error is.
-            None if over => (VerdictOutcome::Error, "nothing was measured".to_owned()),
-            _ => return false,
-        };
-        let policy = step.inconclusive.or(self.guard().map(|guard| guard.inconclusive)).unwrap_or_default();
-        let word = if outcome == VerdictOutcome::Error { "could not be measured" } else { "was inconclusive" };
-        match policy {
-            OnInconclusive::Hold => {
-                self.next_step(at, out);
-                self.pause(at, "a person", &format!("the verdict {word}: {reason}"), out);
-                false
-            }
-            OnInconclusive::PromoteAndWatch => {
-                self.next_step(at, out);
-                self.judged = Some((outcome, reason));
-                self.record.step = u32::try_from(self.stepped().map_or(0, |s| s.steps.len())).unwrap_or(u32::MAX);
-                self.enter(at, RolloutPhase::Promoting, out);
-                true
-            }
-            OnInconclusive::RollBack => {
-                let message = format!("the verdict about release {} {word}", self.record.to);
-                out.push(Command::Fail(Diagnostic::error(Code::VERDICT, message).note(reason)));
-                false
-            }
-        }
-    }
-
-    fn judged(&mut self, at: UnixMillis, outcome: VerdictOutcome, reason: String, out: &mut Vec<Command>) {
-        if outcome == VerdictOutcome::Fail {
-            let message = format!("release {} is worse than release {}", self.record.to, self.record.from);
-            out.push(Command::Fail(Diagnostic::error(Code::VERDICT, message).note(reason)));
-            return;
-        }
-        let _ = at;
-        if self.analysis().is_some() {
-            self.judged = Some((outcome, reason));
-        }
-    }
-
-    // === hooks ===
-
-    fn take_hook(&mut self, at: UnixMillis, hook: &Hook, out: &mut Vec<Command>) -> bool {
-        match self.hook.clone() {
-            HookState::Agreed => self.next_step(at, out),
-            HookState::Refused(since, reason) => {
-                if self.record.hook_calls > hook.retries {
-                    let message = format!("{} did not agree: {reason}", hook_words(&hook.name));
-                    out.push(Command::Fail(Diagnostic::error(Code::HOOK, message)));
-                } else if at >= self.after(since, HOOK_PAUSE) {
-                    self.call_hook(hook, out);
-                }
-                false
-            }
-            HookState::Idle => {
-                self.call_hook(hook, out);
-                false
-            }
-            HookState::Asked if at >= self.after(self.record.since, hook_time(hook)) => {
-                let message = format!("{} did not answer", hook_words(&hook.name));
-                out.push(Command::Fail(Diagnostic::error(Code::HOOK, message)));
-                false
-            }
-            HookState::Asked => false,
-        }
-    }
-
-    fn call_hook(&mut self, hook: &Hook, out: &mut Vec<Command>) {
-        self.record.hook_calls += 1;
-        self.hook = HookState::Asked;
-        out.push(Command::Persist);
-        out.push(Command::Note(EventKind::Hook, format!("{} is asked", hook_words(&hook.name))));
-        out.push(Command::CallHook(self.record.hook_calls, hook.clone()));
-    }
-
-    fn hook_done(&mut self, at: UnixMillis, call: u32, answer: Result<(), String>, out: &mut Vec<Command>) {
-        let Some(RolloutStep::Hook(hook)) = self.step() else { return };
-        if call != self.record.hook_calls || self.hook != HookState::Asked {
-            return;
-        }
-        let name = hook.name.clone();
-        self.hook = match answer {
-            Ok(()) => {
-                out.push(Command::Note(EventKind::Hook, format!("{} agreed", hook_words(&name))));
-                HookState::Agreed
-            }
-            Err(reason) => {
-                out.push(Command::Note(EventKind::Hook, format!("{} did not agree: {reason}", hook_words(&name))));
-                HookState::Refused(at, reason)
-            }
-        };
-    }
-
-    // === people ===
-
-    fn command(&mut self, at: UnixMillis, command: &RolloutCommand, by: &str, out: &mut Vec<Command>) {
-        match command {
-            RolloutCommand::Pause => {
-                if self.record.paused.is_none() {
-                    self.pause(at, by, &format!("paused by {by}"), out);
-                }
-            }
-            RolloutCommand::Promote if self.record.paused.is_some() => {
-                self.resume_from_pause(at, &format!("promoted by {by}"), out);
-            }
-            RolloutCommand::Promote => match self.record.phase {
-                RolloutPhase::Stepping => {
-                    out.push(Command::Note(EventKind::RolloutResumed, format!("promoted by {by}")));
-                    self.skip_step(at, out);
-                }
-                RolloutPhase::Watching => self.end_watch(at, out),
-                RolloutPhase::Promoting | RolloutPhase::Warm => {}
-            },
-            RolloutCommand::PromoteFully => {
-                self.end_pause(at);
-                // Time that a person took does not count.
-                if matches!(self.step(), Some(RolloutStep::Pause(PauseStep { duration: None, .. }))) {
-                    self.extend(at, self.record.since);
-                }
-                out.push(Command::Note(EventKind::RolloutResumed, format!("promoted fully by {by}")));
-                match self.record.phase {
-                    RolloutPhase::Stepping => {
-                        self.judged = None;
-                        self.enter(at, RolloutPhase::Promoting, out);
-                    }
-                    RolloutPhase::Watching => self.end_watch(at, out),
-                    RolloutPhase::Promoting | RolloutPhase::Warm => out.push(Command::Persist),
-                }
-            }
-            RolloutCommand::Abort => {
-                let message = format!("the rollout to release {} was aborted by {by}", self.record.to);
-                out.push(Command::Fail(Diagnostic::error(Code::RUN_CANCELLED, message)));
-            }
-        }
-    }
-
-    /// Ends the current step as if it were done: one that sets something sets it.
-    fn skip_step(&mut self, at: UnixMillis, out: &mut Vec<Command>) {
-        match self.step().cloned() {
-            // These are done by instances and routes, and a person cannot speed those up.
-            Some(
-                RolloutStep::Weight(_) | RolloutStep::Scale(_) | RolloutStep::Match(_) | RolloutStep::Mirror { .. },
-            )
-            | None => {}
-            Some(RolloutStep::Pause(_) | RolloutStep::Analysis(_) | RolloutStep::Hook(_)) => {
-                // Time that a person took does not count.
-                if matches!(self.step(), Some(RolloutStep::Pause(PauseStep { duration: None, .. }))) {
-                    self.extend(at, self.record.since);
-                }
-                self.next_step(at, out);
-            }
-        }
-    }
-
-    fn pause(&mut self, at: UnixMillis, owner: &str, reason: &str, out: &mut Vec<Command>) {
-        let expires = at.saturating_add(millis(PAUSE_EXPIRES));
-        self.record.paused = Some(Paused {
-            owner: owner.to_owned(),
-            reason: reason.to_owned(),
-            since: at,
-            expires,
-            on_expiry: OnExpiry::RollBack,
-        });
-        out.push(Command::Note(
-            EventKind::RolloutPaused,
-            format!("{reason}; waits for {owner}, rolled back after {}", words(PAUSE_EXPIRES)),
-        ));
-        out.push(Command::Persist);
-    }
-
-    fn resume_from_pause(&mut self, at: UnixMillis, reason: &str, out: &mut Vec<Command>) {
-        self.end_pause(at);
-        out.push(Command::Note(EventKind::RolloutResumed, reason.to_owned()));
-        out.push(Command::Persist);
-    }
-
-    fn end_pause(&mut self, at: UnixMillis) {
-        if let Some(paused) = self.record.paused.take() {
-            self.extend(at, paused.since);
-            // The step's own time stood still as well.
-            self.record.since =
-                self.record.since.saturating_add(at.saturating_sub(paused.since.max(self.record.since)));
-            self.progress_at = at;
-        }
-    }
-
     /// Moves the absolute deadline by the time since `since`.
     fn extend(&mut self, at: UnixMillis, since: UnixMillis) {
         self.record.deadline = self.record.deadline.saturating_add(at.saturating_sub(since));
@@ -779,68 +528,6 @@ impl Rollout {
     pub fn cold_at(&self) -> UnixMillis {
         let keep = self.stepped().map(|stepped| stepped.keep_warm.duration()).unwrap_or_default();
         self.after(self.record.since, keep)
-    }
-
-    // === words ===
-
-    /// The current step in words: `step 2 of 5: weight 25 %`.
-    pub fn step_words(&self) -> String {
-        let total = self.stepped().map_or(0, |stepped| stepped.steps.len());
-        let Some(step) = self.step() else {
-            return match self.record.phase {
-                RolloutPhase::Stepping | RolloutPhase::Promoting => "promotion".to_owned(),
-                RolloutPhase::Watching => "watched at all traffic".to_owned(),
-                RolloutPhase::Warm => "in force; the old set is kept".to_owned(),
-            };
-        };
-        let what = match step {
-            RolloutStep::Weight(weight) => format!("weight {weight}"),
-            RolloutStep::Scale(amount) => format!("scale {amount}"),
-            RolloutStep::Pause(PauseStep { duration: Some(length), .. }) => format!("pause {length}"),
-            RolloutStep::Pause(_) => "pause until promoted".to_owned(),
-            RolloutStep::Analysis(analysis) => format!("analysis for at most {}", analysis.duration),
-            RolloutStep::Hook(hook) => hook_words(&hook.name),
-            RolloutStep::Match(matches) if matches.is_empty() => "no matched requests".to_owned(),
-            RolloutStep::Match(_) => "matched requests".to_owned(),
-            RolloutStep::Mirror { share, .. } => format!("mirror {share}"),
-        };
-        let raised = match self.record.raised {
-            Some(raised) => format!(", traffic raised to {raised}"),
-            None => String::new(),
-        };
-        format!("step {} of {total}: {what}{raised}", self.record.step + 1)
-    }
-
-    /// What it waits for, in words.
-    pub fn waits_for(&self, seen: &Seen) -> String {
-        if let Some(paused) = &self.record.paused {
-            return format!("{} to promote or abort ({})", paused.owner, paused.reason);
-        }
-        let wanted = self.canary_wanted(seen.replicas);
-        if seen.available < wanted {
-            return format!("instances of release {}: {} of {wanted} are available", self.record.to, seen.available);
-        }
-        match self.step() {
-            Some(RolloutStep::Pause(PauseStep { duration: Some(length), .. })) => {
-                format!("the pause of {length} to pass")
-            }
-            Some(RolloutStep::Pause(pause)) => {
-                let owner = pause.owner.as_deref().unwrap_or("a person");
-                let then = match pause.on_expiry {
-                    OnExpiry::RollBack => "turned back",
-                    OnExpiry::Promote => "promoted",
-                };
-                format!("{owner} to promote or abort ({then} after {} without a word)", pause.expires)
-            }
-            Some(RolloutStep::Analysis(_)) => match &self.judged {
-                Some((_, reason)) => format!("a verdict ({reason})"),
-                None => "a verdict".to_owned(),
-            },
-            Some(RolloutStep::Hook(hook)) => format!("{} to agree", hook_words(&hook.name)),
-            _ if !seen.routed => "the proxy to take the new routes".to_owned(),
-            _ if self.record.phase == RolloutPhase::Watching => "its time under watch to pass".to_owned(),
-            _ => "nothing".to_owned(),
-        }
     }
 
     fn after(&self, since: UnixMillis, length: Duration) -> UnixMillis {
@@ -862,15 +549,6 @@ fn words(length: Duration) -> String {
     orchestra_model::quantity::Timespan::millis(millis(length)).to_string()
 }
 
-/// A hook by its name, unless that is the one that all have.
-fn hook_words(name: &str) -> String {
-    if name == "hook" { "the hook".to_owned() } else { format!("hook {name}") }
-}
-
-fn hook_time(hook: &Hook) -> Duration {
-    (hook.timeout.duration() + HOOK_PAUSE).saturating_mul(hook.retries.saturating_add(1)) + HOOK_PAUSE
-}
-
 /// Time that a whole rollout may take: what the spec says, and what its steps wait for by themselves.
 pub fn budget(spec: &Spec) -> Duration {
     let timed = |step: &RolloutStep| match step {
@@ -881,9 +559,4 @@ pub fn budget(spec: &Spec) -> Duration {
     };
     let steps = spec.strategy.stepped().map_or(&[][..], |stepped| &stepped.steps);
     spec.deadline.duration() + steps.iter().map(timed).sum::<Duration>()
-}
-
-fn expired(reason: &str, owner: &str) -> Diagnostic {
-    Diagnostic::error(Code::RUN_TIMED_OUT, "nobody decided in time")
-        .note(format!("{reason}; {owner} was to promote or abort"))
 }

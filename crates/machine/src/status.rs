@@ -49,7 +49,7 @@ pub struct RunStatus {
 pub struct ResourceStatus {
     /// Which.
     pub id: ResourceId,
-    /// One word: `ready`, `starting`, `degraded`, `failed`, `stopping`, `waiting`, `completed`, `running`, `present`, `gone`.
+    /// One word: `ready`, `asleep`, `starting`, `degraded`, `failed`, `stopping`, `waiting`, `completed`, `running`, `present`, `gone`.
     pub state: &'static str,
     /// Release it is at, or moves to.
     pub release: Option<ReleaseNumber>,

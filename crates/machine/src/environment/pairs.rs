@@ -107,7 +107,7 @@ impl Environment {
             && workload.pairs.asked.is_some_and(|(number, _)| number == key.number);
         let Some(judge) = workload.judge.as_mut().filter(|_| current) else { return };
         workload.pairs.asked = None;
-        judge.pair(canary, stable);
+        judge.pair(now, canary, stable);
         self.keep_judge_now_and_then(now, &id);
         self.look_at_rollout(now, &id, Event::Look);
         self.changed.insert(id);

@@ -407,7 +407,7 @@ impl Environment {
         };
         self.note(EventKind::Verdict, Some(id.clone()), None, Some(to), format!("{word}: {reason}"));
         if let Some(flag) = flag
-            && self.turn_off(at, id, &flag, &reason)
+            && self.turn_off((now, at), id, &flag, &reason)
         {
             return Event::Look;
         }
@@ -416,7 +416,7 @@ impl Environment {
 
     /// Turns the flag off that a release came with, and judges anew. Whether it was on before: one that is off already
     /// helps nobody.
-    fn turn_off(&mut self, at: UnixMillis, id: &ResourceId, flag: &str, reason: &str) -> bool {
+    fn turn_off(&mut self, (now, at): (Now, UnixMillis), id: &ResourceId, flag: &str, reason: &str) -> bool {
         let Ok(name) = flag.parse::<FlagName>() else { return false };
         if self.record.flag_overrides.contains_key(&name) || !self.flag_is_on(&name) {
             return false;
@@ -424,7 +424,8 @@ impl Environment {
         let Some(workload) = self.workloads.get_mut(id) else { return false };
         let Some(service) = workload.want.as_ref().and_then(|want| want.resource.as_service()) else { return false };
         let Some(release) = workload.rollout.as_ref().map(|rollout| rollout.record().to) else { return false };
-        workload.judge = judge(service, None);
+        // Requests that began with the flag on end, and programs that keep what they were told hear of it.
+        workload.judge = judge(service, None).map(|judge| judge.after_warm_up(now));
         let decision = Override {
             serve: OverrideServe::Off,
             by: OverrideBy::Verdict { release },
@@ -604,10 +605,9 @@ impl Environment {
             Some(words.join("; "))
         };
         let detail = if seen.available < rollout.canary_wanted(seen.replicas) { of_instance() } else { of_judge() };
-        Some(match detail {
-            Some(detail) => format!("{}: {waits}: {detail}", rollout.step_words()),
-            None => format!("{}: {waits}", rollout.step_words()),
-        })
+        let detail = detail.map(|detail| format!(": {detail}")).unwrap_or_default();
+        let surplus = self.surplus_waits_for(id).map(|surplus| format!("; {surplus}")).unwrap_or_default();
+        Some(format!("{}: {waits}{detail}{surplus}", rollout.step_words()))
     }
 }
 

@@ -211,12 +211,18 @@ impl Environment {
         let Resource::Service(service) = &mut resource else { return resource };
         let Some(policy) = service.scale.clone() else { return resource };
         let known = self.record.scaled.get(&id.name).cloned();
-        let next = self.number_for(id, service, &policy, known.as_ref());
+        let mut next = self.number_for(id, service, &policy, known.as_ref());
         service.replicas = next.replicas;
+        let by_hand = next.before.is_some() && self.run().is_some_and(|run| run.state == RunState::Running);
         if let Some(scaling) = self.workloads.get_mut(id).and_then(|workload| workload.scaling.as_mut())
-            && known.as_ref().is_some_and(|known| known.replicas != next.replicas)
+            && let Some(from) = known.as_ref().map(|known| known.replicas).filter(|from| *from != next.replicas)
         {
-            scaling.autoscaler.moved(now, next.replicas);
+            if by_hand {
+                scaling.autoscaler.set_by_hand(now, from, next.replicas);
+            } else {
+                scaling.autoscaler.moved(now, next.replicas);
+            }
+            next.autoscale = scaling.autoscaler.record(now);
         }
         if known.as_ref() != Some(&next) {
             self.record.scaled.insert(id.name.clone(), next);

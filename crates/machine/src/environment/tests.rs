@@ -24,13 +24,20 @@ fn api() -> ResourceId {
     service_id(&"api".parse().unwrap())
 }
 
+fn until_promoted() -> RolloutStep {
+    let expires = Timespan::seconds(1000);
+    let on_expiry = orchestra_model::rollout::OnExpiry::RollBack;
+    RolloutStep::Pause(PauseStep { duration: None, owner: None, expires, on_expiry })
+}
+
+/// In these steps, and the old set is kept for a while after that.
+fn stepped(steps: Vec<RolloutStep>) -> Strategy {
+    Strategy::BlueGreen(Stepped { steps, keep_warm: Timespan::seconds(100), guard: None })
+}
+
 /// Both sets beside each other until a person promotes, and the old one for a while after that.
 fn beside() -> Strategy {
-    let expires = Timespan::seconds(1000);
-    let pause =
-        PauseStep { duration: None, owner: None, expires, on_expiry: orchestra_model::rollout::OnExpiry::RollBack };
-    let stepped = Stepped { steps: vec![RolloutStep::Pause(pause)], keep_warm: Timespan::seconds(100), guard: None };
-    Strategy::BlueGreen(stepped)
+    stepped(vec![until_promoted()])
 }
 
 /// A program.
@@ -399,18 +406,73 @@ fn no_hook_is_asked_about_what_is_turned_back() {
     world.up(&service(1, rolling()));
     let call = HookCall::Webhook { url: "http://127.0.0.1:9".to_owned() };
     let hook = Hook { name: "smoke".to_owned(), call, timeout: Timespan::seconds(5), retries: 3 };
-    let stepped = Stepped {
-        steps: vec![RolloutStep::Scale(Amount::Count(1)), RolloutStep::Hook(hook)],
-        keep_warm: Timespan::seconds(100),
-        guard: None,
-    };
-    world.up(&service(2, Strategy::BlueGreen(stepped)));
+    let steps = vec![RolloutStep::Scale(Amount::Count(1)), RolloutStep::Hook(hook)];
+    world.up(&service(2, stepped(steps)));
     assert_eq!(world.hooks, 1);
     // A server that lives would be asked again; but the first thing that the next one sees is that the release is bad.
     world.processes.last_mut().unwrap().exited = true;
     world.die(0);
     assert_eq!(world.ended(), Some(RunState::Failed));
     assert_eq!(world.hooks, 1);
+}
+
+#[test]
+fn nobody_is_launched_for_a_rollout_that_is_turned_back_in_the_same_moment() {
+    let mut world = World::new();
+    let (mut first, mut second) = (service(1, Strategy::Recreate), service(2, Strategy::Recreate));
+    second.rollout.strategy = stepped(vec![RolloutStep::Scale(Amount::Count(2)), until_promoted()]);
+    second.replicas = 2;
+    // With ports they would wait for the data plane after a recovery.
+    first.ports.clear();
+    second.ports.clear();
+    world.up(&first);
+    world.up(&second);
+    let names = |world: &World| -> Vec<String> {
+        world.processes.iter().map(|process| process.launch.key.instance.to_string()).collect()
+    };
+    let old = "api-r1-2".parse().unwrap();
+    assert!(world.disk.instances.contains_key(&old), "as many of the old release are wanted as of the new one");
+    // The server died before it launched that one, and one of the new ones has exited since.
+    world.processes.retain(|process| process.launch.key.instance != old);
+    let others = names(&world);
+    assert_eq!(others, ["api-r1-1", "api-r2-1", "api-r2-2"]);
+    world.processes[1].exited = true;
+    world.die(0);
+    assert_eq!(world.ended(), Some(RunState::Failed));
+    world.pass(20);
+    assert_eq!(names(&world), others);
+    let left: Vec<String> = world.disk.instances.keys().map(ToString::to_string).collect();
+    assert_eq!(left, ["api-r1-1"]);
+    assert!(!world.processes[0].exited, "it serves");
+}
+
+#[test]
+fn a_step_that_makes_the_new_set_smaller_waits_for_the_old_one() {
+    let mut world = World::new();
+    let mut first = service(1, rolling());
+    (first.replicas, first.restart.budget) = (2, None);
+    world.up(&first);
+    let scale = |count| RolloutStep::Scale(Amount::Count(count));
+    let mut second = service(2, stepped(vec![scale(2), until_promoted(), scale(1), until_promoted()]));
+    second.replicas = 2;
+    world.up(&second);
+    assert!(world.waits_for().starts_with("step 2 of 4"), "{}", world.waits_for());
+    for index in [0, 1] {
+        world.processes[index].exited = true;
+        let key = world.processes[index].launch.key.clone();
+        for event in [ProviderEvent::Exited { exit: Exit::Code(1), message: None }, ProviderEvent::Gone] {
+            world.send(Event::Provider { key: key.clone(), event });
+        }
+    }
+    world.send(Event::Rollout { service: None, command: RolloutCommand::Promote, by: "ada".to_owned() });
+    let words = "enough others to serve; 1 instance of release 2 more than wanted stays until then";
+    assert!(world.waits_for().starts_with("step 4 of 4"), "{}", world.waits_for());
+    assert!(world.waits_for().ends_with(words), "{}", world.waits_for());
+    assert!(!world.said(EventKind::InstanceDraining, "wanted"), "{:?}", world.notes);
+    // The old ones are started again.
+    world.pass(5);
+    assert!(!world.waits_for().contains(words), "{}", world.waits_for());
+    assert!(world.said(EventKind::InstanceDraining, "1 replicas are wanted"), "{:?}", world.notes);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The view of one resource for [`crate::status`].
 
-use orchestra_model::{Now, ResourceId, ResourceKind, record::StepState};
+use orchestra_model::{Now, ResourceId, ResourceKind, desired::Service, record::StepState};
 
 use super::{Environment, is_leaving};
 use crate::{
@@ -127,11 +127,14 @@ impl Environment {
             workload.rollout.as_ref().is_some_and(Rollout::is_over)
                 && workload.set_of(&i.record().launch_digest) == Set::Baseline
         };
+        let may_sleep = |service: &Service| service.scale.as_ref().is_some_and(|scale| scale.min == 0);
         let all_current =
             instances.iter().all(|i| i.record().launch_digest == want.launch_digest || is_leaving(i) || kept(i));
         let failed = instances.iter().any(|i| i.is_failed() && !kept(i));
         status.state = if workload.rollout.as_ref().is_some_and(Rollout::is_frozen) {
             "paused"
+        } else if service.replicas == 0 && instances.is_empty() && may_sleep(service) {
+            "asleep"
         } else if status.ready >= service.replicas && all_current {
             "ready"
         } else if failed && status.ready == 0 {

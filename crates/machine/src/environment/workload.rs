@@ -163,7 +163,7 @@ impl Environment {
         }
         self.bury(id);
         self.refresh_losses(now, id);
-        self.launch_pending(now, id);
+        self.reconciled.insert(id.clone());
         if self.workloads.get(id).is_some_and(|w| w.want.is_none() && w.members.is_empty()) {
             self.workloads.remove(id);
             if id.kind == ResourceKind::Service {
@@ -186,7 +186,8 @@ impl Environment {
             return;
         };
         let members: Vec<Member> = self.members(now, id, service);
-        let mut decision = replacement::decide(self.mode(id, service), service.replicas, &members);
+        let mode = self.mode(id, service);
+        let mut decision = replacement::decide(mode, service.replicas, &members);
         if self.is_to_be_put_back(id) {
             // What is still there of before will be wanted again in a moment.
             decision.retire.retain(|id| !members.iter().any(|m| m.id == *id && m.healthy && m.set != Set::Current));
@@ -194,7 +195,7 @@ impl Environment {
         for retired in decision.retire {
             let current = members.iter().any(|m| m.id == retired && m.set == Set::Current);
             let cause = if current {
-                format!("{} replicas are wanted", service.replicas)
+                format!("{} replicas are wanted", mode.wanted(service.replicas).unwrap_or(service.replicas))
             } else {
                 format!("replaced by release {}", want.release)
             };
@@ -211,7 +212,7 @@ impl Environment {
     }
 
     /// How the instances of a service are replaced now.
-    fn mode(&self, id: &ResourceId, service: &Service) -> Mode {
+    pub(super) fn mode(&self, id: &ResourceId, service: &Service) -> Mode {
         match self.workloads.get(id).and_then(|workload| workload.rollout.as_ref()) {
             Some(rollout) if rollout.keeps_both() && rollout.is_over() => Mode::Keep,
             Some(rollout) if rollout.keeps_both() => Mode::Beside { current: rollout.canary_wanted(service.replicas) },
@@ -323,7 +324,7 @@ impl Environment {
     }
 
     /// Launches what waits and may.
-    fn launch_pending(&mut self, now: Now, id: &ResourceId) {
+    pub(super) fn launch_pending(&mut self, now: Now, id: &ResourceId) {
         let Some(workload) = self.workloads.get(id) else { return };
         let Some(want) = workload.want.clone() else { return };
         let pending: Vec<InstanceId> = workload

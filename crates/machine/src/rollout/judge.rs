@@ -45,6 +45,8 @@ pub struct Judge {
     sources: Sources,
     /// No request of the service is seen: only the sources judge.
     blind: bool,
+    /// What is heard earlier says nothing of what is judged.
+    from: Option<Now>,
 }
 
 /// What outlives a crash.
@@ -69,9 +71,11 @@ struct Memory {
 impl Judge {
     /// Begins. `sticky`: clients, not requests, are assigned at random.
     pub fn new(guard: &Guard, sticky: bool) -> Self {
+        let usual = Settings::default();
         let settings = Settings {
             alpha: f64::from(guard.alpha.get()) / 1000.0,
-            errors: guard.max_errors.map(share),
+            errors: guard.max_errors.map(share).or(usual.errors.filter(|_| guard.errors)),
+            errors_give_way: guard.max_errors.is_none(),
             unit: if sticky { Unit::Session } else { Unit::Request },
             client_cap: guard.per_client,
             min_clients: guard.clients,
@@ -83,7 +87,7 @@ impl Judge {
                 OnInconclusive::PromoteAndWatch => Policy::PromoteAndWatch,
                 OnInconclusive::RollBack => Policy::RollBack,
             },
-            ..Settings::default()
+            ..usual
         };
         let mut memory = Memory {
             analysis: Analysis::new(settings),
@@ -104,7 +108,18 @@ impl Judge {
             sequences: BTreeMap::new(),
             sources: Sources::new(guard),
             blind: false,
+            from: None,
         }
+    }
+
+    /// Judges only what it hears after a warm-up: until then answers come to requests that began before a change.
+    #[must_use]
+    pub fn after_warm_up(self, now: Now) -> Self {
+        Self { from: Some(now + self.guard.warm_up.duration()), ..self }
+    }
+
+    fn is_early(&self, now: Now) -> bool {
+        self.from.is_some_and(|from| now < from)
     }
 
     /// Goes on from what was written down; begins anew if that cannot be read.
@@ -179,7 +194,10 @@ impl Judge {
     }
 
     /// What a pair of synthetic requests was answered.
-    pub fn pair(&mut self, canary: &Result<(), String>, stable: &Result<(), String>) {
+    pub fn pair(&mut self, now: Now, canary: &Result<(), String>, stable: &Result<(), String>) {
+        if self.is_early(now) {
+            return;
+        }
         if let Err(reason) = canary {
             self.memory.probed = Some(reason.clone());
         }
@@ -209,6 +227,9 @@ impl Judge {
             let reports = u32::try_from(report.sequence - expected.unwrap_or_default()).unwrap_or(u32::MAX);
             self.memory.analysis.lost(EVERY.duration().saturating_mul(reports));
         }
+        if self.is_early(now) {
+            return false;
+        }
         self.sources.served(&report.cells);
         let cells = report.cells.iter().map(|it| cell(it, self.guard.errors)).collect();
         let covers = since.min(SILENCE);
@@ -234,7 +255,8 @@ impl Judge {
 
     /// What is to be asked now.
     pub fn due(&self, now: Now) -> Vec<Due> {
-        self.sources.due(now)
+        // Counters begin with what they show when they are first looked at.
+        if self.is_early(now) { Vec::new() } else { self.sources.due(now) }
     }
 
     /// It was asked, with this number, and will be again after `every`.
@@ -249,7 +271,7 @@ impl Judge {
 
     /// When it must be looked at again.
     pub fn deadline(&self) -> Option<Now> {
-        self.sources.deadline()
+        self.sources.deadline().map(|at| self.from.map_or(at, |from| at.max(from)))
     }
 
     /// A metric of a Prometheus server.

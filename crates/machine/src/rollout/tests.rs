@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use orchestra_model::{
     desired::{Restart, Strategy},
     quantity::{Amount, Percent, Timespan},
-    rollout::HookCall,
+    rollout::{HookCall, OnInconclusive},
     traffic::RequestMatch,
 };
 
@@ -223,6 +223,20 @@ fn a_person_pauses_anything_and_a_bad_verdict_still_turns_back() {
 }
 
 #[test]
+fn one_word_ends_a_pause_that_came_while_a_person_was_asked_already() {
+    let mut bench = Bench::new(vec![weight(50), ask(OnExpiry::RollBack), weight(500), ask(OnExpiry::RollBack)]);
+    bench.wait(1);
+    bench.ask(RolloutCommand::Pause);
+    bench.wait(1);
+    bench.ask(RolloutCommand::Promote);
+    bench.look();
+    assert_eq!((bench.weight(), bench.phase()), (500, RolloutPhase::Stepping));
+    // What is asked next is another question.
+    bench.wait(1);
+    assert_eq!(bench.phase(), RolloutPhase::Stepping);
+}
+
+#[test]
 fn a_forgotten_pause_is_turned_back_after_a_day() {
     let mut bench = Bench::new(vec![weight(50), pause(10)]);
     bench.ask(RolloutCommand::Pause);
@@ -283,6 +297,8 @@ fn a_hook_is_asked_again_and_its_last_no_turns_back() {
     let mut bench = Bench::new(vec![hook(1), weight(50), pause(1)]);
     assert_eq!((bench.hooks.clone(), bench.rollout.canary_wanted(4)), (vec![1], 0));
     bench.send(Event::HookDone { call: 1, answer: Err("503".to_owned()) });
+    let waits = bench.rollout.waits_for(&bench.seen());
+    assert!(waits.contains("which it did not (503); it is asked again"), "{waits}");
     bench.wait(10);
     assert_eq!(bench.hooks, [1, 2]);
     // An answer to an earlier call is late.

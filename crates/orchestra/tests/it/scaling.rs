@@ -58,6 +58,7 @@ fn a_service_sleeps_wakes_grows_and_shrinks_and_no_request_fails() {
     env.wait_for("its reason", |status| {
         find(status, "api")["scaling"].to_string().contains("it sleeps until the next request")
     });
+    assert_eq!(api(&env)["state"], "asleep");
     let why = env.ok(&["why", "api"]).text();
     assert!(why.contains("scaled down from 1 to 0: no request for 2s"), "{why}");
     let plan = env.ok(&["plan", "--json"]).json();

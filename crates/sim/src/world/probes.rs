@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use orchestra_machine::{Event, Leaf, ProbeKey, ProbeTarget, Which};
-use orchestra_model::{launch::LaunchKey, quantity::Timespan};
+use orchestra_model::{Now, launch::LaunchKey, quantity::Timespan};
 
 use super::{Item, World};
 
@@ -12,6 +12,9 @@ use super::{Item, World};
 pub struct Prober {
     /// By key.
     pub open: BTreeMap<ProbeKey, Question>,
+    /// When the last answer to a question arrives: they arrive in the order in which they were asked for, because one
+    /// check of a target goes on at a time.
+    answered: BTreeMap<ProbeKey, Now>,
     next: u64,
 }
 
@@ -31,6 +34,7 @@ impl Prober {
 
     pub(crate) fn clear(&mut self) {
         self.open.clear();
+        self.answered.clear();
     }
 }
 
@@ -53,6 +57,9 @@ impl World {
         let passed = self.truth(key.which, &target.launch, &target.leaf);
         let after = self.latency(0, 4);
         let detail = if passed { String::new() } else { "no".to_owned() };
+        let last = self.prober.answered.entry(key.clone()).or_default();
+        *last = (self.now + after).max(*last);
+        let after = last.since(self.now);
         self.tell(after, Event::Probed { key: key.clone(), passed, detail });
         self.push(self.now + every, Item::Ask { epoch, key: key.clone(), generation });
     }

@@ -354,7 +354,7 @@ fn a_request_that_waits_wakes_a_sleeping_service_at_once() {
     world.expect(1);
     world.busy(0, 40);
     world.expect(0);
-    assert_eq!(world.status().state, "ready");
+    assert_eq!(world.status().state, "asleep");
     assert!(world.status().scaling[0].contains("it sleeps until the next request"), "{:?}", world.status().scaling);
     assert_eq!(world.routes[0].hold, Timespan::seconds(60), "whoever asks waits for a cold start");
     assert!(world.routes[0].backends.is_empty());
@@ -364,6 +364,7 @@ fn a_request_that_waits_wakes_a_sleeping_service_at_once() {
     world.expect(1);
     assert_eq!(world.notes.last().unwrap(), "scaled up from 0 to 1: it slept, and a request waits for an instance");
     assert_eq!(world.routes[0].hold, HOLD, "it is ready");
+    assert_eq!(world.status().state, "ready");
     world.busy(4, 20);
     world.expect(2);
 }
@@ -457,10 +458,16 @@ fn a_number_set_by_hand_holds_for_the_window() {
     // Switched off, it rests, whatever there is to do, and through a release.
     world.by_hand(0);
     world.expect(0);
+    let by_hand = "scaled down from 1 to 0: it was set by hand";
+    assert_eq!(world.status().scaling, [by_hand], "not what was decided before");
+    assert_eq!(world.status().state, "ready", "no request wakes it");
+    world.recover();
+    assert!(world.status().scaling.last().unwrap().ends_with(by_hand), "{:?}", world.status().scaling);
     world.busy(50, 60);
     world.up(service(2, Some(in_flight(1, 5))));
     world.expect(0);
-    assert!(world.status().scaling[0].contains("autoscaling rests"), "{:?}", world.status().scaling);
+    let lines = world.status().scaling;
+    assert!(lines[0].contains("autoscaling rests") && lines[1].ends_with(by_hand), "{lines:?}");
     world.by_hand(2);
     world.busy(4, 20);
     world.expect(2);
@@ -479,6 +486,7 @@ fn a_number_that_does_not_come_about_is_taken_back() {
     assert_eq!(world.disk.run.as_ref().unwrap().state, RunState::Failed);
     // Not what the release before it says, but what was in force.
     world.expect(2);
+    assert!(!world.status().scaling.iter().any(|line| line.contains("by hand")), "{:?}", world.status().scaling);
     assert_eq!(world.disk.environment.scaled[&id().name].before, None);
 }
 

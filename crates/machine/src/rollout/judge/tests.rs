@@ -119,6 +119,23 @@ fn a_raise_within_an_analysis_keeps_what_was_gathered() {
 }
 
 #[test]
+fn what_comes_in_the_warm_up_after_a_change_counts_for_nothing() {
+    let guard = Guard { warm_up: Timespan::seconds(10), ..guard() };
+    // A flag was turned off, and answers go on being bad for nine seconds, or for good.
+    for (ends, expected) in [(36, None), (160, Some(VerdictOutcome::Fail))] {
+        let mut judge = Judge::new(&guard, false).after_warm_up(second(0));
+        judge.weighed(Permille::new(200));
+        for n in 0..160 {
+            let canary = cells(n * 2, Arm::Canary, 1, u32::from(n < ends));
+            judge.observe(second(n), &report(n, [canary, cells(n * 2 + 1, Arm::Stable, 4, 0)].concat()));
+            judge.pair(second(n), &if n < ends { Err("HTTP 500".to_owned()) } else { Ok(()) }, &Ok(()));
+            assert!(n >= 40 || judge.verdict(false).is_none());
+        }
+        assert_eq!(judge.verdict(false).map(|(outcome, _)| outcome), expected);
+    }
+}
+
+#[test]
 fn pairs_of_probes_turn_back_alone_and_let_nothing_pass_alone() {
     let path = PairProbe {
         port: "http".parse().unwrap(),
@@ -134,9 +151,9 @@ fn pairs_of_probes_turn_back_alone_and_let_nothing_pass_alone() {
             judge.observe(second(n), &report(n, vec![]));
         }
         if n < 12 {
-            bad.pair(&Err("HTTP 500".to_owned()), &Ok(()));
+            bad.pair(second(n), &Err("HTTP 500".to_owned()), &Ok(()));
         }
-        good.pair(&Ok(()), &Ok(()));
+        good.pair(second(n), &Ok(()), &Ok(()));
     }
     assert_eq!(bad.verdict(false).unwrap().0, VerdictOutcome::Fail);
     assert_eq!(bad.evidence()["probed"], "HTTP 500");
@@ -148,7 +165,23 @@ fn pairs_of_probes_turn_back_alone_and_let_nothing_pass_alone() {
     let mut outage = Judge::new(&guard, false);
     for n in 0..300 {
         outage.observe(second(n), &report(n, vec![]));
-        outage.pair(&Err("HTTP 503".to_owned()), &Err("HTTP 503".to_owned()));
+        outage.pair(second(n), &Err("HTTP 503".to_owned()), &Err("HTTP 503".to_owned()));
     }
     assert_eq!(outage.verdict(false), None);
+}
+
+#[test]
+fn what_has_all_traffic_is_held_to_a_bound_unless_there_is_none_to_hold_it_to() {
+    let of = |errors, max_errors: Option<u16>, sticky| {
+        let guard = Guard { errors, max_errors: max_errors.map(Permille::new), ..guard() };
+        let judge = Judge::new(&guard, sticky);
+        let settings = judge.memory.analysis.settings();
+        settings.errors.map(|bound| ((bound * 1000.0).round(), settings.errors_give_way))
+    };
+    assert_eq!(of(true, None, false), Some((20.0, true)));
+    assert_eq!(of(true, Some(5), false), Some((5.0, false)));
+    assert_eq!(of(false, Some(50), false), Some((50.0, false)));
+    assert_eq!(of(false, None, false), None);
+    assert_eq!(of(true, None, true), None, "how many sessions see an error depends on how long they are");
+    assert_eq!(of(true, Some(5), true), Some((5.0, false)));
 }
