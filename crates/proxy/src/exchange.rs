@@ -19,7 +19,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::upgrade::OnUpgrade;
 use orchestra_model::{desired::Protocol, quantity::Timespan};
 use orchestra_task::TaskKind;
 use tokio::time::Instant;
@@ -41,7 +41,9 @@ pub(crate) mod body;
 pub(crate) mod failure;
 pub(crate) mod headers;
 mod inspect;
+pub(crate) mod interim;
 pub(crate) mod replay;
+pub(crate) mod source;
 mod sse;
 mod tokens;
 
@@ -49,7 +51,9 @@ use body::{Active, ClientConnection, InstanceBody, Passage, Patience, ResponseBo
 use failure::Failure;
 use headers::{Head, Unacceptable};
 use inspect::Inspection;
+use interim::Interim;
 use replay::{Fault, Replay};
+use source::Source;
 
 /// Times that a request is sent on after it was certainly not processed, not counting connections that failed.
 const RESENDS: u32 = 3;
@@ -63,12 +67,13 @@ impl From<Failure> for Failed {
     }
 }
 
-/// Answers a request of a client.
+/// Answers a request of a client, of `stream` if the connection has several.
 pub(crate) async fn answer(
     proxy: &Arc<Proxy>,
     arrival: &Arrival,
     connection: &Arc<ClientConnection>,
-    mut request: Request<Incoming>,
+    stream: u32,
+    mut request: Request<Source>,
 ) -> Response<ResponseBody> {
     let mut active = Active::new(connection, &request);
     let since = Instant::now();
@@ -78,15 +83,16 @@ pub(crate) async fn answer(
         connection.old.store(true, Ordering::Relaxed);
     }
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let interim = Interim::of(&request, connection, stream);
     let result = match headers::prepare(&mut request, arrival) {
         Ok(head) => {
             let body = Replay::new(request.into_body());
             active.carry(body.upload());
-            let mut result = forward(proxy, arrival, head, &body, upgrade).await;
+            let mut result = forward(proxy, arrival, head, &body, upgrade, interim).await;
             match &mut result {
                 // hyper takes trailers whose lines end with LF alone to be longer than others do: what comes behind them
                 // may be a part of them, or a request that its sender takes for one.
-                Ok((response, _)) if connection.h1 && body.has_trailed() => {
+                Ok((response, _)) if connection.h1 && body.may_trail() => {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 Err(_) if connection.h1 => body.linger(&proxy.tree),
@@ -132,6 +138,7 @@ async fn forward(
     head: Head,
     body: &Replay,
     upgrade: Option<OnUpgrade>,
+    mut interim: Interim<'_>,
 ) -> Result<(Response<ResponseBody>, Arc<Series>), Failed> {
     let kind = if head.is_grpc() { Kind::Stream } else { Kind::Request };
     let safe = head.is_idempotent() && body.is_empty();
@@ -177,7 +184,8 @@ async fn forward(
         let late = ticket.deadline(patience).map(|at| Box::pin(tokio::time::sleep_until(at)));
         let sent = tokio::select! {
             biased;
-            sent = ticket.upstream.send(&head, attempt, safe) => sent,
+            // Once fooled by a connection, the next one is looked at closely.
+            sent = ticket.upstream.send(&head, attempt, safe && resends == 0, Some(&mut interim)) => sent,
             () = or_never(late) => {
                 evidence.broken();
                 if body.is_sent() {

@@ -19,7 +19,6 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::Incoming;
 use orchestra_flags::{
     Compiled,
     ofrep::{self, KEEP_ALIVE, KEEP_ALIVE_EVERY, MAX_BODY, Served, Settings},
@@ -33,7 +32,10 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    exchange::body::{Active, ClientConnection, ResponseBody},
+    exchange::{
+        body::{Active, ClientConnection, ResponseBody},
+        source::Source,
+    },
     metrics::{Registry, Series},
     state::{Arrival, Proxy},
     wire::SocketId,
@@ -122,7 +124,7 @@ pub(crate) async fn answer(
     proxy: &Proxy,
     arrival: &Arrival,
     connection: &Arc<ClientConnection>,
-    request: Request<Incoming>,
+    request: Request<Source>,
 ) -> Response<ResponseBody> {
     let mut active = Active::new(connection, &request);
     let since = Instant::now();
@@ -142,7 +144,7 @@ pub(crate) async fn answer(
 async fn respond(
     proxy: &Proxy,
     station: &Station,
-    request: Request<Incoming>,
+    request: Request<Source>,
     active: &mut Active,
 ) -> Response<ResponseBody> {
     let (parts, incoming) = request.into_parts();

@@ -31,6 +31,7 @@ use crate::{
     exchange::{
         self,
         body::{ClientConnection, ResponseBody},
+        source::Source,
     },
     flags,
     state::{Arrival, Proxy},
@@ -225,19 +226,26 @@ struct Answers {
     of_flags: bool,
 }
 
+impl Answers {
+    /// Answers a request, of `stream` if the connection has several.
+    fn answer(&self, request: Request<Source>, stream: u32) -> Answer {
+        let Self { proxy, client, arrival, of_flags } = self.clone();
+        // Two kinds, so that the longer one is no burden on the other.
+        if of_flags {
+            Box::pin(async move { Ok(flags::answer(&proxy, &arrival, &client, request).await) })
+        } else {
+            Box::pin(async move { Ok(exchange::answer(&proxy, &arrival, &client, stream, request).await) })
+        }
+    }
+}
+
 impl hyper::service::Service<Request<Incoming>> for Answers {
     type Response = Response<ResponseBody>;
     type Error = Infallible;
     type Future = Answer;
 
     fn call(&self, request: Request<Incoming>) -> Answer {
-        let Self { proxy, client, arrival, of_flags } = self.clone();
-        // Two kinds, so that the longer one is no burden on the other.
-        if of_flags {
-            Box::pin(async move { Ok(flags::answer(&proxy, &arrival, &client, request).await) })
-        } else {
-            Box::pin(async move { Ok(exchange::answer(&proxy, &arrival, &client, request).await) })
-        }
+        self.answer(Source::h1(request), 0)
     }
 }
 

@@ -158,7 +158,7 @@ pub(crate) fn send(
     proxy.tree.start(TaskKind::Connection, "copy of a request", async move {
         let gauge = series.gauge(false);
         let copied = async {
-            let (response, lease) = upstream.send(&head, body, false).await.ok()?;
+            let (response, lease) = upstream.send(&head, body, false, None).await.ok()?;
             let (parts, mut body) = response.into_parts();
             let mut digest = Digest::default();
             while let Some(frame) = body.frame().await {

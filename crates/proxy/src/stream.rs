@@ -12,7 +12,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf as _, Bytes};
@@ -21,6 +21,10 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
+
+mod interjection;
+
+use interjection::Interjection;
 
 /// Most bytes that are gathered before they are sent.
 const GATHERED: usize = 64 << 10;
@@ -36,6 +40,7 @@ pub(crate) struct Socket {
     flushed: AtomicBool,
     /// What was written and waits for [`Self::poll_push`]; set once gathering began.
     gathered: OnceLock<Mutex<Vec<u8>>>,
+    interjection: Interjection,
 }
 
 impl Socket {
@@ -62,6 +67,11 @@ impl Socket {
         let mut byte = [0];
         let peek = rustix::net::recv(&self.tcp, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT);
         matches!(peek, Err(rustix::io::Errno::WOULDBLOCK))
+    }
+
+    /// Whether the runtime has heard that something arrived, an end among it. Costs no system call, and may be late.
+    pub(crate) fn has_news(&self) -> bool {
+        self.tcp.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
     /// From now on, what is written is gathered until [`Self::poll_push`] is called, which whoever polls the connection
@@ -131,6 +141,31 @@ impl Socket {
         }
     }
 
+    /// Says something between two responses, as soon as that can be.
+    pub(crate) fn interject(&self, bytes: Bytes) {
+        self.interjection.put(bytes);
+    }
+
+    /// Ready when it was said.
+    pub(crate) fn poll_interjected(&self, cx: &Context<'_>) -> Poll<()> {
+        self.interjection.poll(cx)
+    }
+
+    /// What was not said yet is not to be said any more.
+    pub(crate) fn withdraw(&self) {
+        self.interjection.withdraw();
+    }
+
+    /// What is to be written now, be it `between` two responses or because it was begun.
+    pub(crate) fn interjection(&self, between: bool) -> Option<Bytes> {
+        self.interjection.next(between)
+    }
+
+    /// So many bytes of it were written.
+    pub(crate) fn interjected(&self, count: usize) {
+        self.interjection.advance(count);
+    }
+
     /// Ends both directions, for whoever else has the socket.
     pub(crate) fn shut(&self) {
         // Fails for a connection that is gone already.
@@ -175,8 +210,9 @@ pub(crate) struct Stream {
 impl Stream {
     pub(crate) fn new(tcp: TcpStream) -> Self {
         let (read, written, abort) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
-        let (flushed, gathered) = (AtomicBool::new(true), OnceLock::new());
-        Self { socket: Arc::new(Socket { tcp, read, written, abort, flushed, gathered }), prefix: Bytes::new() }
+        let (flushed, gathered, interjection) = (AtomicBool::new(true), OnceLock::new(), Interjection::default());
+        let socket = Socket { tcp, read, written, abort, flushed, gathered, interjection };
+        Self { socket: Arc::new(socket), prefix: Bytes::new() }
     }
 
     /// Connects; `TCP_NODELAY` is set, since whole messages are written at once.

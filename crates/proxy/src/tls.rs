@@ -268,7 +268,7 @@ impl Terminator {
     /// Looks at the files, and reads them if they are not what they were. Blocks.
     fn look(&self) {
         let files = match &self.source {
-            Tls::Files { certificate, key } => Files { certificate, key },
+            Tls::Files { certificate, key, named } => Files { certificate, key, named: named.as_deref() },
             Tls::Development { .. } => {
                 let reason = "the development authority could not issue one; the server's log says why";
                 return self.failed(reason, None);
@@ -299,7 +299,7 @@ impl Terminator {
         // Shown all the same: it is what the user put there, and clients say what is wrong with it.
         loading.problem =
             (until <= now).then(|| format!("the certificate expired on {}", orchestra_model::time::date(until * 1000)));
-        let same = loading.loaded.as_ref().is_some_and(|old| old.facts.fingerprint == loaded.facts.fingerprint);
+        let same = loading.loaded.as_ref().is_some_and(|old| old.is_same(&loaded));
         if same && matches!(*self.state.borrow(), State::Ready(_)) {
             return;
         }

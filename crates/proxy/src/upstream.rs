@@ -17,7 +17,7 @@ use orchestra_model::desired::Protocol;
 use orchestra_task::{TaskKind, TaskTree};
 
 use crate::{
-    exchange::{headers::Head, replay::RequestBody},
+    exchange::{headers::Head, interim::Interim, replay::RequestBody},
     flight::Flight,
     metrics::{RetryKind, Series},
     outlier::Health,
@@ -164,16 +164,18 @@ impl Upstream {
         Self { flight, series, address, protocol, slot, health, pool, tree }
     }
 
-    /// Sends a request. `safe` says that it may be sent again if the connection stays silent.
+    /// Sends a request. `safe` says that it may be sent again if the connection stays silent; `interim` is told what comes
+    /// before the response, as far as the instance speaks HTTP/1.1.
     pub(crate) async fn send(
         &self,
         head: &Head,
         body: RequestBody,
         safe: bool,
+        interim: Option<&mut Interim<'_>>,
     ) -> Result<(Response<Incoming>, Lease), SendError> {
         match &self.pool {
             Pool::H1(pool) => {
-                let (response, lease) = h1::send(self, pool, Outgoing::new(head, body), safe).await?;
+                let (response, lease) = h1::send(self, pool, Outgoing::new(head, body), safe, interim).await?;
                 Ok((response, Lease::H1(lease)))
             }
             Pool::H2(pool) => {

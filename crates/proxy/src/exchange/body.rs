@@ -4,7 +4,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -53,6 +53,8 @@ pub(crate) struct ClientConnection {
     pub(crate) old: AtomicBool,
     /// Since when nothing is asked on it, in milliseconds of [`clock`]; 0 while something is.
     idle: AtomicU64,
+    /// HTTP/2: interim responses to be sent, and on which stream.
+    interims: Mutex<Vec<(u32, Response<()>)>>,
 }
 
 impl ClientConnection {
@@ -65,7 +67,19 @@ impl ClientConnection {
             old: AtomicBool::new(false),
             whole: AtomicBool::new(false),
             idle: AtomicU64::new(0),
+            interims: Mutex::default(),
         }
+    }
+
+    /// HTTP/2: an interim response is to be sent on a stream.
+    pub(crate) fn interim(&self, stream: u32, response: Response<()>) {
+        self.interims.lock().unwrap_or_else(PoisonError::into_inner).push((stream, response));
+    }
+
+    /// Those that are to be sent on this stream.
+    pub(crate) fn interims(&self, stream: u32) -> Vec<Response<()>> {
+        let mut all = self.interims.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extract_if(.., |(of, _)| *of == stream).map(|(_, response)| response).collect()
     }
 
     /// Whether the last request was read to its end, and the response to it sent: then hyper knows nothing of an idle

@@ -23,11 +23,13 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use orchestra_task::{TaskKind, TaskTree};
 use tokio::time::{Instant, Sleep};
 
-use super::headers;
+use super::{
+    headers,
+    source::{Source, SourceError},
+};
 use crate::metrics::Series;
 
 /// Bytes of a body that are kept where nothing else is said.
@@ -91,7 +93,7 @@ pub(crate) enum Fault {
 #[derive(Debug)]
 struct State {
     /// `None` for a copy, which has everything already.
-    source: Option<Incoming>,
+    source: Option<Source>,
     hint: SizeHint,
     kept: Vec<Bytes>,
     /// Bytes that are kept.
@@ -130,7 +132,7 @@ struct State {
 }
 
 impl State {
-    fn new(source: Option<Incoming>, hint: SizeHint) -> Self {
+    fn new(source: Option<Source>, hint: SizeHint) -> Self {
         Self {
             source,
             hint,
@@ -281,7 +283,7 @@ impl Upload {
 }
 
 impl Replay {
-    pub(crate) fn new(source: Incoming) -> Self {
+    pub(crate) fn new(source: Source) -> Self {
         if source.is_end_stream() {
             return Self::Empty;
         }
@@ -298,9 +300,12 @@ impl Replay {
         self.shared().map_or(Some(0), |shared| shared.lock().hint.exact())
     }
 
-    /// Whether trailers came with it.
-    pub(crate) fn has_trailed(&self) -> bool {
-        self.shared().is_some_and(|shared| shared.lock().trailed)
+    /// Whether trailers came with it, or may still come.
+    pub(crate) fn may_trail(&self) -> bool {
+        self.shared().is_some_and(|shared| {
+            let state = shared.lock();
+            state.trailed || !state.ended && state.source.as_ref().is_some_and(Source::may_trail)
+        })
     }
 
     /// From now on the client may send at most so many bytes in all.
@@ -461,7 +466,7 @@ impl Drop for RequestBody {
 pub(crate) enum BodyError {
     /// The client's side failed.
     #[error("the client's request body ended early")]
-    Client(#[source] hyper::Error),
+    Client(#[source] SourceError),
     /// The same, and it was told before.
     #[error("the client's request body ended early")]
     Broken,

@@ -1,20 +1,23 @@
 //! A client's HTTP/2 connection with all its streams, in one task.
 //!
-//! hyper wants a task for each request. Tasks of the runtime are made to run anywhere, and cost accordingly: to start
-//! one, to hand over from it to the connection's and back. The streams of a connection share its socket and its locks
-//! anyhow, so they run within its task: those that are ready have their turn, then what all of them have to say goes out
-//! at once.
+//! Not through hyper, which wants a task for each request and can send no interim responses. The streams of a connection
+//! share its socket and its locks anyhow, so they run within its task: those that are ready have their turn, then what all
+//! of them have to say goes out at once. What one of them does to the connection from within the task is no reason to
+//! look at the task again: see [`bell`].
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use hyper::server::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use h2::{
+    Ping, PingPong, Reason,
+    server::{Builder, Connection as Http2, Handshake},
+};
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -23,58 +26,131 @@ use super::{
 };
 use crate::{exchange::body::ClientConnection, tls::stream::ClientStream};
 
-type Http2 = http2::Connection<TokioIo<ClientStream>, Answers, Begun>;
+mod bell;
+mod exchange;
 
-/// A stream of a connection: a request and its response.
-type Exchange = Pin<Box<dyn Future<Output = ()> + Send>>;
+use bell::Bell;
+use exchange::Exchange;
 
-/// Streams that have begun since they were last looked for.
-#[derive(Clone, Default)]
-struct Begun(Arc<Mutex<Vec<Exchange>>>);
-
-impl Begun {
-    fn list(&self) -> std::sync::MutexGuard<'_, Vec<Exchange>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Begun {
-    fn execute(&self, stream: F) {
-        self.list().push(Box::pin(stream));
-    }
-}
+/// Silence of a client before it is asked whether it is still there …
+const ASK_AFTER: Duration = Duration::from_secs(30);
+/// … and how long it has to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+/// Turns that streams get before the task lets others have theirs.
+const TURNS: u32 = 4;
 
 /// A connection and its streams.
 struct Streams {
-    connection: Pin<Box<Http2>>,
-    begun: Begun,
+    stage: Stage,
+    answers: Answers,
     running: FuturesUnordered<Exchange>,
+    /// Rings when the connection is to be looked at.
+    outer: Bell,
+    /// Rings when a stream is.
+    inner: Bell,
+    ending: bool,
+}
+
+enum Stage {
+    Greeting(Box<Handshake<ClientStream, Bytes>>),
+    Open(Box<Open>),
+}
+
+struct Open {
+    http2: Http2<ClientStream, Bytes>,
+    presence: Presence,
 }
 
 impl Streams {
-    fn run(&mut self, cx: &mut Context<'_>) {
-        while let Poll::Ready(Some(())) = self.running.poll_next_unpin(cx) {}
+    /// Lets the streams have their turn, and the connection after them; ready when it has ended.
+    fn turn(&mut self, cx: &mut Context<'_>, of_streams: &Waker) -> Poll<()> {
+        let open = match &mut self.stage {
+            Stage::Open(open) => open,
+            Stage::Greeting(handshake) => {
+                let Ok(mut http2) = ready!(Pin::new(&mut **handshake).poll(cx)) else { return Poll::Ready(()) };
+                if self.ending {
+                    http2.graceful_shutdown();
+                }
+                let presence = Presence::new(http2.ping_pong().expect("nobody else asks for it"));
+                self.stage = Stage::Open(Box::new(Open { http2, presence }));
+                return self.turn(cx, of_streams);
+            }
+        };
+        for turn in 0..TURNS {
+            self.inner.hush();
+            while let Poll::Ready(Some(())) = self.running.poll_next_unpin(&mut Context::from_waker(of_streams)) {}
+            if turn > 0 && !self.outer.has_rung() {
+                break;
+            }
+            self.outer.hush();
+            let before = self.running.len();
+            // Reads what came, and writes what the streams said.
+            while let Poll::Ready(accepted) = open.http2.poll_accept(cx) {
+                // Whoever is concerned by an error hears of it elsewhere.
+                let Some(Ok((request, respond))) = accepted else { return Poll::Ready(()) };
+                self.running.push(Exchange::new(&self.answers, request, respond));
+            }
+            if self.running.len() == before {
+                break;
+            }
+            self.inner.ring();
+        }
+        if open.presence.poll(cx, &self.answers.client).is_ready() {
+            open.http2.abrupt_shutdown(Reason::NO_ERROR);
+            self.outer.ring();
+        }
+        Poll::Pending
     }
 }
 
 impl Connection for Streams {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.run(cx);
-        // Whoever is concerned by an error hears of it elsewhere.
-        if self.connection.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        let begun = std::mem::take(&mut *self.begun.list());
-        if !begun.is_empty() {
-            self.running.extend(begun);
-            // h2 wakes this task for what they have to say at once.
-            self.run(cx);
-        }
-        Poll::Pending
+        let (of_connection, of_streams) = (self.outer.enter(cx), self.inner.enter(cx));
+        let polled = self.turn(&mut Context::from_waker(&of_connection), &of_streams);
+        self.outer.leave(cx);
+        self.inner.leave(cx);
+        polled
     }
 
     fn graceful_shutdown(&mut self) {
-        self.connection.as_mut().graceful_shutdown();
+        self.ending = true;
+        if let Stage::Open(open) = &mut self.stage {
+            open.http2.graceful_shutdown();
+        }
+    }
+}
+
+/// Whether a client that says nothing is still there.
+struct Presence {
+    pings: PingPong,
+    timer: Pin<Box<Sleep>>,
+    /// Bytes that had arrived when it was last looked at.
+    seen: u64,
+    asked: bool,
+}
+
+impl Presence {
+    fn new(pings: PingPong) -> Self {
+        Self { pings, timer: Box::pin(tokio::time::sleep(ASK_AFTER)), seen: 0, asked: false }
+    }
+
+    /// Ready when it is not.
+    fn poll(&mut self, cx: &mut Context<'_>, client: &ClientConnection) -> Poll<()> {
+        if self.asked && self.pings.poll_pong(cx).is_ready() {
+            self.asked = false;
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let read = client.socket.read();
+            let silent = std::mem::replace(&mut self.seen, read) == read;
+            if silent && self.asked {
+                return Poll::Ready(());
+            }
+            // Refused while an answer is awaited.
+            self.asked |= silent && self.pings.send_ping(Ping::opaque()).is_ok();
+            let wait = if self.asked { ANSWER_WITHIN } else { ASK_AFTER };
+            self.timer.as_mut().reset(Instant::now() + wait);
+        }
+        Poll::Pending
     }
 }
 
@@ -91,19 +167,23 @@ pub(super) async fn serve(
 }
 
 fn begin(stream: ClientStream, answers: Answers) -> Streams {
-    let begun = Begun::default();
-    let mut builder = http2::Builder::new(begun.clone());
+    let mut builder = Builder::new();
     builder
-        .timer(TokioTimer::new())
         .max_concurrent_streams(250)
         .max_header_list_size(64 << 10)
         .max_pending_accept_reset_streams(20)
-        .max_local_error_reset_streams(200)
-        .initial_stream_window_size(256 << 10)
+        .max_local_error_reset_streams(Some(200))
+        .initial_window_size(256 << 10)
         .initial_connection_window_size(1 << 20)
-        .max_send_buf_size(256 << 10)
-        .keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(20));
-    let connection = Box::pin(builder.serve_connection(TokioIo::new(stream), answers));
-    Streams { connection, begun, running: FuturesUnordered::new() }
+        .max_frame_size(16 << 10)
+        .max_send_buffer_size(256 << 10);
+    let stage = Stage::Greeting(Box::new(builder.handshake(stream)));
+    Streams {
+        stage,
+        answers,
+        running: FuturesUnordered::new(),
+        outer: Bell::default(),
+        inner: Bell::default(),
+        ending: false,
+    }
 }

@@ -1,4 +1,4 @@
-//! The pair of files that a certificate comes from: whether they changed, what is in them, and what is made of it.
+//! The files that a certificate comes from: whether they changed, what is in them, and what is made of it.
 
 use std::{
     fs::{self, File},
@@ -13,8 +13,8 @@ use orchestra_model::desired::Protocol;
 use rustls::{
     ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
-    server::NoServerSessionStorage,
-    sign::{CertifiedKey, SingleCertAndKey},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
+    sign::CertifiedKey,
 };
 
 /// Longest file that is read: a chain of a few certificates has some kilobytes.
@@ -27,17 +27,42 @@ static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(aws_l
 pub(super) struct Files<'a> {
     pub(super) certificate: &'a str,
     pub(super) key: &'a str,
+    /// Another pair, in one file, for clients that ask for a name.
+    pub(super) named: Option<&'a str>,
 }
 
-/// What tells a file from another one in its place: device, inode, size, and the times of its last changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp([[i128; 7]; 2]);
+/// What tells each file from another one in its place: device, inode, size, and the times of its last changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stamp(Vec<[i128; 7]>);
 
-/// A pair that belongs together.
+/// A pair that belongs together, or two of them.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    key: Arc<CertifiedKey>,
+    choice: Arc<Choice>,
     pub(super) facts: Facts,
+}
+
+/// Which certificate a client is shown.
+#[derive(Debug)]
+struct Choice {
+    key: Arc<CertifiedKey>,
+    /// For clients that ask for a name.
+    named: Option<Arc<CertifiedKey>>,
+}
+
+impl ResolvesServerCert for Choice {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let named = self.named.as_ref().filter(|_| hello.server_name().is_some());
+        Some(Arc::clone(named.unwrap_or(&self.key)))
+    }
+}
+
+impl Loaded {
+    /// Whether clients are shown the same by both.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let named = |loaded: &Self| loaded.choice.named.as_ref().map(|named| named.cert.clone());
+        self.facts.fingerprint == other.facts.fingerprint && named(self) == named(other)
+    }
 }
 
 impl Files<'_> {
@@ -49,11 +74,22 @@ impl Files<'_> {
             let [a, b, c, d] = times;
             Some([i128::from(meta.dev()), i128::from(meta.ino()), i128::from(meta.size()), a, b, c, d])
         };
-        Some(Stamp([stamp(self.certificate)?, stamp(self.key)?]))
+        [Some(self.certificate), Some(self.key), self.named]
+            .into_iter()
+            .flatten()
+            .map(stamp)
+            .collect::<Option<_>>()
+            .map(Stamp)
     }
 
     /// Reads and checks them. The error is for users.
     pub(super) fn load(self) -> Result<Loaded, String> {
+        let named = self.named.map(|named| Files { certificate: named, key: named, named: None }.pair()).transpose()?;
+        let (key, facts) = self.pair()?;
+        Ok(Loaded { choice: Arc::new(Choice { key, named: named.map(|(key, _)| key) }), facts })
+    }
+
+    fn pair(self) -> Result<(Arc<CertifiedKey>, Facts), String> {
         let certificate = read(self.certificate)?;
         let key = if self.key == self.certificate { certificate.clone() } else { read(self.key)? };
         let pair = Pair::read(&certificate, &key).map_err(|error| match error {
@@ -70,7 +106,7 @@ impl Files<'_> {
             }
             error => format!("{}: {error}", self.key),
         })?;
-        Ok(Loaded { key: Arc::new(key), facts: pair.facts })
+        Ok((Arc::new(key), pair.facts))
     }
 }
 
@@ -94,7 +130,7 @@ pub(super) fn config(loaded: &Loaded, protocol: Protocol) -> Result<Arc<ServerCo
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(failed)?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&loaded.key))));
+        .with_cert_resolver(Arc::clone(&loaded.choice) as Arc<dyn ResolvesServerCert>);
     // Keys of its own: a session of one route or one certificate is not resumed with another.
     config.ticketer = aws_lc_rs::Ticketer::new().map_err(failed)?;
     // With tickets the client remembers, and nothing is kept here.

@@ -75,8 +75,26 @@ impl AsyncRead for ClientStream {
     }
 }
 
+impl ClientStream {
+    /// Writes what is to be said now, be it `between` two responses or because it was begun.
+    fn poll_interjection(&mut self, cx: &mut Context<'_>, between: bool) -> Poll<io::Result<()>> {
+        while let Some(bytes) = self.socket().interjection(between) {
+            let written = match self {
+                Self::Plain(stream) => Pin::new(stream).poll_write(cx, &bytes),
+                Self::Tls(encrypted) => Pin::new(&mut encrypted.tls).poll_write(cx, &bytes),
+            };
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.socket().interjected(count),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl AsyncWrite for ClientStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_interjection(cx, false))?;
         self.socket().flushes(false);
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
@@ -85,10 +103,11 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_interjection(cx, false))?;
         self.socket().flushes(false);
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
@@ -101,6 +120,8 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Whoever flushes has nothing left to write.
+        ready!(self.poll_interjection(cx, true))?;
         match &mut *self {
             Self::Plain(stream) => ready!(Pin::new(stream).poll_flush(cx))?,
             Self::Tls(encrypted) => ready!(Pin::new(&mut encrypted.tls).poll_flush(cx))?,

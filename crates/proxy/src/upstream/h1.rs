@@ -4,7 +4,8 @@
 //! (hyper#2136). Three things keep that from being seen: idle connections are given up after less time than any common
 //! server waits (Node and uvicorn: 5 s), the kernel is asked about a connection before it is used, and what can still be
 //! lost in between is sent again only if that is safe. A request that must not be sent twice takes only a connection
-//! that was in use a moment ago.
+//! that was in use a moment ago. One that may be is spared the question where the connection has just answered: mostly
+//! it is the next of many, and this is a system call for each.
 //!
 //! Written here and not with hyper's client, which gives each connection a task of its own: that is two hand-overs
 //! between tasks per request, and two buffers of 8 KiB per stream that waits for its next event. Here the task of the
@@ -26,7 +27,7 @@ use orchestra_task::{TaskKind, TaskTree};
 use tokio::time::Instant;
 
 use super::{Incoming, SendError, Upstream};
-use crate::{flight::Flight, metrics::RetryKind, stream::Stream};
+use crate::{exchange::interim::Interim, flight::Flight, metrics::RetryKind, stream::Stream};
 
 pub(super) mod body;
 mod request;
@@ -42,6 +43,8 @@ use response::Parsed;
 const IDLE: Duration = Duration::from_secs(4);
 /// The same for a request that must not be sent twice.
 const IDLE_UNSAFE: Duration = Duration::from_millis(500);
+/// Idle for so short a time, a connection is taken for what it was.
+const FRESH: Duration = Duration::from_millis(1);
 /// Idle connections per endpoint.
 const IDLE_LIMIT: usize = 512;
 /// Longest response head.
@@ -91,14 +94,17 @@ impl Pool {
     fn take(&self, safe: bool) -> Option<Stream> {
         let limit = if safe { IDLE } else { IDLE_UNSAFE };
         loop {
-            let stream = {
+            let (stream, age) = {
                 let mut idle = self.idle();
-                if idle.last()?.since.elapsed() >= limit {
+                let age = idle.last()?.since.elapsed();
+                if age >= limit {
                     return None;
                 }
-                idle.pop()?.stream
+                (idle.pop()?.stream, age)
             };
-            if stream.socket().is_quiet() {
+            // Of one that answered a moment ago, what the runtime has heard is enough where a mistake is made good.
+            let trusted = safe && age < FRESH && !stream.socket().has_news();
+            if trusted || stream.socket().is_quiet() {
                 return Some(stream);
             }
         }
@@ -145,6 +151,7 @@ pub(super) async fn send(
     pool: &Arc<Pool>,
     mut outgoing: Outgoing,
     safe: bool,
+    mut interim: Option<&mut Interim<'_>>,
 ) -> Result<(Response<Incoming>, Lease), SendError> {
     loop {
         let (mut stream, reused) = match pool.take(safe) {
@@ -152,7 +159,7 @@ pub(super) async fn send(
             None => (upstream.connect().await.map_err(SendError::Connect)?, false),
         };
         let (read, written) = (stream.socket().read(), stream.socket().written());
-        match exchange(&mut stream, &mut outgoing).await {
+        match exchange(&mut stream, &mut outgoing, interim.as_deref_mut()).await {
             Ok(answer) => {
                 let (flight, tree) = (Arc::clone(&upstream.flight), upstream.tree.clone());
                 let response = answer.response(stream, outgoing, &tree);
@@ -212,11 +219,17 @@ impl Answer {
 }
 
 /// Sends a request until the response begins.
-async fn exchange(stream: &mut Stream, outgoing: &mut Outgoing) -> Result<Answer, Ended> {
+async fn exchange(
+    stream: &mut Stream,
+    outgoing: &mut Outgoing,
+    mut interim: Option<&mut Interim<'_>>,
+) -> Result<Answer, Ended> {
     let mut sent = false;
     // Sending failed; an answer may have arrived all the same.
     let mut failed: Option<std::io::Error> = None;
     let mut head = BytesMut::new();
+    // What arrived behind an interim response.
+    let mut behind = Bytes::new();
     let ended = |text: String| Err(Ended { text, of_client: false });
     poll_fn(|cx| {
         if !sent && failed.is_none() {
@@ -230,7 +243,12 @@ async fn exchange(stream: &mut Stream, outgoing: &mut Outgoing) -> Result<Answer
             }
         }
         loop {
-            let arrived = match std::task::ready!(poll_receive(stream, cx)) {
+            if let Some(interim) = &interim {
+                std::task::ready!(interim.poll_said(cx));
+            }
+            let received =
+                if behind.is_empty() { poll_receive(stream, cx) } else { Poll::Ready(Ok(std::mem::take(&mut behind))) };
+            let arrived = match std::task::ready!(received) {
                 Ok(bytes) if bytes.is_empty() => {
                     let cause = failed.take().map_or_else(
                         || "the connection ended".to_owned(),
@@ -255,27 +273,27 @@ async fn exchange(stream: &mut Stream, outgoing: &mut Outgoing) -> Result<Answer
                 }
                 std::mem::take(&mut head).freeze()
             };
-            // Informational responses (RFC 9110 section 15.2) go before the one that counts.
-            loop {
-                match response::parse(&whole, &outgoing.method) {
-                    Ok(Some(parsed)) => {
-                        let rest = whole.split_off(parsed.length);
-                        let status = parsed.response.status();
-                        if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
-                            whole = rest;
-                            continue;
+            match response::parse(&whole, &outgoing.method) {
+                Ok(Some(parsed)) => {
+                    let rest = whole.split_off(parsed.length);
+                    match parsed.response.status() {
+                        // The proxy did not ask for it: it sends a body or does not.
+                        StatusCode::CONTINUE => behind = rest,
+                        // Interim responses (RFC 9110 section 15.2) go before the one that counts.
+                        status if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS => {
+                            behind = rest;
+                            if let Some(interim) = &mut interim {
+                                interim.say(parsed.response);
+                            }
                         }
-                        return Poll::Ready(Ok(Answer { parsed, rest, sent }));
+                        _ => return Poll::Ready(Ok(Answer { parsed, rest, sent })),
                     }
-                    Ok(None) if whole.len() > MAX_HEAD => {
-                        return Poll::Ready(ended("the head of its response is too long".to_owned()));
-                    }
-                    Ok(None) => {
-                        head = BytesMut::from(&whole[..]);
-                        break;
-                    }
-                    Err(what) => return Poll::Ready(ended(what.to_owned())),
                 }
+                Ok(None) if whole.len() > MAX_HEAD => {
+                    return Poll::Ready(ended("the head of its response is too long".to_owned()));
+                }
+                Ok(None) => head = BytesMut::from(&whole[..]),
+                Err(what) => return Poll::Ready(ended(what.to_owned())),
             }
         }
     })

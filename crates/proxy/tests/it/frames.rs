@@ -527,6 +527,37 @@ async fn who_does_not_begin_as_the_protocol_wants_is_let_go() {
     witness.end().await;
 }
 
+/// h2spec looks for DATA here, which its own request never gets on a port of protocol `grpc`: what the proxy or a program
+/// says of a call that does not exist is a head and nothing more. A response that has DATA shows the same.
+#[tokio::test]
+async fn a_half_closed_stream_takes_priority_and_windows_on_ports_of_all_protocols() {
+    let world = World::new().await;
+    let instances = [Instance::http(|_| async { text("ok") }).await, Instance::h2(|_| async { text("ok") }).await];
+    for (protocol, instance) in [(Protocol::Http, 0), (Protocol::H2c, 1), (Protocol::Grpc, 1)] {
+        let address = world.serve(route("api", protocol, vec![endpoint(1, instances[instance].address)])).await;
+        for between in [vec![], frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 255])] {
+            let mut peer = Peer::silent(address).await;
+            peer.send(PREFACE).await;
+            // No window: the response cannot end before there is one.
+            peer.send(&frame(SETTINGS, 0, 0, &setting(4, 0))).await;
+            peer.send(&get_on(1)).await;
+            peer.send(&between).await;
+            peer.send(&frame(WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes())).await;
+            let mut seen: Vec<(u8, u32, Vec<u8>)> = Vec::new();
+            soon("DATA", async {
+                while !seen.iter().any(|(kind, ..)| *kind == DATA) {
+                    let (kind, _, stream, payload) =
+                        peer.next().await.unwrap_or_else(|| panic!("closed after {seen:?}"));
+                    seen.push((kind, stream, payload));
+                }
+            })
+            .await;
+            assert_eq!(seen.last().unwrap(), &(DATA, 1, b"o".to_vec()), "{protocol:?}: {seen:?}");
+            assert!(!seen.iter().any(|(kind, ..)| [GOAWAY, RST_STREAM].contains(kind)), "{protocol:?}: {seen:?}");
+        }
+    }
+}
+
 /// Resident memory of a process in KiB.
 fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

@@ -9,6 +9,7 @@ mod flip;
 mod frames;
 mod harness;
 mod hold;
+mod interim;
 mod mirror;
 mod policy;
 mod protocols;

@@ -142,6 +142,35 @@ async fn idle_connections_that_the_instance_closed_are_not_used() {
     assert_eq!((seen.load(Ordering::SeqCst), instance.connections() - before), (50, 50));
 }
 
+/// Law: a request that may be sent again is answered, and handled once, however soon it meets the end of a connection.
+#[tokio::test]
+async fn gets_outrun_the_ends_of_connections_unharmed() {
+    const CLIENTS: u32 = 8;
+    const EACH: u32 = 100;
+    let world = World::new().await;
+    let seen = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&seen);
+    let instance = Instance::raw(move |mut tcp| {
+        let count = Arc::clone(&count);
+        async move {
+            if request(&mut tcp).await.is_some() {
+                count.fetch_add(1, Ordering::SeqCst);
+                let _ = tcp.write_all(OK).await;
+            }
+        }
+    })
+    .await;
+    let address = world.serve(route("api", Protocol::Http, vec![endpoint(1, instance.address)])).await;
+    let clients = (0..CLIENTS).map(|client| async move {
+        let mut connection = Client::h1(address).await.unwrap();
+        for index in 0..EACH {
+            assert_eq!(connection.get("/").await.unwrap().status, 200, "{client}: {index}");
+        }
+    });
+    soon("all of them", futures_util::future::join_all(clients)).await;
+    assert_eq!(seen.load(Ordering::SeqCst), CLIENTS * EACH);
+}
+
 /// HTTP/2 by hand: enough to refuse and to go away. `behave` gets the stream and whether it is the first connection.
 async fn h2_instance(refuse: fn(u32) -> Vec<u8>) -> (Instance, Arc<AtomicU32>) {
     let answered = Arc::new(AtomicU32::new(0));

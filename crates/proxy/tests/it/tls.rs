@@ -85,7 +85,7 @@ impl Certificates {
     /// The TLS of a route with these files.
     fn files(&self) -> Tls {
         let text = |path: PathBuf| path.to_str().unwrap().to_owned();
-        Tls::Files { certificate: text(self.path("cert.pem")), key: text(self.path("key.pem")) }
+        Tls::Files { certificate: text(self.path("cert.pem")), key: text(self.path("key.pem")), named: None }
     }
 
     /// What a client makes connections with: trusts the authority, and nobody else.

@@ -61,6 +61,41 @@ async fn a_new_pair_is_shown_to_new_connections_and_old_ones_live_on() {
 }
 
 #[tokio::test]
+async fn clients_that_ask_for_a_name_and_those_that_ask_for_none_are_shown_one_each() {
+    let certificates = Certificates::new();
+    let path = |name: &str| certificates.path(name).display().to_string();
+    let issue = |file: &str, names: &[&str]| {
+        let (certificate, key) = certificates.issue(names);
+        std::fs::write(certificates.path(file), format!("{certificate}{key}")).unwrap();
+    };
+    issue("named.pem", &["localhost"]);
+    issue("addressed.pem", &["localhost", "127.0.0.1"]);
+    let mut world = World::new().await;
+    let instance = Instance::http(|_| async { text("x") }).await;
+    let plain = route("api", Protocol::Http, vec![endpoint(1, instance.address)]);
+    let pair = path("addressed.pem");
+    let tls = Tls::Files { certificate: pair.clone(), key: pair, named: Some(path("named.pem")) };
+    let address = world.serve(secured(plain, tls)).await;
+    let config = certificates.client(&[]);
+    let names = async |name: &str| shown(&connect_as(address, &config, name).await.unwrap());
+    assert_eq!(names("localhost").await, ["localhost"]);
+    assert_eq!(names("127.0.0.1").await, ["localhost", "127.0.0.1"]);
+    // Again, now with what both sides remember of the first time.
+    assert_eq!(names("localhost").await, ["localhost"]);
+    let first = report(&mut world, |report| report.not_after.is_some()).await;
+    assert_eq!(first.names, ["localhost", "127.0.0.1"], "what is reported is the one with everything");
+
+    // Each is taken over when it changes, and a damaged one leaves both as they are.
+    issue("named.pem", &["localhost", "new.test"]);
+    shows(address, &certificates, "new.test").await;
+    std::fs::write(certificates.path("named.pem"), "").unwrap();
+    let told = report(&mut world, |report| report.problem.is_some()).await;
+    assert!(told.problem.unwrap().contains("named.pem: there is no certificate"));
+    assert_eq!(names("new.test").await, ["localhost", "new.test"]);
+    assert_eq!(names("127.0.0.1").await, ["localhost", "127.0.0.1"]);
+}
+
+#[tokio::test]
 async fn a_pair_that_is_no_good_replaces_none_that_is() {
     let certificates = Certificates::new();
     certificates.write(&["localhost", "good.test"]);
@@ -134,7 +169,7 @@ async fn tls_may_come_and_go_without_touching_what_is_open() {
     assert_eq!(before.get("/").await.unwrap().text(), "x");
     assert!(raw(address, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.starts_with("HTTP/1.1 400"));
     // Other files for the same route, and they are no good.
-    let nowhere = Tls::Files { certificate: "/nowhere/cert.pem".into(), key: "/nowhere/key.pem".into() };
+    let nowhere = Tls::Files { certificate: "/nowhere/cert.pem".into(), key: "/nowhere/key.pem".into(), named: None };
     world.serve(secured(plain(), nowhere)).await;
     assert!(connect(address, &certificates.client(&[])).await.is_ok(), "the pair before is kept");
     assert_eq!(world.serve(plain()).await, address);
