@@ -11,7 +11,7 @@
 //! | wealth | a trial | hits when | under the null hypothesis |
 //! |---|---|---|---|
 //! | relative | a bad response at weight below 1 | it is the canary's | `w` |
-//! | absolute | a response of the canary at weight 1 | it is bad | the bound `errors` |
+//! | absolute | a response of the canary at weight 1 | it is bad | `errors`, or what is [`usual`] |
 //! | probes | a pair of which one answer is bad | it is the canary's (sign test) | one half |
 //! | each counter | one increment | it is the canary's | the canary's share of requests |
 //!
@@ -77,6 +77,7 @@ use crate::{
     latency::Bounds,
     observation::{Arm, Bad, Cell, Pair, Tick},
     settings::{Settings, Unit},
+    usual,
     verdict::{ArmEvidence, Evidence, Outcome, ProbeEvidence, Verdict, WeightChange, with_policy},
     wealth::{BETTER, Bets, Wealth, sum_of_logs},
 };
@@ -356,7 +357,7 @@ impl Analysis {
         }
         let (failed, late) = parts.iter().fold((0.0, 0.0), |sum, part| (sum.0 + part.1, sum.1 + part.2));
         let shares = (self.bursts.0.take(covers, failed), self.bursts.1.take(covers, late));
-        let bound = self.settings.errors.unwrap_or_default();
+        let bound = self.bound();
         let mut relative: Vec<Part> = Vec::new();
         let mut absolute: Vec<Part> = Vec::new();
         for (cell, failed, late) in parts {
@@ -405,6 +406,13 @@ impl Analysis {
             Unit::Session if !cold && (cell.requests > 0 || counts > 0) => self.sessions.note(cell.client, counts > 0),
             Unit::Session => (0.0, 0.0),
         }
+    }
+
+    /// The share of bad responses that is asked for at weight 1.
+    fn bound(&self) -> f64 {
+        let bound = self.settings.errors.unwrap_or_default();
+        let usual = || usual::limit(float(self.stable.bad.total()), float(self.stable.requests));
+        if self.settings.errors_give_way { bound.max(usual()) } else { bound }
     }
 
     fn total(&mut self, cell: &Cell, counts: u64) {

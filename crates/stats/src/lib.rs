@@ -17,6 +17,7 @@ pub mod latency;
 pub mod measurement;
 pub mod observation;
 pub mod settings;
+mod usual;
 pub mod verdict;
 pub mod wealth;
 

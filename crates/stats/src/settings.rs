@@ -76,6 +76,10 @@ pub struct Settings {
     /// The share of bad responses (0 to 1) above which the canary fails where there is no stable release to compare
     /// with, that is for responses at weight 1. `None`: no such test.
     pub errors: Option<f64>,
+    /// Whether that bound gives way to what the stable release was seen to do while it had traffic, where that is more.
+    /// Then it is one for requests only: how many sessions see something bad depends on how long they are, and there is no
+    /// bound with [`Unit::Session`].
+    pub errors_give_way: bool,
     /// What counts once.
     pub unit: Unit,
     /// Bad responses of one client that count, on both arms together, per [`Settings::client_window`]. With
@@ -108,6 +112,7 @@ impl Default for Settings {
             beta: 0.05,
             degradation: Degradation::default(),
             errors: Some(0.02),
+            errors_give_way: true,
             unit: Unit::Request,
             client_cap: 2,
             client_window: Duration::from_secs(10),
@@ -141,7 +146,8 @@ impl Settings {
         self.beta = number(self.beta, 1e-9, 0.5, default.beta);
         self.degradation.rate = number(self.degradation.rate, 1e-6, 0.999, default.degradation.rate);
         self.degradation.ratio = number(self.degradation.ratio, 1.01, 1e6, default.degradation.ratio);
-        self.errors = self.errors.map(|bound| number(bound, 1e-6, 0.999, 0.02));
+        let bounded = self.unit == Unit::Request || !self.errors_give_way;
+        self.errors = self.errors.filter(|_| bounded).map(|bound| number(bound, 1e-6, 0.999, 0.02));
         self.failed_burst = number(self.failed_burst, 0.01, 1e6, default.failed_burst);
         self.late_burst = number(self.late_burst, 0.01, 1e6, default.late_burst);
         self.client_cap = self.client_cap.max(1);

@@ -46,7 +46,7 @@ impl Analysis {
         }
         match (most.0, counter) {
             ("absolute", _) => {
-                let bound = percent(self.settings.errors.unwrap_or_default());
+                let bound = percent(self.bound());
                 format!("on the canary {}, above the bound of {bound}; {luck}", arm(&self.canary))
             }
             ("probes", _) => format!(

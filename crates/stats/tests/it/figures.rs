@@ -32,6 +32,18 @@ fn good_releases_are_kept_at_any_traffic() {
 }
 
 #[test]
+fn good_releases_of_a_service_with_many_errors_are_kept_to_the_end() {
+    for (rate, unit) in [(2.0, Unit::Request), (50.0, Unit::Request), (50.0, Unit::Session)] {
+        let mut world = World::steady(rate, 0.2, 0.0);
+        world.bad = (|_| 0.06, |_| 0.06);
+        world.settings.unit = unit;
+        world.steps = vec![(0.2, 300.0), (1.0, 600.0)];
+        let failed = failed(&many(&world, SEED, 60));
+        assert!(failed <= TOLERATED, "{failed} of 60 at {rate}/s, {unit:?}");
+    }
+}
+
+#[test]
 fn a_looser_alpha_does_fail_good_releases() {
     // The bound is no accident of a test that never fails anything.
     let mut world = World::steady(5.0, 0.2, 300.0);

@@ -245,9 +245,37 @@ fn without_a_baseline_the_bound_decides() {
 }
 
 #[test]
+fn the_bound_gives_way_to_what_the_stable_release_did() {
+    let judge = |errors_give_way, bad: u64| {
+        let mut analysis = at_weight(0.5, Settings { errors_give_way, ..Settings::default() });
+        for client in 0..2_000 {
+            let usual = u64::from(client % 20 == 0);
+            let cells = vec![
+                cell(Arm::Stable, client, 0.5, 1, failed(usual)),
+                cell(Arm::Canary, client + 10_000, 0.5, 1, failed(usual)),
+            ];
+            analysis.observe(&tick(cells));
+        }
+        analysis.step(1.0);
+        for client in 20_000..22_000 {
+            analysis.observe(&tick(vec![cell(Arm::Canary, client, 1.0, 1, failed(u64::from(client % 20 < bad)))]));
+        }
+        analysis.verdict(true).map(|it| (it.outcome, it.reason)).expect("over")
+    };
+    assert_ne!(judge(true, 1).0, Outcome::Fail, "one of twenty is usual");
+    let (outcome, reason) = judge(true, 6);
+    assert_eq!(outcome, Outcome::Fail);
+    assert!(reason.contains("above the bound of 6.7 %"), "{reason}");
+    let (outcome, reason) = judge(false, 1);
+    assert_eq!(outcome, Outcome::Fail, "who writes a bound down means it");
+    assert!(reason.contains("above the bound of 2.0 %"), "{reason}");
+}
+
+#[test]
 fn sticky_sessions_are_held_to_the_bound_for_as_long_as_it_takes() {
     let judge = |later: u64| {
-        let mut analysis = at_weight(1.0, Settings { unit: Unit::Session, ..Settings::default() });
+        let settings = Settings { unit: Unit::Session, errors_give_way: false, ..Settings::default() };
+        let mut analysis = at_weight(1.0, settings);
         for session in 0..20_000 {
             let one_in = if session < 15_000 { 200 } else { later };
             let cells = (0..3).map(|_| cell(Arm::Canary, session, 1.0, 2, failed(u64::from(session % one_in == 0))));
