@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use orchestra_model::{
     Desired, Digest, EnvironmentId, Plan, ReleaseNumber, Resource, ResourceId, ResourceKind,
-    desired::{Condition, Dependency},
+    desired::{Condition, Dependency, Service},
     flag::FlagSet,
     plan::{Action, PLAN_FORMAT, PropertyChange, Step, Wait},
     record::ResourceRecord,
@@ -115,7 +115,9 @@ fn decide(
     let renames = renames(&steps, resources, &doomed);
     note_renames(&mut steps, &renames, &kept);
     let renamed = renames.into_iter().map(|(new, old)| (old, new)).collect();
-    steps.extend(deletions(&doomed, &steps, current, desired.is_none(), &renamed));
+    let mut leaving = still_used(&doomed, &steps, current);
+    wait_for_verdicts(&mut leaving, &doomed, &steps, resources);
+    steps.extend(deletions(&doomed, leaving, desired.is_none(), &renamed));
     Ok(Plan {
         format: PLAN_FORMAT,
         environment: environment.clone(),
@@ -295,23 +297,64 @@ fn note_renames(steps: &mut [Step], renames: &BTreeMap<ResourceId, ResourceId>, 
 
 // === deletions ===
 
-fn deletions(
-    doomed: &BTreeMap<&ResourceId, &ResourceRecord>,
+/// What each resource that goes waits for, beside others that go.
+type Leaving<'a> = BTreeMap<&'a ResourceId, BTreeMap<ResourceId, Wait>>;
+
+/// Who stays, but still uses what goes: its own step ends that.
+fn still_used<'a>(
+    doomed: &BTreeMap<&'a ResourceId, &ResourceRecord>,
     steps: &[Step],
     current: &Current,
-    down: bool,
-    renamed: &BTreeMap<ResourceId, ResourceId>,
-) -> Vec<Step> {
-    // Who stays, but still uses what goes: its own step ends that.
-    let mut leaving: BTreeMap<&ResourceId, BTreeMap<ResourceId, Wait>> = BTreeMap::new();
-    if !doomed.is_empty() {
-        for step in steps {
-            let Some(record) = current.resources.get(&step.resource) else { continue };
-            for to in record.depends_on.keys().filter(|to| doomed.contains_key(to)) {
+) -> Leaving<'a> {
+    let mut leaving = Leaving::new();
+    if doomed.is_empty() {
+        return leaving;
+    }
+    for step in steps {
+        let Some(record) = current.resources.get(&step.resource) else { continue };
+        for to in record.depends_on.keys() {
+            if let Some((to, _)) = doomed.get_key_value(to) {
                 leaving.entry(to).or_default().insert(step.resource.clone(), Wait::Until(settled(step.resource.kind)));
             }
         }
     }
+    leaving
+}
+
+/// A service goes after every rollout in steps of its release: should one be turned back, it was never stopped. Not where
+/// a service of the new release wants its port, which it would wait for in vain.
+fn wait_for_verdicts<'a>(
+    leaving: &mut Leaving<'a>,
+    doomed: &BTreeMap<&'a ResourceId, &ResourceRecord>,
+    steps: &[Step],
+    resources: &BTreeMap<ResourceId, Resource>,
+) {
+    let service = |id: &ResourceId| resources.get(id).and_then(Resource::as_service);
+    let in_steps = |step: &&Step| {
+        step.action == Action::Roll && service(&step.resource).is_some_and(|it| it.rollout.strategy.stepped().is_some())
+    };
+    let judged: Vec<&ResourceId> = steps.iter().filter(in_steps).map(|step| &step.resource).collect();
+    if judged.is_empty() {
+        return;
+    }
+    let numbers = |service: &Service| service.ports.values().filter_map(|port| port.port).collect::<Vec<_>>();
+    let wanted: BTreeSet<u16> = resources.values().filter_map(Resource::as_service).flat_map(numbers).collect();
+    for (id, record) in doomed {
+        let Resource::Service(service) = &record.applied else { continue };
+        if numbers(service).iter().any(|number| wanted.contains(number)) {
+            continue;
+        }
+        let waits = leaving.entry(id).or_default();
+        waits.extend(judged.iter().map(|judged| ((*judged).clone(), Wait::Until(Condition::Ready))));
+    }
+}
+
+fn deletions(
+    doomed: &BTreeMap<&ResourceId, &ResourceRecord>,
+    mut leaving: Leaving<'_>,
+    down: bool,
+    renamed: &BTreeMap<ResourceId, ResourceId>,
+) -> Vec<Step> {
     let edges = doomed.iter().map(|(id, record)| (*id, &record.depends_on)).collect();
     graph::deletion_order(&edges)
         .into_iter()

@@ -58,7 +58,7 @@ impl<'n, 'a> Fields<'n, 'a> {
             fields.check_key(report, entry);
         }
         for key in table.all_keys().filter(|key| key.required) {
-            if fields.get(key.name).is_none() {
+            if fields.get(key.name).is_none() && !fields.is_meant(key.name) {
                 let message = || format!("the key `{}` is missing in {}", key.name, table.noun);
                 report.error(Code::MISSING_KEY, at, message, help(format!("add `{}: …`: {}", key.name, key.doc)));
             }
@@ -71,9 +71,24 @@ impl<'n, 'a> Fields<'n, 'a> {
         Self { table, entries: &[], at: Span { source: 0, start: 0, end: 0 } }
     }
 
+    fn is_unknown(&self, entry: &Entry<'_>) -> bool {
+        self.table.key(&entry.key).is_none() && !entry.key.starts_with("x-")
+    }
+
+    /// Whether an unknown key, which is reported, is a misspelling of this one or what others call it.
+    fn is_meant(&self, name: &str) -> bool {
+        let known = || self.table.all_keys().map(|key| key.name);
+        self.entries.iter().filter(|entry| self.is_unknown(entry)).any(|entry| {
+            match tables::workload_habit(self.table, &entry.key) {
+                Some(remedy) => remedy.contains(&format!("`{name}`")),
+                None => nearest(&entry.key, known()) == Some(name),
+            }
+        })
+    }
+
     fn check_key(self, report: &mut Report<'_>, entry: &Entry<'_>) {
         let (table, key) = (self.table, entry.key.as_ref());
-        if table.key(key).is_some() || key.starts_with("x-") {
+        if !self.is_unknown(entry) {
             return;
         }
         if table.later.contains(&key) {
@@ -115,6 +130,10 @@ impl<'n, 'a> Fields<'n, 'a> {
         let check = self.table.one_of.contains(&"http");
         let mut found = self.entries.iter().filter(|entry| self.table.one_of.contains(&entry.key.as_ref()));
         let Some(first) = found.next() else {
+            // An unknown key was reported, and is probably meant.
+            if self.entries.iter().any(|entry| self.is_unknown(entry)) {
+                return None;
+            }
             let noun = self.table.noun;
             let words = self.table.one_of.join(", ");
             report.error(

@@ -118,6 +118,8 @@ struct Parts {
     preview_limit: u32,
 }
 
+/// The environment that is there without being defined: the stack as it is written, on this machine.
+const DEV: &str = "dev";
 /// The beginning of the first source.
 const START: Span = Span { source: 0, start: 0, end: 0 };
 
@@ -147,6 +149,10 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
     let previews = Previews::read(report, &fields);
     let (environment, environments, overlay) = environment(report, &fields, context, &previews);
     let made_from = context.preview.as_ref();
+    // What is made from an environment that nobody defined shares nothing with it: that alone is to be said.
+    let alone = Context { preview: None, ..context.clone() };
+    let is_there = |from: &Name| environments.contains(from) || from.as_str() == DEV;
+    let context = if made_from.is_some_and(|made| !is_there(&made.from)) { &alone } else { context };
 
     let section = |report: &mut Report<'_>, key: &str| -> Option<Rc<Node<'a>>> {
         let base = fields.get(key).map(|entry| &entry.value);
@@ -247,7 +253,7 @@ fn environment<'a>(
         }
     }
     let names: Vec<Name> = found.keys().cloned().collect();
-    let dev: Name = "dev".parse().expect("`dev` is a name");
+    let dev: Name = DEV.parse().expect("`dev` is a name");
     let below = context.preview.as_ref().map(|preview| &preview.from);
     let chosen = match below.or(context.environment.as_ref()) {
         Some(name) => name.clone(),

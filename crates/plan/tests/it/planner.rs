@@ -2,14 +2,17 @@
 
 use orchestra_model::{
     Desired, Plan, Resource,
-    desired::Condition,
+    desired::{Condition, Strategy},
     plan::{Action, Step, Wait},
+    quantity::Timespan,
+    rollout::Stepped,
 };
 use orchestra_plan::{Current, Observation, Options, PlanError, plan};
 use serde_json::json;
 
 use crate::fixture::{
-    applied, apply, depending, desired, environment, job, job_of, rid, service, service_of, stack, url_of, volume,
+    applied, apply, depending, desired, environment, job, job_of, program, rid, service, service_of, stack, url_of,
+    volume,
 };
 
 fn plan_of(current: &Current, desired: &Desired) -> Plan {
@@ -190,6 +193,24 @@ fn what_is_not_in_the_stack_any_more_goes_after_its_dependents_have_left() {
     let delete = step(&plan, "service.api");
     assert_eq!(delete.after, [(rid("service.web"), Wait::Until(Condition::Ready))].into());
     assert_eq!((delete.target.clone(), delete.reasons.len()), (None, 1));
+}
+
+#[test]
+fn a_service_goes_after_the_rollouts_in_steps_of_its_release() {
+    let canary = |port: u16| {
+        let mut to = stack();
+        to.resources.remove(&rid("service.web"));
+        let api = service_of(&mut to, "service.api");
+        api.program = program("./api v2");
+        api.ports.values_mut().next().unwrap().port = Some(port);
+        let stepped = Stepped { steps: Vec::new(), keep_warm: Timespan::default(), guard: None };
+        api.rollout.strategy = Strategy::Canary(stepped);
+        plan_of(&applied(&stack()), &to)
+    };
+    let waits = step(&canary(9090), "service.web").after.clone();
+    assert_eq!(waits, [(rid("service.api"), Wait::Until(Condition::Ready))].into());
+    // The rollout would wait for the port, and what has it for the rollout.
+    assert!(step(&canary(8080), "service.web").after.is_empty());
 }
 
 #[test]

@@ -7,9 +7,11 @@ use orchestra_model::{
     Name,
     autoscale::Autoscale,
     consult::{Exporter, Selector, Token},
+    desired::Protocol,
     diagnostic::Code,
     quantity::Timespan,
     rollout::{Guard, PrometheusMetric, Rollout, RolloutStep},
+    traffic::Permille,
 };
 use orchestra_stats::Condition;
 
@@ -62,19 +64,38 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         Some(Exporter { port: port?.clone(), path: path?, every, timeout })
     }
 
-    /// Warns of an analysis that nothing can be measured for: without ports the data plane sees no request.
+    /// Warns of an analysis that nothing can be measured for: without a port whose requests the data plane reads it sees
+    /// no response, and without any traffic there is none.
     fn warn_of_blind(&mut self, service: &Fields<'n, 'a>, outline: &ServiceOutline<'n, 'a>, rollout: &Rollout) {
-        let Some(stepped) = rollout.strategy.stepped().filter(|_| outline.ports.is_empty() && !outline.broken) else {
+        let Some(stepped) = rollout.strategy.stepped().filter(|_| !outline.broken) else { return };
+        let guard = stepped.guard.as_ref();
+        let Some(entry) = service.get("rollout").filter(|_| guard.is_none_or(|guard| guard.prometheus.is_empty()))
+        else {
             return;
         };
-        let asks = stepped.guard.as_ref().is_some_and(|guard| !guard.prometheus.is_empty());
-        let analysis = stepped.steps.iter().any(|step| matches!(step, RolloutStep::Analysis(_)));
-        let Some(entry) = service.get("rollout").filter(|_| analysis && !asks) else { return };
         let name = &self.workload.name;
-        let message =
-            || format!("`{name}` publishes no port, so an analysis has nothing to judge and ends without a verdict");
-        let remedy = "say whom to ask with `guard: {prometheus: …}`, or write `steps` with `pause` or `hook`";
-        self.report.warning(Code::INVALID_VALUE, entry.key_span, message, help(remedy));
+        let analysis = |step: &RolloutStep| matches!(step, RolloutStep::Analysis(_));
+        if outline.ports.values().all(|port| port.protocol == Protocol::Tcp) {
+            if !stepped.steps.iter().any(analysis) {
+                return;
+            }
+            let none = if outline.ports.is_empty() { "no port" } else { "no port but `tcp`" };
+            let message =
+                || format!("`{name}` publishes {none}, so an analysis has nothing to judge and ends without a verdict");
+            let remedy = "say whom to ask with `guard: {prometheus: …}`, or write `steps` with `pause` or `hook`";
+            self.report.warning(Code::INVALID_VALUE, entry.key_span, message, help(remedy));
+            return;
+        }
+        let before = stepped.steps.iter().take_while(|step| !analysis(step)).count();
+        let served = |step: &RolloutStep| matches!(step, RolloutStep::Weight(weight) if *weight > Permille::ZERO);
+        let asked = guard.is_some_and(|guard| guard.probe.is_some() || guard.raise_to.is_some());
+        if before < stepped.steps.len() && !stepped.steps[..before].iter().any(served) && !asked {
+            let message = || {
+                format!("an analysis comes before the new set of `{name}` has any traffic, and ends without a verdict")
+            };
+            let remedy = "put a step `weight` before it, or `blue_green: {after: [{analysis: 5m}]}`";
+            self.report.warning(Code::INVALID_VALUE, entry.key_span, message, help(remedy));
+        }
     }
 
     /// The port that is named, or the one that is meant; `span` is to blame if there is none.

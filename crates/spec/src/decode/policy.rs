@@ -109,7 +109,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let path = |decoder: &mut Self, entry: &'n Entry<'a>| {
             template::stack_path(decoder.report, decoder.scope, &entry.value, "a certificate")
         };
-        Some(Tls::Files { certificate: path(self, certificate)?, key: path(self, key)? })
+        Some(Tls::Files { certificate: path(self, certificate)?, key: path(self, key)?, named: None })
     }
 
     fn names(&mut self, entry: &'n Entry<'a>) -> Option<BTreeSet<String>> {

@@ -40,12 +40,12 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let strategy = match strategy.map(|entry| (entry.key.as_ref(), entry)) {
             Some(("recreate", entry)) => {
                 if !is_true(&entry.value) {
-                    expected(self.report, &entry.value, "`true`", "");
+                    expected(self.report, &entry.value, "`true`", "write `recreate: true`, or delete it");
                 }
                 Strategy::Recreate
             }
-            Some(("hold", _)) => {
-                let hold = self.section(&rollout, "hold", &tables::HOLD);
+            Some(("hold", entry)) => {
+                let hold = self.strategy(entry, &tables::HOLD);
                 Strategy::Hold {
                     queue: hold.integer(self.report, "queue", 1..=1_000_000),
                     timeout: hold.positive(self.report, "timeout"),
@@ -184,6 +184,10 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
     }
 
     fn step(&mut self, item: &'n Node<'a>) -> Option<RolloutStep> {
+        if item.entries().is_none() {
+            expected(self.report, item, "a step", "write `{weight: 5}`, `{pause: 2m}` or `{analysis: 5m}`");
+            return None;
+        }
         let fields = Fields::read(self.report, item, &tables::STEP, item.span.part(0, 1))?;
         let entry = fields.only(self.report)?;
         let node = entry.value.as_ref();
@@ -196,6 +200,10 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             "analysis" => {
                 if node.entries().is_none() {
                     let duration = timespan(self.report, node)?;
+                    if duration == Timespan::default() {
+                        let message = || "an analysis of no time has nothing to judge".to_owned();
+                        invalid(self.report, node.span, message, "write how long it may take, such as `5m`");
+                    }
                     return Some(RolloutStep::Analysis(AnalysisStep { duration, inconclusive: None }));
                 }
                 let fields = Fields::read(self.report, node, &tables::ANALYSIS, entry.key_span)?;
@@ -227,6 +235,11 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         } else {
             Fields::empty(&tables::PAUSE)
         };
+        if matches!(node.value, Value::Scalar(Scalar::Null, _) | Value::List(_)) {
+            let remedy = "write a time such as `5m`, or `manual` for one that a person ends";
+            expected(self.report, node, "a time to pause", remedy);
+            return None;
+        }
         let duration = if manual || node.entries().is_some() { None } else { Some(timespan(self.report, node)?) };
         Some(PauseStep {
             duration,
@@ -241,14 +254,17 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let way = fields.only(self.report)?;
         let call = if way.key == "url" {
             let url = self.words(way, "an address such as `http://127.0.0.1:9000/gate`")?;
-            if !url.starts_with("http://") && !url.starts_with("https://") {
-                let message = || format!("`{}` cannot be asked", cut(&url));
+            let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+            let message = || format!("`{}` cannot be asked", cut(&url));
+            if rest.is_none() {
                 let remedy = "webhooks are asked over `http://` or `https://`; for anything else write `command: […]`";
                 invalid(self.report, way.value.span, message, remedy);
+            } else if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', ':', '?', '#'])) {
+                invalid(self.report, way.value.span, message, "name a host: `http://127.0.0.1:9000/gate`");
             }
             HookCall::Webhook { url }
         } else {
-            HookCall::Command(self.words_list(way, "a list with the program and its arguments"))
+            HookCall::Command(self.words_list(way)?)
         };
         if matches!(&call, HookCall::Command(command) if command.is_empty()) {
             invalid(self.report, way.value.span, || "the command is empty".to_owned(), "name a program");
@@ -268,8 +284,9 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         };
         let read = items.iter().filter_map(|item| {
             let fields = Fields::read(self.report, item, &tables::MATCH, item.span.part(0, 1))?;
-            let headers = fields.get("headers").map(|entry| self.pairs(entry)).unwrap_or_default();
-            let cookies = fields.get("cookies").map(|entry| self.pairs(entry)).unwrap_or_default();
+            let headers = fields.get("headers").map(|entry| self.asked_of(entry, "a header field"));
+            let cookies = fields.get("cookies").map(|entry| self.asked_of(entry, "a cookie"));
+            let (headers, cookies) = (headers.unwrap_or_default(), cookies.unwrap_or_default());
             if headers.is_empty() && cookies.is_empty() {
                 let message = || "a match without a condition would take every request".to_owned();
                 invalid(self.report, item.span, message, "add `headers` or `cookies`, or set a `weight`");
@@ -278,6 +295,26 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             Some(RequestMatch { headers, cookies })
         });
         Some(read.collect())
+    }
+
+    /// Names and values of header fields or cookies. What no request can carry would never match.
+    fn asked_of(&mut self, entry: &Entry<'_>, of: &str) -> BTreeMap<String, String> {
+        let pairs = self.pairs(entry);
+        for pair in entry.value.entries().unwrap_or_default() {
+            let name = pair.key.as_ref();
+            let Some(value) = pairs.get(name) else { continue };
+            if !is_token(name) {
+                let message = || format!("`{}` cannot be the name of {of}", cut(name));
+                let remedy = "letters, digits and any of `!#$%&'*+-.^_`|~`";
+                invalid(self.report, pair.key_span, message, remedy);
+            }
+            if value.chars().any(char::is_control) || value.trim() != value {
+                let message = || format!("no request carries `{}` as the value of {of}", cut(value).escape_debug());
+                let remedy = "write it without control characters, and without blanks at its ends";
+                invalid(self.report, pair.value.span, message, remedy);
+            }
+        }
+        pairs
     }
 
     fn guard(&mut self, entry: Option<&'n Entry<'a>>) -> Guard {
@@ -302,6 +339,12 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                 "write at most `50%`: there each response says most about the difference",
             );
         }
+        let max_errors = share(self.report, "max_errors");
+        if max_errors == Some(Permille::ZERO) {
+            let span = fields.get("max_errors").map_or(fields.at, |entry| entry.value.span);
+            let message = || "`max_errors` cannot be 0 %: one bad response among any number would fail".to_owned();
+            invalid(self.report, span, message, "write at least `0.1%`");
+        }
         let probe = fields.get("probe").and_then(|entry| self.pair_probe(entry));
         let optional = |report: &mut Report<'_>, key: &str| {
             fields.get(key).and_then(|entry| timespan(report, &entry.value)).filter(|span| *span != Timespan::default())
@@ -309,7 +352,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         Guard {
             alpha,
             errors: fields.choice(self.report, "errors", &[("auto", true), ("off", false)]),
-            max_errors: share(self.report, "max_errors"),
+            max_errors,
             latency: fields.get("latency").and_then(|entry| self.latency(entry)),
             first_byte: optional(self.report, "first_byte"),
             first_token: optional(self.report, "first_token"),
@@ -330,6 +373,11 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let name = self.words(entry, "the name of a flag")?;
         if !self.scope.flags.contains(&name) {
             let message = || format!("there is no flag `{}`", cut(&name));
+            if self.scope.flags.is_empty() {
+                let remedy = help(format!("define it at the top of the file: `flags: {{{}: true}}`", cut(&name)));
+                self.report.error(Code::UNKNOWN_REFERENCE, entry.value.span, message, remedy);
+                return Some(name);
+            }
             let known = self.scope.flags.iter().map(String::as_str);
             unknown(self.report, entry.value.span, message, known, &name);
         }
@@ -355,16 +403,18 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         without_nul(self.report, &entry.value, words).then(|| words.to_owned())
     }
 
-    fn words_list(&mut self, entry: &Entry<'_>, what: &str) -> Vec<String> {
+    /// A program with its arguments; `None` if it is no list.
+    fn words_list(&mut self, entry: &Entry<'_>) -> Option<Vec<String>> {
         let Value::List(items) = &entry.value.value else {
-            expected(self.report, &entry.value, what, "");
-            return Vec::new();
+            let remedy = "write `[./check, --strict]`; what a shell is to read is `[/bin/sh, -c, \"…\"]`";
+            expected(self.report, &entry.value, "a list with the program and its arguments", remedy);
+            return None;
         };
         let read = items.iter().filter_map(|item| {
             let words = text(self.report, item, "a text")?;
             without_nul(self.report, item, words).then(|| words.to_owned())
         });
-        read.collect()
+        Some(read.collect())
     }
 
     pub(super) fn pairs(&mut self, entry: &Entry<'_>) -> BTreeMap<String, String> {
@@ -375,6 +425,12 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let read = entries.iter().filter_map(|pair| Some((pair.key.clone().into_owned(), self.words(pair, "a text")?)));
         read.collect()
     }
+}
+
+/// Whether it is a token of RFC 9110 5.6.2, as names of header fields and cookies are.
+fn is_token(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty() && name.bytes().all(allowed)
 }
 
 fn is_true(node: &Node<'_>) -> bool {

@@ -19,7 +19,7 @@ pub(crate) static ROLLOUT: Table = Table {
     keys: &[&[
         Key::new("rolling", Shape::Table(&ROLLING), "A few at a time, each new one ready before an old one leaves."),
         Key::new("recreate", Shape::True, "All old ones are gone before the first new one starts."),
-        Key::new("hold", Shape::Table(&HOLD), "As `recreate`, while requests wait for the new ones."),
+        Key::new("hold", Shape::Any(&[Shape::True, Shape::Table(&HOLD)]), "As `recreate`, while requests wait for the new ones."),
         Key::new("canary", Shape::Any(&[Shape::True, Shape::Table(&CANARY)]), "Beside the old ones, with a growing share of the traffic."),
         Key::new("blue_green", Shape::Any(&[Shape::True, Shape::Table(&BLUE_GREEN)]), "A full second set, switched at once."),
         Key::new("guard", Shape::Table(&GUARD), "What turns a canary or blue-green rollout back by itself.")
@@ -266,8 +266,13 @@ pub(crate) static GUARD: Table = Table {
             "Compare server errors and broken responses with the old set's.",
         )
         .default("auto"),
-        Key::new("max_errors", Shape::Weight, "More bad responses than this share fail, whatever the old set does.")
-            .default("none"),
+        Key::new(
+            "max_errors",
+            Shape::Weight,
+            "With all traffic, where no old set is left to compare with, more bad responses than this share fail.",
+        )
+        .default("2%, or what the old set was seen to do if that is more; none with `errors: off` or `sticky`")
+        .from(OURS),
         Key::new(
             "latency",
             Shape::Any(&[Shape::Choice(LATENCY_WORDS), Shape::Duration, Shape::Table(&LATENCY)]),

@@ -182,8 +182,17 @@ fn an_analysis_that_nothing_is_measured_for_is_worth_a_warning() {
     };
     let blind = warnings("rollout: {canary: true}");
     assert!(blind.len() == 1 && blind[0].contains("publishes no port"), "{blind:?}");
+    let blind = warnings("ports: {tcp: auto}, rollout: {canary: true}");
+    assert!(blind.len() == 1 && blind[0].contains("no port but `tcp`"), "{blind:?}");
+    for untried in ["canary: {steps: [{analysis: 1m}, {weight: 5}]}", "blue_green: {before: [{analysis: 1m}]}"] {
+        let found = warnings(&format!("ports: {{http: auto}}, rollout: {{{untried}}}"));
+        assert!(found.len() == 1 && found[0].contains("before the new set of `worker` has any traffic"), "{found:?}");
+    }
     for seen in [
         "ports: {http: auto}, rollout: {canary: true}",
+        "ports: {http: auto, tcp: auto}, rollout: {canary: true}",
+        "ports: {http: auto}, rollout: {blue_green: {after: [{analysis: 1m}]}}",
+        "ports: {http: auto}, rollout: {canary: {steps: [{analysis: 1m}]}, guard: {probe: /ready}}",
         "rollout: {canary: {steps: [{weight: 50}, {pause: 1m}]}}",
         "rollout: {blue_green: true}",
         "rollout: {canary: true, guard: {prometheus: {address: 'http://p', query: up, success: result > 0}}}",

@@ -141,7 +141,7 @@ fn a_guard_names_a_flag_of_the_stack() {
     for (flags, help) in [
         ("flags: {new-editor: true}\n", Some("did you mean `new-editor`?")),
         ("flags: {something-else: true}\n", Some("known are: something-else")),
-        ("", None),
+        ("", Some("define it at the top of the file: `flags: {new-editr: true}`")),
     ] {
         let errors = found(flags).unwrap_err();
         assert_eq!(errors.len(), 1, "{errors:#?}");

@@ -57,7 +57,7 @@ fn what_is_off_is_off() {
 
 #[test]
 fn certificates_are_found_beside_the_stack_file_and_names_are_lower_case() {
-    let Some(Tls::Files { certificate, key }) = port("{tls: {certificate: tls/a.crt, key: /etc/a.key}}").policy.tls
+    let Some(Tls::Files { certificate, key, .. }) = port("{tls: {certificate: tls/a.crt, key: /etc/a.key}}").policy.tls
     else {
         panic!("files")
     };

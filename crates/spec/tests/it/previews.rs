@@ -124,6 +124,8 @@ fn what_does_not_fit_is_refused_with_its_place() {
     assert_eq!(refused("production", "dev", base()), [(Code::PREVIEW, 29)]);
     assert_eq!(refused("dev", "production", base()), [(Code::PREVIEW, 1)]);
     assert_eq!(refused("preview-42", "produktion", base()), [(Code::UNKNOWN_ENVIRONMENT, 28)]);
+    // Nothing of it runs, and that is not the trouble.
+    assert_eq!(refused("preview-42", "produktion", BTreeMap::new()), [(Code::UNKNOWN_ENVIRONMENT, 28)]);
 
     let check = "preview: shared\n  api:\n    health: {ready: {dependency: db}}";
     let text = text.replace("preview: shared\n  api:", check);

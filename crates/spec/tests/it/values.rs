@@ -265,3 +265,14 @@ fn a_volume_may_share_the_name_of_a_service() {
             .any(|resource| matches!(resource, Resource::Volume(volume) if volume.managed))
     );
 }
+
+#[test]
+fn a_strategy_that_is_just_true_has_its_defaults() {
+    for strategy in ["hold", "canary", "blue_green"] {
+        let of = |value: &str| {
+            let service = format!("{{command: [./a], ports: {{http: auto}}, rollout: {{{strategy}: {value}}}}}");
+            loaded(&format!("version: 1\nname: demo\nservices: {{a: {service}}}\n")).desired
+        };
+        assert_eq!(of("true"), of("{}"), "{strategy}");
+    }
+}
