@@ -123,8 +123,8 @@ impl Authority {
         &self.facts
     }
 
-    /// Issues a certificate for these names and addresses, `localhost` and the loopback addresses. What the authority
-    /// cannot vouch for is left out. Returns the certificate and its key in one PEM text.
+    /// Issues a certificate for these names and `localhost`, and for these addresses. What the authority cannot vouch
+    /// for is left out. Returns the certificate and its key in one PEM text.
     ///
     /// # Errors
     /// [`AuthorityError::Make`]
@@ -132,7 +132,7 @@ impl Authority {
         &self,
         subject: &str,
         names: impl IntoIterator<Item = &'a str>,
-        address: Option<IpAddr>,
+        addresses: &[IpAddr],
         now: SystemTime,
     ) -> Result<String, AuthorityError> {
         let key = KeyPair::generate().map_err(AuthorityError::Make)?;
@@ -147,7 +147,8 @@ impl Authority {
         for name in wanted_names(names) {
             params.subject_alt_names.push(SanType::DnsName(Ia5String::try_from(name).map_err(AuthorityError::Make)?));
         }
-        params.subject_alt_names.extend(wanted_addresses(address).into_iter().map(SanType::IpAddress));
+        let addresses = addresses.iter().copied().filter(|ip| permitted_address(*ip));
+        params.subject_alt_names.extend(addresses.map(SanType::IpAddress));
         let certificate = params.signed_by(&key, &self.issuer).map_err(AuthorityError::Make)?;
         Ok(format!("{}{}", certificate.pem(), key.serialize_pem()))
     }
@@ -171,9 +172,9 @@ pub(crate) fn wanted_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<
 }
 
 /// Addresses of a certificate, loopback first.
-pub(crate) fn wanted_addresses(listen: Option<IpAddr>) -> Vec<IpAddr> {
+pub(crate) fn wanted_addresses(listen: IpAddr) -> Vec<IpAddr> {
     let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1_u16])];
-    let further = listen.filter(|ip| permitted_address(*ip) && !loopback.contains(ip));
+    let further = Some(listen).filter(|ip| permitted_address(*ip) && !loopback.contains(ip));
     loopback.into_iter().chain(further).collect()
 }
 

@@ -22,7 +22,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::{
     authority::Authority,
-    issued::{self, ensure},
+    issued::{self, For, ensure},
 };
 
 /// How often everything that was issued is looked at. A machine that slept makes up for it at the next look.
@@ -93,10 +93,11 @@ impl Shared {
         let authority = self.authority.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(authority) = &*authority else { return false };
         let mut all = true;
-        for (route, Wanted { names, listen }) in &wanted {
-            match ensure(authority, &self.home, route, names, *listen, SystemTime::now()) {
+        let each = wanted.iter().flat_map(|wanted| For::ALL.map(|whom| (wanted, whom)));
+        for ((route, Wanted { names, listen }), whom) in each {
+            match ensure(authority, &self.home, (route, whom), names, *listen, SystemTime::now()) {
                 Ok(false) => {}
-                Ok(true) => tracing::info!(%route, "a development certificate was issued"),
+                Ok(true) => tracing::info!(%route, ?whom, "a development certificate was issued"),
                 Err(error) => {
                     all = false;
                     let cause = std::error::Error::source(&error).map(ToString::to_string);
@@ -128,11 +129,14 @@ impl Shared {
         for route in &mut table.routes {
             let Some(Tls::Development { names }) = &route.policy.tls else { continue };
             wanted.insert(route.id.clone(), Wanted { names: names.clone(), listen: route.listen.ip() });
-            let path = issued::path(&self.home, &route.id);
-            // The server starts only in a state directory with a name in UTF-8.
-            let text = path.to_string_lossy().into_owned();
-            used.insert(path);
-            route.policy.tls = Some(Tls::Files { certificate: text.clone(), key: text });
+            let [named, addressed] = For::ALL.map(|whom| {
+                let path = issued::path(&self.home, &route.id, whom);
+                // The server starts only in a state directory with a name in UTF-8.
+                let text = path.to_string_lossy().into_owned();
+                used.insert(path);
+                text
+            });
+            route.policy.tls = Some(Tls::Files { certificate: addressed.clone(), key: addressed, named: Some(named) });
         }
         *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
         if !self.issue() {

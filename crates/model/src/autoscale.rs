@@ -231,6 +231,8 @@ pub enum ScaleReason {
     AboveMax,
     /// There were fewer than `min`.
     BelowMin,
+    /// Somebody set the number.
+    ByHand,
     /// Somebody set the number to 0 though `min` is more: nothing moves until it is raised.
     Resting,
     /// No metric is available.
@@ -416,6 +418,7 @@ impl ScaleDecision {
             ScaleReason::Metrics => self.by_metrics(f),
             ScaleReason::AboveMax => f.write_str("that is more than `max`"),
             ScaleReason::BelowMin => f.write_str("that is less than `min`"),
+            ScaleReason::ByHand => f.write_str("it was set by hand"),
             ScaleReason::Resting => f.write_str("it was set to 0, and autoscaling rests until it is raised"),
             ScaleReason::NoMetrics => {
                 f.write_str("no metric is available")?;

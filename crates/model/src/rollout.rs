@@ -208,7 +208,7 @@ pub struct Guard {
     pub alpha: Permille,
     /// Compare server errors and broken responses with those of the old set.
     pub errors: bool,
-    /// Bad responses beyond this share fail, whatever the old set does.
+    /// With all traffic, where no old set is left to compare with, more bad responses than this share fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_errors: Option<Permille>,
     /// What makes a response slow as a whole.

@@ -68,6 +68,10 @@ pub enum Tls {
         certificate: String,
         /// Absolute path of the key.
         key: String,
+        /// Absolute path of another certificate, with its key, for clients that ask for a name in their first message (RFC
+        /// 6066 section 3). A proxy that does not know of it shows the one above to all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        named: Option<String>,
     },
     /// Issued by the development authority of this machine (`orchestra tls trust`) for these names and `localhost`.
     Development {

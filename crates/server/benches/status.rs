@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,46 +15,14 @@ use http_body_util::BodyExt;
 use orchestra_api::Transport;
 use orchestra_engine::{Clock, ControlPlane, Options, RunRequest, StackSource};
 use orchestra_machine::Settings;
-use orchestra_model::{
-    EventKind,
-    quantity::Timespan,
-    route::{Ejection, EndpointKey, RouteTable},
-};
-use orchestra_provider::{
-    Applied, BoxFuture, DataPlane, DataPlaneError, DataPlaneEvent,
-    fake::{FakeProvider, FakeWorld},
-};
+use orchestra_model::{EventKind, quantity::Timespan};
+use orchestra_provider::fake::{FakeProvider, FakeWorld, NoRoutes};
 use orchestra_server::{Backend, Facts, InProcess, router};
 use orchestra_store::Store;
 use orchestra_task::TaskTree;
-use tokio::sync::mpsc;
 
 const SERVICES: usize = 10_000;
 const LOOKS: u32 = 30;
-
-/// A data plane without routes: the services here publish none.
-struct NoRoutes(
-    Mutex<Option<mpsc::Receiver<DataPlaneEvent>>>,
-    #[expect(dead_code, reason = "it keeps the channel open")] mpsc::Sender<DataPlaneEvent>,
-);
-
-impl DataPlane for NoRoutes {
-    fn apply(&self, table: RouteTable) -> BoxFuture<'_, Result<Applied, DataPlaneError>> {
-        Box::pin(async move { Ok(Applied { version: table.version, addresses: BTreeMap::new() }) })
-    }
-    fn cut(&self, _: EndpointKey) -> BoxFuture<'_, Result<(), DataPlaneError>> {
-        Box::pin(async { Ok(()) })
-    }
-    fn metrics(&self) -> BoxFuture<'_, Result<String, DataPlaneError>> {
-        Box::pin(async { Ok(String::new()) })
-    }
-    fn ejected(&self) -> BoxFuture<'_, Result<Vec<Ejection>, DataPlaneError>> {
-        Box::pin(async { Ok(Vec::new()) })
-    }
-    fn take_events(&self) -> Option<mpsc::Receiver<DataPlaneEvent>> {
-        self.0.lock().expect("not poisoned").take()
-    }
-}
 
 fn stack() -> String {
     let mut text = "version: 1\nname: large\nservices:\n".to_owned();
@@ -73,7 +41,6 @@ fn cpu_time() -> Duration {
 }
 
 async fn up(home: &std::path::Path, tree: &TaskTree) -> ControlPlane {
-    let (sender, receiver) = mpsc::channel(1);
     let settings = Settings {
         seed: 1,
         ports: (20_000, 30_000),
@@ -87,7 +54,7 @@ async fn up(home: &std::path::Path, tree: &TaskTree) -> ControlPlane {
     let control = ControlPlane::open(Options {
         store: Store::open(home, Clock::wall).expect("a fresh state directory"),
         provider: Arc::new(FakeProvider::open(&Arc::new(FakeWorld::default()), tree.clone())),
-        data_plane: Arc::new(NoRoutes(Mutex::new(Some(receiver)), sender)),
+        data_plane: Arc::new(NoRoutes::default()),
         tree: tree.clone(),
         settings,
         volumes: "/bench/volumes".to_owned(),

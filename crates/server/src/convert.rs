@@ -82,6 +82,7 @@ fn health(seen: Option<&(Verdict, String)>) -> Option<HealthStatus> {
 fn service_state(resource: &ResourceStatus) -> ServiceState {
     match resource.state {
         "ready" => ServiceState::Ready,
+        "asleep" => ServiceState::Asleep,
         "starting" => ServiceState::Starting,
         "rolling" => ServiceState::Rolling,
         "paused" => ServiceState::Paused,
@@ -92,6 +93,11 @@ fn service_state(resource: &ResourceStatus) -> ServiceState {
         "gone" => ServiceState::Stopped,
         _ => ServiceState::Waiting,
     }
+}
+
+/// Whether it is as it should be; one that sleeps is.
+fn is_well(resource: &ResourceStatus) -> bool {
+    matches!(resource.state, "ready" | "asleep")
 }
 
 fn rollout(seen: &orchestra_machine::status::RolloutStatus) -> RolloutStatus {
@@ -127,9 +133,7 @@ fn environment_health(view: &View) -> EnvironmentHealth {
         EnvironmentHealth::Changing
     } else if view.status.stable.is_none() && resources.iter().all(|r| r.instances.is_empty()) {
         EnvironmentHealth::Down
-    } else if view.trouble.is_none()
-        && resources.iter().filter(|r| r.id.kind == ResourceKind::Service).all(|r| r.state == "ready")
-    {
+    } else if view.trouble.is_none() && resources.iter().filter(|r| r.id.kind == ResourceKind::Service).all(is_well) {
         EnvironmentHealth::Ready
     } else {
         EnvironmentHealth::Degraded
@@ -147,7 +151,7 @@ pub(crate) fn summary(view: &View) -> EnvironmentSummary {
         source: view.record.source.clone(),
         health: environment_health(view),
         release: view.status.stable,
-        ready: count(services().filter(|r| r.state == "ready").count()),
+        ready: count(services().filter(|r| is_well(r)).count()),
         services: count(services().count()),
         run: run(view),
     }
@@ -199,7 +203,7 @@ pub(crate) fn status(view: &View) -> EnvironmentStatus {
                 rollout: resource.rollout.as_ref().map(rollout),
                 traffic_paused: view.record.paused.get(&resource.id.name).cloned(),
                 scaling: resource.scaling.clone(),
-                problem: (resource.state != "ready").then(|| problem(resource)).flatten(),
+                problem: (!is_well(resource)).then(|| problem(resource)).flatten(),
                 instances,
             }),
             ResourceKind::Job => status.jobs.push(JobStatus {

@@ -22,7 +22,8 @@ fn what_it_issues_is_valid_for_its_names_and_addresses() {
     let now = SystemTime::now();
     let authority = Authority::open(home.path(), now).unwrap();
     let names = ["app.localhost", "*.preview.test", "example.com", "localhost"];
-    let leaf = authority.issue("a service", names, Some("192.168.7.7".parse().unwrap()), now).unwrap();
+    let addresses = wanted_addresses("192.168.7.7".parse().unwrap());
+    let leaf = authority.issue("a service", names, &addresses, now).unwrap();
     let facts = Pair::read(leaf.as_bytes(), leaf.as_bytes()).unwrap().facts;
     let listed = ["localhost", "app.localhost", "*.preview.test", "127.0.0.1", "::1", "192.168.7.7"];
     assert_eq!(facts.names, listed);
@@ -94,7 +95,7 @@ fn its_key_is_for_its_owner_alone_and_it_is_the_same_ever_after() {
     let later = SystemTime::now() + Duration::from_secs(86_400);
     let second = Authority::open(home.path(), later).unwrap();
     assert_eq!(first.facts(), second.facts());
-    let leaf = second.issue("x", [], None, later).unwrap();
+    let leaf = second.issue("x", [], &[], later).unwrap();
     verify(first.pem(), &leaf, "localhost", later).unwrap();
 }
 
@@ -117,7 +118,7 @@ fn a_damaged_authority_is_said_to_be_and_not_replaced() {
 fn openssl_agrees() {
     let home = tempfile::tempdir().unwrap();
     let authority = Authority::open(home.path(), SystemTime::now()).unwrap();
-    let leaf = authority.issue("x", ["app.localhost"], None, SystemTime::now()).unwrap();
+    let leaf = authority.issue("x", ["app.localhost"], &[[127, 0, 0, 1].into()], SystemTime::now()).unwrap();
     let (root, path) = (home.path().join("root.pem"), home.path().join("leaf.pem"));
     fs::write(&root, authority.pem()).unwrap();
     fs::write(&path, leaf).unwrap();
