@@ -134,6 +134,8 @@ pub enum ServiceState {
     Starting,
     /// All its instances are ready.
     Ready,
+    /// It is scaled to zero, and the next request starts an instance.
+    Asleep,
     /// Some of its instances are not ready, or none is.
     Degraded,
     /// Its instances are being replaced.

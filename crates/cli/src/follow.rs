@@ -10,6 +10,7 @@ use tokio::{
 };
 
 use crate::{
+    commands::rollout::blocked,
     exit::Exit,
     failure::{Failure, Result},
     output::Output,
@@ -25,6 +26,8 @@ pub(crate) const ATTEMPTS: u32 = 5;
 pub(crate) const PAUSE: Duration = Duration::from_millis(500);
 /// How long the second Ctrl-C waits for the answer to the first.
 const CONFIRM: Duration = Duration::from_secs(2);
+/// After so long without news it is asked whether anything goes on at all.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// Ctrl-C, as often as it is pressed.
 pub(crate) struct Interrupts(pub(crate) mpsc::Receiver<()>);
@@ -52,6 +55,7 @@ enum News {
     Event(Option<Result<RunEvent, ClientError>>),
     Interrupt,
     Frame,
+    Silence,
 }
 
 /// Shows a run until it ends.
@@ -68,6 +72,8 @@ pub(crate) async fn follow(
     frames.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut cancelled = false;
     let mut lost = 0;
+    let mut heard = Instant::now();
+    let mut said = None;
     loop {
         // Every arm is cancel-safe: the stream keeps what it read, the channel its items, the interval its place.
         let news = tokio::select! {
@@ -75,9 +81,22 @@ pub(crate) async fn follow(
             () = interrupts.pressed() => News::Interrupt,
             event = stream.next() => News::Event(event),
             _ = frames.tick(), if screen.is_live => News::Frame,
+            () = tokio::time::sleep_until(heard + SILENCE) => News::Silence,
         };
+        if !matches!(news, News::Frame) {
+            heard = Instant::now();
+        }
         match news {
             News::Frame => screen.draw(output)?,
+            News::Silence => {
+                // A server that is lost or does not answer is the stream's affair.
+                let asked = tokio::time::timeout(SILENCE, client.environment(&run.environment)).await;
+                let trouble = asked.ok().and_then(Result::ok).and_then(|status| status.trouble);
+                if let Some(trouble) = trouble.as_ref().filter(|_| trouble != said) {
+                    screen.say(output, &blocked(trouble))?;
+                }
+                said = trouble;
+            }
             News::Event(Some(Ok(RunEvent::Done(record)))) => {
                 screen.end(output)?;
                 if output.json {

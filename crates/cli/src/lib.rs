@@ -13,6 +13,7 @@ mod failure;
 mod follow;
 mod machine;
 mod output;
+mod patience;
 mod process;
 mod progress;
 mod reference;

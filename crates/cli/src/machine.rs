@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use orchestra_api::{DoctorCheck, socket_path};
-use orchestra_model::time::UnixMillis;
+use orchestra_api::{CheckOutcome, DoctorCheck, socket_path};
+use orchestra_model::{Code, Diagnostic, time::UnixMillis};
 
 /// Bytes below which nothing can be relied on, and below which a warning is due.
 const DISK_LEAST: u64 = 64 << 20;
@@ -26,6 +26,13 @@ pub(crate) fn checks(home: &Path, now: UnixMillis) -> Vec<DoctorCheck> {
 /// The folder itself, or the nearest one above it that is there.
 fn nearest(home: &Path) -> PathBuf {
     home.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned()
+}
+
+/// Why no server can keep its state here; `None` if it can.
+pub(crate) fn unusable(home: &Path) -> Option<Diagnostic> {
+    let DoctorCheck { outcome: CheckOutcome::Failed, detail, help, .. } = state_directory(home) else { return None };
+    let diagnostic = Diagnostic::error(Code::STATE_WRITE, format!("no state can be kept: {detail}"));
+    Some(Diagnostic { help, ..diagnostic })
 }
 
 fn state_directory(home: &Path) -> DoctorCheck {

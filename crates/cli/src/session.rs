@@ -16,6 +16,7 @@ use crate::{
     args::{EnvironmentArg, Global, PreviewArgs},
     deps::{Ended, Random, ServerControl, ServerOptions, System, Variables, WallClock},
     failure::Result,
+    machine,
     output::Output,
     source::StackFile,
 };
@@ -214,7 +215,11 @@ impl Session {
         };
         let spawn = || {
             let spawned = self.control.spawn(options);
-            spawned.map_err(|error| failed("the server cannot be started").caused_by(&error))
+            // Nearly always it is the state directory, of which more is known than the system's word for it.
+            spawned.map_err(|error| {
+                machine::unusable(&self.home)
+                    .unwrap_or_else(|| failed("the server cannot be started").caused_by(&error))
+            })
         };
         let mut spawned = spawn()?;
         let deadline = Instant::now() + START;
@@ -355,7 +360,11 @@ fn default_home(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
 
 /// Whether a state directory has anything in it.
 pub(crate) fn has_state(home: &Path) -> bool {
-    std::fs::read_dir(home).is_ok_and(|mut entries| entries.next().is_some())
+    match std::fs::read_dir(home) {
+        Ok(mut entries) => entries.next().is_some(),
+        // What may not be looked at is not as good as empty.
+        Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
+    }
 }
 
 /// The last lines of a log; none if it cannot be read.

@@ -19,37 +19,10 @@ use orchestra_model::{
     },
     flag::FlagSet,
     quantity::{Amount, Timespan},
-    route::{Ejection, EndpointKey, RouteTable},
 };
-use orchestra_provider::{
-    Applied, BoxFuture, DataPlane, DataPlaneError, DataPlaneEvent,
-    fake::{FakeProvider, FakeWorld},
-};
+use orchestra_provider::fake::{FakeProvider, FakeWorld, NoRoutes};
 use orchestra_store::Store;
 use orchestra_task::TaskTree;
-use tokio::sync::mpsc;
-
-/// A data plane without routes: the services here publish none.
-struct NoRoutes(std::sync::Mutex<Option<mpsc::Receiver<DataPlaneEvent>>>, mpsc::Sender<DataPlaneEvent>);
-
-impl DataPlane for NoRoutes {
-    fn apply(&self, table: RouteTable) -> BoxFuture<'_, Result<Applied, DataPlaneError>> {
-        Box::pin(async move { Ok(Applied { version: table.version, addresses: BTreeMap::new() }) })
-    }
-    fn cut(&self, _: EndpointKey) -> BoxFuture<'_, Result<(), DataPlaneError>> {
-        Box::pin(async { Ok(()) })
-    }
-    fn metrics(&self) -> BoxFuture<'_, Result<String, DataPlaneError>> {
-        Box::pin(async { Ok(String::new()) })
-    }
-    fn ejected(&self) -> BoxFuture<'_, Result<Vec<Ejection>, DataPlaneError>> {
-        Box::pin(async { Ok(Vec::new()) })
-    }
-    fn take_events(&self) -> Option<mpsc::Receiver<DataPlaneEvent>> {
-        let _ = &self.1;
-        self.0.lock().expect("not poisoned").take()
-    }
-}
 
 fn service(depends_on: Option<ResourceId>) -> Service {
     let edge = Dependency { until: Condition::Ready, on_loss: OnLoss::Ignore };
@@ -112,7 +85,6 @@ fn stack(name: &str, count: usize, chained: bool) -> LoadedStack {
 }
 
 async fn control(home: &std::path::Path, tree: &TaskTree) -> ControlPlane {
-    let (sender, receiver) = mpsc::channel(1);
     let world = Arc::new(FakeWorld::default());
     let settings = Settings {
         seed: 1,
@@ -127,7 +99,7 @@ async fn control(home: &std::path::Path, tree: &TaskTree) -> ControlPlane {
     ControlPlane::open(Options {
         store: Store::open(home, Clock::wall).expect("a fresh state directory"),
         provider: Arc::new(FakeProvider::open(&world, tree.clone())),
-        data_plane: Arc::new(NoRoutes(std::sync::Mutex::new(Some(receiver)), sender)),
+        data_plane: Arc::new(NoRoutes::default()),
         tree: tree.clone(),
         settings,
         volumes: "/bench/volumes".to_owned(),

@@ -33,6 +33,7 @@ use crate::{
     error::EngineError,
     planning::{self, LoadedStack},
     port_pool::PortPool,
+    previews,
     probe_hub::ProbeHub,
     route_hub::{self, Certificates, RouteHub, ShownCertificate},
     view::{Look, View},
@@ -436,6 +437,9 @@ impl ControlPlane {
     ) -> Result<RunRequest, EngineError> {
         self.known(environment)?;
         let view = self.view(environment).await?;
+        if let Some(gone) = view.record.preview.as_deref().filter(|preview| !preview.is_live()) {
+            return Err(previews::removed(&environment.environment, gone));
+        }
         let id = environment.clone();
         let releases = self.inner.store.read(move |reader| reader.releases(&id, 1000)).await?;
         let number = match to {

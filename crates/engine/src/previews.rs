@@ -104,15 +104,20 @@ fn no_preview(
     record: Option<&EnvironmentRecord>,
 ) -> Result<(), EngineError> {
     if let Some(gone) = record.and_then(|record| record.preview.as_deref()).filter(|_| !is_named) {
-        let from = &gone.preview.from;
-        let message = format!("the preview `{name}` of `{from}` was removed");
-        return Err(problem(message).because(format!("make it again: `orchestra up --env {name} --from {from}`")));
+        return Err(removed(name, gone));
     }
     if wish.is_some() {
         let message = format!("`{name}` is not a preview, and only a preview has a time and an owner");
         return Err(problem(message).because("say what it is made from: `--from ENVIRONMENT`"));
     }
     Ok(())
+}
+
+/// A preview that is gone: only what makes one brings it back, with a time of its own.
+pub(crate) fn removed(name: &Name, gone: &PreviewRecord) -> EngineError {
+    let from = &gone.preview.from;
+    let message = format!("the preview `{name}` of `{from}` was removed");
+    problem(message).because(format!("make it again: `orchestra up --env {name} --from {from}`"))
 }
 
 fn in_force(reader: &Reader, record: &EnvironmentRecord) -> Result<BTreeMap<ResourceId, BaseResource>, EngineError> {

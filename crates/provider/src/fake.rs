@@ -5,6 +5,7 @@
 //! end, by a signal or by the test ([`FakeWorld::exit`], [`FakeWorld::notify`], [`FakeWorld::print`]). They use what the
 //! test says ([`FakeWorld::set_usage`]). Time is tokio's, so that it can be paused.
 
+mod no_routes;
 mod world;
 
 use std::{sync::Arc, time::Duration};
@@ -18,6 +19,7 @@ use tokio::sync::{Mutex, mpsc};
 
 use crate::{BoxFuture, Error, LogLine, LogQuery, Provider, Retry};
 
+pub use no_routes::NoRoutes;
 pub use world::FakeWorld;
 
 /// A provider on a [`FakeWorld`].

@@ -12,6 +12,7 @@ use crate::{
     exit::Exit,
     failure::Result,
     output::Output,
+    patience::patiently,
     session::Session,
     table::{Cell, Table, Tone},
     text::{age, printable},
@@ -79,7 +80,8 @@ async fn switch(
     let Some(client) = session.server_if_state(output).await? else { return Err(nothing().into()) };
     let environment = session.environment(&client).await?;
     let request = SwitchFlag { to, reason, by: session.user.clone() };
-    let status = client.switch_flag(&environment, flag, &request).await?;
+    let asked = client.switch_flag(&environment, flag, &request);
+    let status = patiently(session, &client, output, asked).await?;
     if output.json {
         output.json(&status)?;
         return Ok(Exit::Success);

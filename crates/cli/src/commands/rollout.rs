@@ -8,6 +8,7 @@ use crate::{
     exit::Exit,
     failure::Result,
     output::Output,
+    patience::patiently,
     session::Session,
     text::{age, printable},
 };
@@ -39,14 +40,16 @@ async fn ask(service: Option<Name>, command: RolloutCommand, session: &Session, 
         RolloutCommand::Abort => "being turned back",
     };
     let request = MoveRollout { service, command, by: session.user.clone() };
-    let run = client.move_rollout(&environment, &request).await?;
+    let run = patiently(session, &client, output, client.move_rollout(&environment, &request)).await?;
     if output.json {
         output.json(&run)?;
         return Ok(Exit::Success);
     }
     output.line(&format!("{} of {environment} is {word}", run.id))?;
     if let Ok(status) = client.environment(&environment).await {
-        for service in status.services.iter().filter(|service| service.rollout.is_some()) {
+        // What an earlier run keeps warm was not moved by this.
+        let moves = |service: &&ServiceStatus| service.rollout.as_ref().is_some_and(|r| Some(r.to) == run.release);
+        for service in status.services.iter().filter(moves) {
             for line in sentences(service, (session.now)()) {
                 output.line(&format!("  {}: {line}", service.name))?;
             }

@@ -13,11 +13,15 @@ use orchestra_model::{
 
 use crate::{
     args::{DownArgs, RestartArgs, RollbackArgs, ScaleArgs, UpArgs},
-    commands::{environments::left, status::addresses},
+    commands::{
+        environments::left,
+        status::{addresses, lost},
+    },
     exit::Exit,
     failure::{Failure, Result},
     follow::{ATTEMPTS, Interrupts, PAUSE, follow},
     output::Output,
+    patience::patiently,
     progress::verb,
     saved_plan,
     session::Session,
@@ -152,7 +156,7 @@ async fn begin(
     let key = format!("{:032x}", (session.random)());
     let mut lost = 0;
     loop {
-        match client.start_run(request, Some(&key)).await {
+        match patiently(session, &client, output, client.start_run(request, Some(&key))).await {
             Ok(started) => return Ok((client, started)),
             Err(error) if error.is_lost() && lost < ATTEMPTS => {
                 lost += 1;
@@ -239,6 +243,9 @@ async fn conclude(run: &RunRecord, back: bool, client: &Client, output: &mut Out
     output.line(&output.palette.good(&text))?;
     // The run is over whatever becomes of this question.
     if let Ok(status) = client.environment(environment).await {
+        if let Some(lost) = lost(&status) {
+            output.line(&output.palette.bad(&lost))?;
+        }
         if let Some(preview) = &status.preview {
             output.line(&words(preview, environment, status.at))?;
         }

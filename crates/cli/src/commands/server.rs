@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use orchestra_api::{Endpoint, Version};
+use orchestra_api::{Endpoint, EnvironmentHealth, Version};
 use orchestra_model::{Code, Diagnostic};
 use tokio::{sync::oneshot, time::timeout};
 
@@ -133,6 +133,8 @@ async fn stop(session: &Session, output: &mut Output) -> Result<Exit> {
         Endpoint::Unix(socket) => Process::listening(&socket, version.pid).await.ok().flatten(),
         Endpoint::Tcp { .. } => None,
     };
+    let all = client.all_environments().await;
+    let nothing = all.is_ok_and(|all| all.iter().all(|environment| environment.health == EnvironmentHealth::Down));
     match client.shutdown().await {
         // It may be gone before its answer has left; whether it stopped is seen below.
         Err(error) if !error.is_lost() => return Err(error.into()),
@@ -152,7 +154,8 @@ async fn stop(session: &Session, output: &mut Output) -> Result<Exit> {
             .into());
     };
     ended?;
-    output.note(&format!("the server (pid {}) was stopped; instances and proxy go on", version.pid));
+    let left = if nothing { "nothing was up" } else { "instances and proxy go on" };
+    output.note(&format!("the server (pid {}) was stopped; {left}", version.pid));
     Ok(Exit::Success)
 }
 

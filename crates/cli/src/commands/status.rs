@@ -152,6 +152,18 @@ pub(crate) fn health(health: EnvironmentHealth) -> (&'static str, Tone) {
     }
 }
 
+/// Services that were ready and are not any more, in words: a run may have succeeded before one of them died.
+pub(crate) fn lost(status: &EnvironmentStatus) -> Option<String> {
+    let lost = status.services.iter().filter(|s| matches!(s.state, ServiceState::Degraded | ServiceState::Failed));
+    let lost = lost.map(|service| {
+        let why =
+            service.problem.as_ref().map_or_else(String::new, |problem| format!(": {}", printable(&problem.message)));
+        format!("{} ({} of {}{why})", service.name, service.ready, service.desired)
+    });
+    let lost = lost.collect::<Vec<_>>().join(", ");
+    (!lost.is_empty()).then(|| format!("no longer ready: {lost}"))
+}
+
 /// Where services are reached.
 pub(crate) fn addresses(status: &EnvironmentStatus) -> Table {
     let mut table = Table::new(["SERVICE", "PORT", "ADDRESS"]);
@@ -262,6 +274,7 @@ fn services(status: &EnvironmentStatus) -> Table {
             ServiceState::Waiting => ("waiting", Tone::Dim),
             ServiceState::Starting => ("starting", Tone::Busy),
             ServiceState::Ready => ("ready", Tone::Good),
+            ServiceState::Asleep => ("asleep", Tone::Dim),
             ServiceState::Degraded => ("degraded", Tone::Bad),
             ServiceState::Rolling => ("rolling", Tone::Busy),
             ServiceState::Paused => ("paused", Tone::Busy),

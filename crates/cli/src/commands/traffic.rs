@@ -8,6 +8,7 @@ use crate::{
     exit::Exit,
     failure::Result,
     output::Output,
+    patience::patiently,
     session::Session,
     text::age,
 };
@@ -24,7 +25,8 @@ pub(crate) async fn traffic(args: &TrafficArgs, session: &Session, output: &mut 
         TrafficSubcommand::Resume { service } => (service, TrafficAction::Resume, None),
     };
     let request = MoveTraffic { action, duration, by: session.user.clone() };
-    let status = client.move_traffic(&environment, service, &request).await?;
+    let asked = client.move_traffic(&environment, service, &request);
+    let status = patiently(session, &client, output, asked).await?;
     if output.json {
         output.json(&status)?;
         return Ok(Exit::Success);

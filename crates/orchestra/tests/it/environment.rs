@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{OnceLock, mpsc},
+    sync::{Arc, Mutex, OnceLock, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -106,6 +106,8 @@ pub(crate) struct Background {
     pub(crate) seen: Vec<String>,
     stdout: Option<JoinHandle<()>>,
     stderr: Option<JoinHandle<String>>,
+    /// What came on it so far.
+    complaints: Arc<Mutex<Vec<u8>>>,
     what: String,
 }
 
@@ -122,12 +124,16 @@ impl Background {
                 line.clear();
             }
         });
+        let complaints = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&complaints);
         let stderr = std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let _ = stderr.read_to_end(&mut bytes);
-            String::from_utf8_lossy(&bytes).into_owned()
+            let mut bytes = [0; 4096];
+            while let Ok(read @ 1..) = stderr.read(&mut bytes) {
+                heard.lock().unwrap().extend_from_slice(&bytes[..read]);
+            }
+            String::from_utf8_lossy(&heard.lock().unwrap()).into_owned()
         });
-        Self { child, lines, seen: Vec::new(), stdout: Some(stdout), stderr: Some(stderr), what }
+        Self { child, lines, seen: Vec::new(), stdout: Some(stdout), stderr: Some(stderr), complaints, what }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -161,6 +167,20 @@ impl Background {
                     panic!("no {what} from `{}` ({error}):\n{seen}", self.what);
                 }
             }
+        }
+    }
+
+    /// Waits until it has said this on standard error.
+    #[track_caller]
+    pub(crate) fn complains(&self, what: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let said = String::from_utf8_lossy(&self.complaints.lock().unwrap()).into_owned();
+            if said.contains(what) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "`{}` did not say `{what}` but:\n{said}", self.what);
+            std::thread::sleep(LOOK);
         }
     }
 
@@ -431,7 +451,7 @@ impl TestEnvironment {
     }
 
     #[track_caller]
-    fn wait_until_gone(&self, after: &str, counts: impl Fn(&Process) -> bool) {
+    pub(crate) fn wait_until_gone(&self, after: &str, counts: impl Fn(&Process) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             let left: Vec<Process> = self.processes().into_iter().filter(&counts).collect();

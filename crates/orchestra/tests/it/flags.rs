@@ -17,7 +17,7 @@ use crate::{
 };
 
 #[path = "../../../flags/tests/it/client/official.rs"]
-mod official;
+pub(crate) mod official;
 
 /// A service and flags.
 fn stack(version: &str, flags: &str) -> String {

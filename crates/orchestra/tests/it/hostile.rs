@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    environment::{TestEnvironment, binary},
+    environment::{TestEnvironment, binary, find},
     processes::Role,
     readme::skipped,
     tour::{STACK, version},
@@ -132,14 +132,22 @@ fn garbage_in_the_state_is_refused_and_kept() {
 fn a_home_that_cannot_be_written_is_one_clear_error() {
     let env = TestEnvironment::new();
     env.write(STACK);
+    let is_clear = |env: &TestEnvironment, reason: &str| {
+        for command in [&["up"][..], &["tls", "trust", "--print"], &["server", "start"]] {
+            let refused = env.run(command).expect(1);
+            let said = &refused.stderr;
+            assert!(said.starts_with("error[ORC0404]: ") && said.matches("error[").count() == 1, "{refused}");
+            assert!(said.contains(reason) && said.contains("`--home`"), "{refused}");
+        }
+        assert!(env.all(Role::Server).is_empty() && env.all(Role::Instance).is_empty());
+    };
     // A file where the folder should be stops root, too.
     fs::write(env.root().join("file"), "").unwrap();
     let env = {
         let home = env.root().join("file/home");
         env.with_home(home)
     };
-    let refused = env.run(&["up"]);
-    assert!(matches!(refused.code(), Some(1 | 3)) && refused.stderr.contains("ORC"), "{refused}");
+    is_clear(&env, "/file is not a folder");
     assert!(env.run(&["doctor"]).expect(1).text().contains("is not a folder"));
 
     let Some(mount) = Mount::tmpfs("size=1m,mode=0700") else {
@@ -149,10 +157,7 @@ fn a_home_that_cannot_be_written_is_one_clear_error() {
     let env = TestEnvironment::new().with_home(mount.path().to_owned());
     env.write(STACK);
     assert!(mount.remount("ro"));
-    let refused = env.run(&["up"]);
-    assert!(matches!(refused.code(), Some(1 | 3)) && refused.stderr.contains("ORC"), "{refused}");
-    assert!(refused.stderr.to_lowercase().contains("read-only"), "the reason is missing: {refused}");
-    assert!(env.all(Role::Server).is_empty() && env.all(Role::Instance).is_empty());
+    is_clear(&env, &format!("{} is not writable (Read-only", mount.path().display()));
     env.run(&["doctor"]).expect(1);
 }
 
@@ -191,6 +196,39 @@ fn a_full_disk_stops_nothing_that_runs_and_is_survived() {
     assert!(status.code() == Some(0) || status.stderr.contains("ORC"), "{status}");
     fs::remove_file(&fill).unwrap();
     env.assert_consistent(&[("api", 3), ("worker", 1)], "after a kill on a full disk");
+    env.finish();
+}
+
+/// What cannot be written down is not begun, and whoever waits for it hears why.
+#[test]
+fn whoever_waits_for_a_full_disk_is_told() {
+    let Some(mount) = Mount::tmpfs("size=4m,mode=0700") else {
+        skipped("a full disk", "mounting needs root");
+        return;
+    };
+    let env = TestEnvironment::new().with_home(mount.path().to_owned());
+    let stack = |version: &str| {
+        let canary = "rollout: {canary: {steps: [{weight: 10}, {pause: manual}], keep_warm: 0s}, drain";
+        STACK.replace("VERSION: one", &format!("VERSION: {version}")).replacen("rollout: {drain", canary, 1)
+    };
+    env.write(&stack("one"));
+    env.ok(&["up"]);
+    env.write(&stack("two"));
+    let up = env.spawn(&["up"]);
+    env.wait_for("the pause", |status| find(status, "api")["rollout"]["step"] == 2);
+    let fill = mount.path().join("fill");
+    fill_up(&fill);
+    let blocked = "nothing goes on: ";
+    // The first that cannot be written holds up what comes after it: each says so, and ends once there is room.
+    let pause = env.spawn(&["pause", "api"]);
+    up.complains(blocked);
+    let abort = env.spawn(&["abort"]);
+    abort.complains(blocked);
+    drop(pause);
+    fs::remove_file(&fill).unwrap();
+    abort.wait().expect(0);
+    up.wait().expect(5);
+    assert_eq!(version(&env), "one");
     env.finish();
 }
 

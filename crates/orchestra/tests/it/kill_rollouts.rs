@@ -1,7 +1,5 @@
 //! `kill -9` of the server at random moments of rollouts. Whatever was begun must end by itself, within five seconds, with all
 //! services on the old release or all on the new one; nothing may be left over, and nothing may have been started twice.
-//!
-//! 200 points in the normal run, 2,000 with `ORCHESTRA_LONG=1`. `ORCHESTRA_SEED` repeats the choices of a run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,6 +12,7 @@ use serde_json::Value;
 
 use crate::{
     environment::{TestEnvironment, find},
+    lanes::Lanes,
     load::get,
     processes::Role,
 };
@@ -188,15 +187,9 @@ fn lane(seed: u64, points: u64) -> (Counts, Vec<Duration>) {
 
 #[test]
 fn a_server_killed_in_the_middle_of_a_rollout_ends_it() {
-    let points: u64 = if std::env::var_os("ORCHESTRA_LONG").is_some() { 2000 } else { 200 };
-    let seed = std::env::var("ORCHESTRA_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_121);
-    eprintln!("ORCHESTRA_SEED={seed}");
-    let began = Instant::now();
-    let lanes: Vec<_> =
-        (0..LANES).map(|index| std::thread::spawn(move || lane(seed + index, points.div_ceil(LANES)))).collect();
-    let results: Vec<_> = lanes.into_iter().map(std::thread::JoinHandle::join).collect();
+    let lanes = Lanes::run(LANES, lane);
     let (mut total, mut times) = (Counts::default(), Vec::<Duration>::new());
-    for (counts, took) in results.iter().flatten() {
+    for (counts, took) in &lanes.results {
         total.add(counts);
         times.extend(took);
     }
@@ -204,8 +197,6 @@ fn a_server_killed_in_the_middle_of_a_rollout_ends_it() {
     let at = |permille: usize| times.get((times.len() * permille / 1000).min(times.len().saturating_sub(1)));
     eprintln!("{total:#?}");
     eprintln!("from the kill to the end: median {:?}, 95 % {:?}, longest {:?}", at(500), at(950), at(1000));
-    eprintln!("in {:?}", began.elapsed());
-    assert!(results.iter().all(Result::is_ok), "a lane failed; ORCHESTRA_SEED={seed} repeats the choices");
+    lanes.prove(total.points);
     assert!(total.late.is_empty(), "{} points took longer than {CONVERGED:?}", total.late.len());
-    assert!(total.points >= points);
 }

@@ -34,6 +34,7 @@ mod flags;
 mod hostile;
 mod kill;
 mod kill_rollouts;
+mod lanes;
 mod llm_chat;
 mod load;
 mod order;

@@ -201,6 +201,9 @@ fn a_preview_stands_beside_what_it_was_made_from() {
     assert!(env.ok(&["status", "-e", "preview-42"]).text().contains("was removed"));
     let gone = env.run(&["up", "-e", "preview-42"]).expect(2);
     assert!(gone.stderr.contains("was removed") && gone.stderr.contains("--from production"), "{gone}");
+    // Nor does the way back bring it to life: nothing would ever take it down.
+    let gone = env.run(&["rollback", "-e", "preview-42", "--to", "1"]).expect(2);
+    assert!(gone.stderr.contains("ORC0214") && gone.stderr.contains("--from production"), "{gone}");
     assert_eq!(listed(&env, false).len(), 2);
     // Whoever takes away what others use is told.
     let down = env.ok(&["down", "-e", "production"]);

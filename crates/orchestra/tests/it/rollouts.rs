@@ -161,6 +161,39 @@ fn people_promote_pause_and_abort() {
 }
 
 #[test]
+fn what_a_release_removes_stays_until_its_rollouts_are_through() {
+    let env = TestEnvironment::new();
+    let strategy = "canary: {steps: [{weight: 10}, {pause: manual}], keep_warm: 0s}";
+    let with_helper =
+        |version: u32| stack(version, "", strategy) + "  helper:\n    command: [APP]\n    ports: {http: auto}\n";
+    env.write(&with_helper(1));
+    env.ok(&["up"]);
+    let before = env.pids();
+    let helper = env.address("helper");
+
+    env.write(&stack(2, "", strategy));
+    let plan = env.ok(&["plan"]).text();
+    assert!(plan.contains("after service.api ready"), "{plan}");
+    let up = env.spawn(&["up"]);
+    until(&env, "the pause", |rollout| rollout["step"] == 2);
+    assert_eq!(env.pids()["helper-r1-1"], before["helper-r1-1"]);
+    get(helper, "/version").unwrap();
+    env.ok(&["abort"]);
+    up.wait().expect(5);
+    // It was never stopped.
+    env.assert_consistent(&[("api", 2), ("helper", 1)], "after the abort");
+    assert_eq!(env.pids(), before);
+    get(helper, "/version").unwrap();
+
+    let up = env.spawn(&["up"]);
+    until(&env, "the pause", |rollout| rollout["step"] == 2);
+    env.ok(&["promote", "api"]);
+    up.wait().expect(0);
+    assert!(!env.pids().keys().any(|instance| instance.starts_with("helper")), "{:?}", env.pids());
+    env.finish();
+}
+
+#[test]
 fn a_newer_release_supersedes_a_rollout_and_keeps_its_baseline() {
     let env = TestEnvironment::new();
     let strategy = "canary: {steps: [{weight: 10}, {pause: manual}], keep_warm: 0s}";

@@ -4,6 +4,8 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    path::Path,
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::{
     environment::{PATIENCE, TestEnvironment, find},
+    flags::official,
     processes::{self, Role},
 };
 
@@ -143,6 +146,50 @@ fn a_client_that_trusts_the_authority_is_served_whoever_dies() {
     env.finish();
 }
 
+/// `BoringSSL` knows no constraints on addresses, which the authority has, and refuses what is issued for an address.
+#[test]
+fn grpc_for_python_is_served_by_name() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/tls"));
+    let usable = "(3, 10) <= sys.version_info < (3, 15) and platform.libc_ver()[0] == 'glibc' \
+        and platform.machine() in ('x86_64', 'aarch64')";
+    let Some(python) = official::python_with("grpc-for-python", usable, &folder.join("requirements.txt")) else {
+        return;
+    };
+    let script = |name: &str| folder.join(name).display().to_string();
+    let env = TestEnvironment::new();
+    env.write(&format!(
+        r#"
+version: 1
+name: tls
+services:
+  api:
+    command: ["{}", "{}"]
+    ports: {{grpc: {{port: auto, tls: {{names: [app.localhost]}}}}}}
+    health: {{ready: {{tcp: true, every: 200ms, every_starting: 20ms}}}}
+"#,
+        python.display(),
+        script("grpc_server.py")
+    ));
+    env.ok(&["up"]);
+    let status = env.status();
+    let url = find(&status, "api")["addresses"][0]["url"].as_str().unwrap_or_default();
+    let address: SocketAddr = url.strip_prefix("grpcs://").unwrap_or_else(|| panic!("{status:#}")).parse().unwrap();
+    let file = env.path("ca.pem");
+    fs::write(&file, env.ok(&["tls", "trust", "--print"]).text()).unwrap();
+    let called = Command::new(&python)
+        .arg(script("grpc_client.py"))
+        .arg(&file)
+        .args([format!("localhost:{}", address.port()), format!("{address}=app.localhost")])
+        .arg(format!("{address}=other.localhost"))
+        .output()
+        .unwrap();
+    let (said, errors) = (String::from_utf8_lossy(&called.stdout), String::from_utf8_lossy(&called.stderr));
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.get(..2), Some(&["heard", "heard"][..]), "{said}\n{errors}");
+    assert!(lines[2].contains("Hostname Verification Check failed"), "the names are looked at: {said}");
+    env.finish();
+}
+
 #[test]
 fn what_is_issued_is_issued_anew_when_it_must_be() {
     let env = TestEnvironment::new();
@@ -151,7 +198,7 @@ fn what_is_issued_is_issued_anew_when_it_must_be() {
     let config = trusting(&env.ok(&["tls", "trust", "--print"]).text());
     let address = address(&env, "api");
     let first = get(&config, address, "localhost").unwrap().1;
-    let file = env.home().join("tls/issued/tls.dev/api.web.pem");
+    let file = env.home().join("tls/issued/tls.dev/api.web.names.pem");
     let issued = fs::read_to_string(&file).unwrap();
 
     // As after half of it was lost: the next table finds it and puts another one in its place.

@@ -399,10 +399,19 @@ fn a_killed_server_is_restarted_and_adopts() {
     });
     env.assert_consistent(&[("api", 2), ("worker", 1)], "after a killed instance");
     // A polite stop leaves them too.
-    let pids = env.pids();
-    env.ok(&["server", "stop"]);
+    let (pids, proxy, address) = (env.pids(), env.one(Role::Proxy), env.address("api"));
+    assert!(env.ok(&["server", "stop"]).stderr.contains("instances and proxy go on"));
     env.run(&["server", "status"]).expect(3);
+    assert_eq!(crate::load::get(address, "/version").unwrap(), "one", "without a server");
     assert!(env.ok(&["server", "start"]).text().contains("was started"));
-    assert_eq!(env.pids(), pids);
+    assert_eq!((env.pids(), env.one(Role::Proxy).pid), (pids, proxy.pid));
+
+    // A proxy that nobody steers and that serves nothing ends; the next server has another one.
+    env.ok(&["down"]);
+    assert!(env.ok(&["server", "stop"]).stderr.contains("nothing was up"));
+    env.wait_until_gone("`server stop`", |process| process.role == Role::Proxy);
+    env.ok(&["up"]);
+    assert_ne!(env.one(Role::Proxy).pid, proxy.pid);
+    assert_eq!(version(&env), "one");
     env.finish();
 }

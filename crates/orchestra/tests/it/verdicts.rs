@@ -235,6 +235,11 @@ fn quantile(mut of: Vec<f64>, quantile: f64) -> f64 {
     of.get(at).copied().unwrap_or(f64::NAN)
 }
 
+/// Empty where there was no verdict.
+fn seconds(time: f64) -> String {
+    if time.is_nan() { String::new() } else { format!("{time:.1}") }
+}
+
 #[test]
 fn real_canaries_get_the_verdict_that_they_deserve() {
     let number = |name: &str, default: u64| std::env::var(name).ok().and_then(|it| it.parse().ok()).unwrap_or(default);
@@ -258,12 +263,12 @@ fn real_canaries_get_the_verdict_that_they_deserve() {
         let bad = |at: f64| (of(|it| it.bad_until as f64, at), of(|it| it.bad as f64, at));
         writeln!(
             table,
-            "| {} | {} | 20 % | {rolled_back} of {count} | {} | {:.1} | {:.1} | {:.1} | {} | {} | {} |",
+            "| {} | {} | 20 % | {rolled_back} of {count} | {} | {} | {} | {:.1} | {} | {} | {} |",
             kind.name,
             kind.rate,
             outcomes.iter().filter(|it| it.passed).count(),
-            of(|it| it.verdict, 0.5),
-            of(|it| it.verdict, 0.95),
+            seconds(of(|it| it.verdict, 0.5)),
+            seconds(of(|it| it.verdict, 0.95)),
             of(|it| it.last, 0.95),
             bad(0.5).0,
             bad(0.95).0,
@@ -355,5 +360,23 @@ fn little_traffic_raises_the_share_and_a_dead_server_forgets_it_not() {
     up.wait().expect(0);
     let answers = clients.take();
     assert!(answers.iter().all(|answer| !answer.bad), "{} answers", answers.len());
+    env.finish();
+}
+
+#[test]
+fn with_all_traffic_a_release_is_held_to_a_bound_that_nobody_wrote_down() {
+    let env = TestEnvironment::new();
+    let beside = |version: usize, bad: u64| {
+        let stack = stack(version, bad, "");
+        let (before, after) = stack.split_once("canary: {steps: []").unwrap();
+        format!("{before}blue_green: {{after: [{{analysis: 50s}}]{after}")
+    };
+    env.write(&beside(1, USUAL));
+    env.ok(&["up"]);
+    let clients = Clients::of(env.address("api"), 30.0, 20_261_121);
+    env.write(&beside(2, LOTS / 4));
+    let failed = env.run(&["up"]).expect(1);
+    clients.runtime.shutdown_timeout(Duration::from_secs(30));
+    assert!(failed.stderr.contains("ORC0704") && failed.stderr.contains("above the bound of 2.0 %"), "{failed}");
     env.finish();
 }

@@ -84,3 +84,11 @@ fn a_state_that_cannot_be_written_is_said_first() {
         "nothing goes on: the state cannot be written\\e[2J; make room on the disk, and it does by itself"
     );
 }
+
+#[test]
+fn what_was_lost_after_a_run_is_said() {
+    let mut status = status();
+    assert_eq!(lost(&status), None, "what waits or rolls is not lost");
+    status.services[1].state = ServiceState::Degraded;
+    assert_eq!(lost(&status).unwrap(), "no longer ready: web (0 of 1: service.api failed\\nbadly)");
+}

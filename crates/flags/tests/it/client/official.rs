@@ -12,23 +12,29 @@ use std::{
 
 use serde_json::Value;
 
-fn skipped(why: &str) {
-    let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: the official OpenFeature client: {why} ***\n");
-}
-
 /// A Python that has the client, or nothing where it cannot be had.
 pub(crate) fn python() -> Option<PathBuf> {
-    let usable = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))";
-    if !Command::new("python3").args(["-c", usable]).status().is_ok_and(|status| status.success()) {
-        skipped("it needs Python 3.10 with venv (Debian: apt-get install python3-venv)");
+    let requirements = concat!(env!("CARGO_MANIFEST_DIR"), "/../flags/tests/it/client/requirements.txt");
+    python_with("openfeature-client", "sys.version_info >= (3, 10)", Path::new(requirements))
+}
+
+/// A Python that has what these requirements name, or nothing where it cannot be had. `usable` says, in Python, for which
+/// ones they are.
+pub(crate) fn python_with(name: &str, usable: &str, requirements: &Path) -> Option<PathBuf> {
+    let skipped = |why: &str| {
+        let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: {name}: {why} ***\n");
+    };
+    let script = format!("import sys, platform, venv, ensurepip; sys.exit(not ({usable}))");
+    if !Command::new("python3").args(["-c", &script]).status().is_ok_and(|status| status.success()) {
+        skipped(&format!("it needs Python with venv (Debian: apt-get install python3-venv) and {usable}"));
         return None;
     }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("openfeature-client");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::create_dir_all(&folder).unwrap();
     // Two at one time wait for each other; the second finds everything done.
     let lock = File::create(folder.join("lock")).unwrap();
     lock.lock().unwrap();
-    let (venv, wanted) = (folder.join("venv"), include_str!("requirements.txt"));
+    let (venv, wanted) = (folder.join("venv"), fs::read_to_string(requirements).unwrap());
     let (python, done) = (venv.join("bin/python"), folder.join("installed.txt"));
     if fs::read_to_string(&done).is_ok_and(|installed| installed == wanted) && python.exists() {
         return Some(python);
@@ -39,7 +45,7 @@ pub(crate) fn python() -> Option<PathBuf> {
     let installed = Command::new(&python)
         .args(["-m", "pip", "install", "--only-binary=:all:", "--require-hashes", "--no-deps", "--quiet"])
         .args(["--retries", "1", "--disable-pip-version-check", "--no-input", "-r"])
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../flags/tests/it/client/requirements.txt"))
+        .arg(requirements)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&installed.stderr).into_owned();
