@@ -114,6 +114,9 @@ pub struct ServiceStatus {
     /// Until when its new requests wait because a person said so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic_paused: Option<PausedTraffic>,
+    /// Requests that wait, by port; only where there are some.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queues: Vec<Queue>,
     /// What the autoscaler decided last, in sentences.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scaling: Vec<String>,
@@ -122,6 +125,17 @@ pub struct ServiceStatus {
     pub problem: Option<Diagnostic>,
     /// Its instances, oldest first.
     pub instances: Vec<InstanceStatus>,
+}
+
+/// Requests that wait at a port, for an instance or for the end of a pause.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Queue {
+    /// The port.
+    pub port: Name,
+    /// How many wait.
+    pub length: u32,
+    /// How many may; more are answered 503.
+    pub limit: u32,
 }
 
 /// How a service is.

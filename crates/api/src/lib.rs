@@ -30,7 +30,7 @@ pub use address::{Endpoint, ParseEndpointError, ShortPath, socket_path};
 pub use client::{Client, ClientError};
 pub use environment::{
     Address, CheckState, Ejected, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus, InFlight,
-    InstancePhase, InstanceStatus, JobState, JobStatus, ServiceState, ServiceStatus, VolumeState, VolumeStatus,
+    InstancePhase, InstanceStatus, JobState, JobStatus, Queue, ServiceState, ServiceStatus, VolumeState, VolumeStatus,
     Waiting,
 };
 pub use flags::{FlagState, FlagStatus, Flags, SwitchFlag, SwitchTo};

@@ -13,7 +13,7 @@ use std::{
 };
 
 use orchestra_model::{
-    route::{Ejection, EndpointKey, RouteId, RouteTable},
+    route::{EndpointKey, RouteId, RouteTable, Standing},
     traffic::Tls,
 };
 use orchestra_provider::{Applied, BoxFuture, DataPlane, DataPlaneError, DataPlaneEvent};
@@ -167,8 +167,8 @@ impl DataPlane for CertifiedDataPlane {
         self.inner.metrics()
     }
 
-    fn ejected(&self) -> BoxFuture<'_, Result<Vec<Ejection>, DataPlaneError>> {
-        self.inner.ejected()
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, DataPlaneError>> {
+        self.inner.standing()
     }
 
     fn take_events(&self) -> Option<mpsc::Receiver<DataPlaneEvent>> {

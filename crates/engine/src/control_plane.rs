@@ -17,7 +17,7 @@ use orchestra_model::{
     quantity::Timespan,
     record::{EnvironmentRecord, ReleaseRecord, ReleaseState, RunRecord},
     rollout::RolloutCommand,
-    route::{Ejection, RouteId},
+    route::{RouteId, Standing},
     time::UnixMillis,
 };
 use orchestra_probe::{Limits, Prober};
@@ -604,9 +604,9 @@ impl ControlPlane {
         self.inner.certificates.list()
     }
 
-    /// Instances that the data plane leaves out for a while. Nothing if it does not answer.
-    pub async fn ejected(&self) -> Vec<Ejection> {
-        self.inner.data_plane.ejected().await.unwrap_or_default()
+    /// Instances that the data plane leaves out for a while, and requests that wait. Nothing if it does not answer.
+    pub async fn standing(&self) -> Standing {
+        self.inner.data_plane.standing().await.unwrap_or_default()
     }
 
     /// Metrics of the data plane in Prometheus text format.

@@ -146,6 +146,27 @@ pub struct Ejection {
     pub left: Timespan,
 }
 
+/// Requests of a route that wait: for an instance, or for the end of a pause.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queue {
+    /// The route.
+    pub route: RouteId,
+    /// How many wait.
+    pub length: u32,
+    /// How many may; more are answered 503.
+    pub limit: u32,
+}
+
+/// Whom a data plane keeps from whom at this moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Standing {
+    /// Instances that get no requests, by route.
+    pub ejected: Vec<Ejection>,
+    /// Requests that get no instance, by route; only where there are some.
+    pub queues: Vec<Queue>,
+}
+
 /// What the proxy reports by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

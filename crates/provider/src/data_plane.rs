@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use orchestra_model::route::{ApplyError, Ejection, EndpointKey, ProxyEvent, RouteId, RouteTable};
+use orchestra_model::route::{ApplyError, EndpointKey, ProxyEvent, RouteId, RouteTable, Standing};
 use tokio::sync::mpsc;
 
 use crate::BoxFuture;
@@ -23,8 +23,8 @@ pub trait DataPlane: Send + Sync + 'static {
     /// Metrics in Prometheus text format.
     fn metrics(&self) -> BoxFuture<'_, Result<String, DataPlaneError>>;
 
-    /// Instances that get no requests for a while because they failed too many.
-    fn ejected(&self) -> BoxFuture<'_, Result<Vec<Ejection>, DataPlaneError>>;
+    /// Instances that get no requests for a while because they failed too many, and requests that wait.
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, DataPlaneError>>;
 
     /// Takes the receiver of all reports. `None` after the first call.
     fn take_events(&self) -> Option<mpsc::Receiver<DataPlaneEvent>>;

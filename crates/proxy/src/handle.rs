@@ -15,7 +15,7 @@
 
 use std::{ffi::OsString, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use orchestra_model::route::{Ejection, EndpointKey, RouteTable};
+use orchestra_model::route::{EndpointKey, RouteTable, Standing};
 use orchestra_provider::{Applied, BoxFuture, DataPlane, DataPlaneError, DataPlaneEvent};
 use orchestra_task::{TaskKind, TaskTree};
 use tokio::sync::{mpsc, oneshot};
@@ -115,11 +115,11 @@ struct Shared {
 }
 
 impl ProxyHandle {
-    /// Metrics, and who is left out.
-    async fn account(&self) -> Result<(String, Vec<Ejection>), DataPlaneError> {
+    /// Metrics, and who waits or is left out.
+    async fn account(&self) -> Result<(String, Standing), DataPlaneError> {
         let peer = self.shared.peers.load().first().cloned().ok_or_else(absent)?;
         match peer.call(wire::Request::Metrics, Vec::new()).await.map_err(DataPlaneError::Unavailable)? {
-            wire::Response::Metrics { text, ejected } => Ok((text, ejected)),
+            wire::Response::Metrics { text, standing } => Ok((text, standing)),
             other => Err(unexpected(&other)),
         }
     }
@@ -216,7 +216,7 @@ impl DataPlane for ProxyHandle {
         Box::pin(async move { Ok(self.account().await?.0) })
     }
 
-    fn ejected(&self) -> BoxFuture<'_, Result<Vec<Ejection>, DataPlaneError>> {
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, DataPlaneError>> {
         Box::pin(async move { Ok(self.account().await?.1) })
     }
 

@@ -18,7 +18,7 @@ use orchestra_model::{
     desired::Protocol,
     id::{InstanceId, ReleaseNumber},
     quantity::Timespan,
-    route::{Ejection, EndpointKey, RouteId, RouteTable},
+    route::{Ejection, EndpointKey, Queue, RouteId, RouteTable, Standing},
     traffic::{Arm, Permille},
 };
 use tokio::sync::Notify;
@@ -105,8 +105,8 @@ impl Table {
         }
     }
 
-    /// Instances that are ejected, whether that is in force or not.
-    pub(crate) fn ejected(&self) -> Vec<Ejection> {
+    /// Instances that are ejected, whether that is in force or not, and requests that wait.
+    pub(crate) fn standing(&self) -> Standing {
         let of_route = |plan: &Arc<RoutePlan>| -> Vec<Ejection> {
             let ejection = |(_, instance, left): (&BackendPlan, &InstanceId, Duration)| Ejection {
                 route: plan.id.clone(),
@@ -115,7 +115,14 @@ impl Table {
             };
             plan.left_out().map(ejection).collect()
         };
-        self.routes.values().flat_map(of_route).collect()
+        let queue = |plan: &Arc<RoutePlan>| {
+            let length = plan.shared.holding.load(Ordering::Relaxed);
+            (length > 0).then(|| Queue { route: plan.id.clone(), length, limit: plan.hold_limit })
+        };
+        Standing {
+            ejected: self.routes.values().flat_map(of_route).collect(),
+            queues: self.routes.values().filter_map(queue).collect(),
+        }
     }
 
     /// How the routes stand, for people who look at the proxy alone.

@@ -15,7 +15,7 @@ use std::{
     sync::Arc,
 };
 
-use orchestra_model::route::{ApplyError, Ejection, EndpointKey, ProxyEvent, RouteId, RouteTable};
+use orchestra_model::route::{ApplyError, EndpointKey, ProxyEvent, RouteId, RouteTable, Standing};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -101,9 +101,9 @@ pub(crate) enum Response {
     /// Answer to `Metrics`.
     Metrics {
         text: String,
-        /// Missing from proxies of earlier versions.
-        #[serde(default)]
-        ejected: Vec<Ejection>,
+        /// Not whole, or missing, from proxies of earlier versions.
+        #[serde(default, flatten)]
+        standing: Standing,
     },
     /// The request could not be understood or done.
     Failed { message: String },
@@ -255,7 +255,7 @@ mod tests {
         let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
         let send = async {
             writer
-                .send(1, Response::Metrics { text: "x".repeat(300_000), ejected: Vec::new() }, &borrowed)
+                .send(1, Response::Metrics { text: "x".repeat(300_000), standing: Standing::default() }, &borrowed)
                 .await
                 .unwrap();
             writer.send(2, Response::Done, &[]).await.unwrap();

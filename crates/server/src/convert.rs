@@ -2,7 +2,7 @@
 
 use orchestra_api::{
     Address, CheckState, Cost, Ejected, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus,
-    InFlight, InstancePhase, InstanceStatus, JobState, JobStatus, PreviewStatus, Progress, ProgressState,
+    InFlight, InstancePhase, InstanceStatus, JobState, JobStatus, PreviewStatus, Progress, ProgressState, Queue,
     RolloutStatus, RunSummary, ServiceState, ServiceStatus, UsageNow, VolumeState, VolumeStatus, Waiting,
 };
 use orchestra_engine::{Shown, View};
@@ -16,7 +16,7 @@ use orchestra_model::{
     plan::Step,
     preview::{Preview, PreviewRecord},
     record::{RunState, StepState},
-    route::Ejection,
+    route::Standing,
 };
 
 fn waiting(reason: String) -> Waiting {
@@ -55,9 +55,16 @@ fn instance(view: &View, seen: &Seen) -> InstanceStatus {
     }
 }
 
-/// Adds which instances get no requests for a while.
-pub(crate) fn eject(status: &mut EnvironmentStatus, ejections: &[Ejection]) {
-    for ejection in ejections.iter().filter(|ejection| ejection.route.environment == status.id) {
+/// Adds which instances get no requests for a while, and how many requests wait.
+pub(crate) fn stand(status: &mut EnvironmentStatus, standing: &Standing) {
+    for queue in standing.queues.iter().filter(|queue| queue.route.environment == status.id) {
+        for service in status.services.iter_mut().filter(|service| service.name == queue.route.service) {
+            let (port, length, limit) = (queue.route.port.clone(), queue.length, queue.limit);
+            service.queues.push(Queue { port, length, limit });
+            service.queues.sort_by(|a, b| a.port.cmp(&b.port));
+        }
+    }
+    for ejection in standing.ejected.iter().filter(|ejection| ejection.route.environment == status.id) {
         let of_it = status.services.iter_mut().filter(|service| service.name == ejection.route.service);
         for instance in of_it.flat_map(|service| &mut service.instances).filter(|i| i.id == ejection.instance) {
             let left = u64::try_from(ejection.left.duration().as_millis()).unwrap_or(u64::MAX);
@@ -202,6 +209,7 @@ pub(crate) fn status(view: &View) -> EnvironmentStatus {
                 waits_for,
                 rollout: resource.rollout.as_ref().map(rollout),
                 traffic_paused: view.record.paused.get(&resource.id.name).cloned(),
+                queues: Vec::new(),
                 scaling: resource.scaling.clone(),
                 problem: (!is_well(resource)).then(|| problem(resource)).flatten(),
                 instances,

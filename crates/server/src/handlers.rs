@@ -348,7 +348,7 @@ async fn environment(State(app): State<App>, path: EnvironmentPath) -> Answer<En
     let control = app.live()?;
     let view = control.view(&environment_id(path)).await?;
     let mut status = convert::status(&view);
-    convert::eject(&mut status, &control.ejected().await);
+    convert::stand(&mut status, &control.standing().await);
     Ok(Json(status))
 }
 

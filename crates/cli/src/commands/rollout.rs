@@ -1,6 +1,6 @@
 //! `orchestra promote`, `pause`, `abort` and `why`: move a rollout, and say what is waited for.
 
-use orchestra_api::{EnvironmentStatus, MoveRollout, RolloutStatus, ServiceStatus};
+use orchestra_api::{EnvironmentStatus, MoveRollout, Queue, RolloutStatus, ServiceStatus};
 use orchestra_model::{Code, Diagnostic, Name, rollout::RolloutCommand, rollout::RolloutPhase, time::UnixMillis};
 
 use crate::{
@@ -139,6 +139,10 @@ pub(crate) fn sentences(service: &ServiceStatus, now: UnixMillis) -> Vec<String>
             "new requests wait, by {by}: `orchestra traffic resume {}`, or in {left} by themselves",
             service.name
         ));
+    }
+    for Queue { port, length, limit } in &service.queues {
+        let (requests, wait) = if *length == 1 { ("request", "waits") } else { ("requests", "wait") };
+        lines.push(format!("{length} {requests} to {port} {wait}, of {limit} that may"));
     }
     let Some(rollout) = &service.rollout else { return lines };
     lines.push(headline(rollout, now));

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use orchestra_model::route::{ApplyError, Ejection, EndpointKey, EndpointState, ProxyEvent, RouteTable};
+use orchestra_model::route::{ApplyError, EndpointKey, EndpointState, ProxyEvent, RouteTable, Standing};
 use orchestra_provider::{Applied, BoxFuture, DataPlane, DataPlaneError, DataPlaneEvent};
 use tokio::sync::mpsc;
 
@@ -120,8 +120,8 @@ impl DataPlane for FakeDataPlane {
         Box::pin(async { Ok(String::new()) })
     }
 
-    fn ejected(&self) -> BoxFuture<'_, Result<Vec<Ejection>, DataPlaneError>> {
-        Box::pin(async { Ok(Vec::new()) })
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, DataPlaneError>> {
+        Box::pin(async { Ok(Standing::default()) })
     }
 
     fn take_events(&self) -> Option<mpsc::Receiver<DataPlaneEvent>> {

@@ -146,6 +146,9 @@ fn a_pause_holds_requests_up_survives_the_server_and_ends() {
     let asked = std::thread::spawn(move || load::get(address, "/version").unwrap());
     assert!(why(&env).contains("new requests wait"), "{}", why(&env));
     assert!(env.ok(&["status"]).text().contains("new requests wait"));
+    let queued = env.wait_for("a request that waits", |status| find(status, "api")["queues"][0]["length"] == 1);
+    assert_eq!(find(&queued, "sorry")["queues"], Value::Null);
+    assert!(why(&env).contains("1 request to http waits, of 1024 that may"), "{}", why(&env));
     assert!(!asked.is_finished());
     // Another service is not concerned.
     assert_eq!(load::get(env.address("sorry"), "/version").unwrap(), "sorry");
@@ -164,7 +167,7 @@ fn a_pause_holds_requests_up_survives_the_server_and_ends() {
     let resumed = env.ok(&["traffic", "resume", "api"]);
     assert_eq!(resumed.text().trim_end(), "requests to api of traffic/dev go on");
     assert_eq!(asked.join().unwrap(), "two");
-    assert!(!why(&env).contains("new requests wait"));
+    assert!(!why(&env).contains("new requests wait") && !why(&env).contains("that may"), "{}", why(&env));
 
     // By itself, and as JSON.
     let paused = env.ok(&["traffic", "pause", "api", "--for", "700ms", "--json"]).json();

@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use orchestra_model::route::{Ejection, EndpointKey, RouteTable};
+use orchestra_model::route::{EndpointKey, RouteTable, Standing};
 use tokio::sync::mpsc;
 
 use crate::{Applied, BoxFuture, DataPlane, DataPlaneError, DataPlaneEvent};
@@ -39,8 +39,8 @@ impl DataPlane for NoRoutes {
         Box::pin(async { Ok(String::new()) })
     }
 
-    fn ejected(&self) -> BoxFuture<'_, Result<Vec<Ejection>, DataPlaneError>> {
-        Box::pin(async { Ok(Vec::new()) })
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, DataPlaneError>> {
+        Box::pin(async { Ok(Standing::default()) })
     }
 
     fn take_events(&self) -> Option<mpsc::Receiver<DataPlaneEvent>> {

@@ -244,7 +244,7 @@ impl Control {
                 Response::Done
             }
             Request::Metrics => {
-                Response::Metrics { text: self.proxy.page(), ejected: self.proxy.table.load().ejected() }
+                Response::Metrics { text: self.proxy.page(), standing: self.proxy.table.load().standing() }
             }
             Request::AwaitDrained { endpoint } => {
                 if let Some(flight) = self.proxy.flight(&endpoint) {
