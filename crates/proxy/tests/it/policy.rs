@@ -455,7 +455,7 @@ async fn an_instance_that_fails_is_left_out_for_a_while_and_comes_back() {
     let ejected = soon("the first to be out", async {
         loop {
             client.get("/").await.unwrap();
-            if let Some(ejection) = world.handle.ejected().await.unwrap().pop() {
+            if let Some(ejection) = world.handle.standing().await.unwrap().ejected.pop() {
                 break ejection;
             }
         }
