@@ -5,6 +5,7 @@
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
+    ops::RangeInclusive,
     path::PathBuf,
     time::Duration,
 };
@@ -13,7 +14,10 @@ use orchestra_testbed::{
     handled,
     load::{Failure, Kind, Load, Plan, Report},
 };
-use rustix::process::Signal;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open},
+};
 
 use crate::{
     environment::TestEnvironment,
@@ -104,6 +108,19 @@ impl Loaded {
         }
     }
 
+    /// Kills a process and waits until it has ended.
+    fn kill(&self, pid: u32) -> Death {
+        let process = i32::try_from(pid).ok().and_then(Pid::from_raw).unwrap();
+        let process = pidfd_open(process, PidfdFlags::empty()).unwrap();
+        let begun = self.load().elapsed();
+        processes::kill(pid, Signal::KILL);
+        let limit = Timespec { tv_sec: 30, tv_nsec: 0 };
+        // Readable when it has ended (pidfd_open(2)).
+        let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap();
+        assert_eq!(ended, 1, "process {pid} does not die");
+        begun..=self.load().elapsed()
+    }
+
     fn stop(&mut self, what: &str) -> Report {
         let load = self.load.take().expect("it is stopped once");
         let report = self.runtime.block_on(load.stop());
@@ -160,11 +177,16 @@ fn nothing_is_lost_while_releases_roll_and_services_scale() {
     loaded.env.finish();
 }
 
-/// Failures that began after the moment (plus the time that a busy machine needs to notice), or are of another kind.
-fn unexcused(report: &Report, moments: &[Duration], excused: impl Fn(&Failure) -> bool) -> Vec<Failure> {
+/// From the signal until the process has ended: on a busy machine it may take a while to die, and what comes meanwhile
+/// dies with it.
+type Death = RangeInclusive<Duration>;
+
+/// Failures that began after a death (plus the time that a busy machine needs to notice), or are of another kind.
+fn unexcused(report: &Report, deaths: &[Death], excused: impl Fn(&Failure) -> bool) -> Vec<Failure> {
     let slack = Duration::from_millis(100);
     let in_flight = |failure: &&Failure| {
-        moments.iter().any(|at| failure.begun <= *at + slack && failure.ended + slack >= *at) && excused(failure)
+        deaths.iter().any(|it| failure.begun <= *it.end() + slack && failure.ended + slack >= *it.start())
+            && excused(failure)
     };
     report.failures.iter().filter(|failure| !in_flight(failure)).cloned().collect()
 }
@@ -173,17 +195,16 @@ fn unexcused(report: &Report, moments: &[Duration], excused: impl Fn(&Failure) -
 fn a_killed_instance_fails_only_what_it_had_begun() {
     let mut loaded = Loaded::start();
     loaded.kills = true;
-    let mut moments = Vec::new();
+    let mut deaths = Vec::new();
     for _ in 0..3 {
         let pids = loaded.env.pids();
         let pid = u32::try_from(*pids.values().next().unwrap()).unwrap();
-        moments.push(loaded.load().elapsed());
-        processes::kill(pid, Signal::KILL);
+        deaths.push(loaded.kill(pid));
         loaded.env.assert_consistent(&[("api", 3)], "after a killed instance");
         loaded.more(100);
     }
     let report = loaded.stop("3 kills of an instance");
-    let left = unexcused(&report, &moments, |failure| failure.problem != "refused");
+    let left = unexcused(&report, &deaths, |failure| failure.problem != "refused");
     assert!(left.is_empty(), "{left:#?}\n{report}");
     // What failed had reached an instance: nothing that was not begun may fail.
     let handled = handled::read(&loaded.handled).unwrap();
@@ -206,18 +227,17 @@ fn a_killed_proxy_refuses_nobody_and_a_killed_server_costs_nothing() {
     }
     let report = loaded.load().report();
     assert_eq!(report.failures.len(), 0, "a killed server cost requests: {report}");
-    let mut moments = Vec::new();
+    let mut deaths = Vec::new();
     for _ in 0..3 {
         let proxy = loaded.env.one(Role::Proxy);
-        moments.push(loaded.load().elapsed());
-        proxy.kill();
+        deaths.push(loaded.kill(proxy.pid));
         loaded.env.assert_consistent(&[("api", 3)], "after a killed proxy");
         loaded.more(100);
     }
     let report = loaded.stop("3 kills of the server and 3 of the proxy");
     let refused: u64 = report.tallies.values().filter_map(|tally| tally.failed.get("refused")).sum();
     assert_eq!(refused, 0, "{report}");
-    let left = unexcused(&report, &moments, |_| true);
+    let left = unexcused(&report, &deaths, |_| true);
     assert!(left.is_empty(), "{left:#?}\n{report}");
     loaded.env.finish();
 }
