@@ -55,7 +55,8 @@ services:
     env: {{VERSION: "{version}", STARTS: HERE/starts{fault}}}
     depends_on: {{db: ready}}
     health: {{ready: {{http: /ready, every: 500ms, every_starting: 20ms}}, start_deadline: 2s}}
-    restart: {{backoff: 20ms, max_backoff: 50ms, budget: 0}}
+    # One more try: six servers choose ports without knowing of each other, and one start in ten thousand finds its port taken.
+    restart: {{backoff: 20ms, max_backoff: 50ms, budget: 1}}
     rollout: {{{strategy}, drain: {{requests: 1s, streams: 1s}}}}
   single:
     command: [APP]
