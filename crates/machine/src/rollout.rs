@@ -32,8 +32,8 @@ use orchestra_model::{
     desired::Service,
     quantity::Timespan,
     rollout::{
-        AnalysisStep, Guard, Hook, OnExpiry, PauseStep, Rollout as Spec, RolloutCommand, RolloutPhase, RolloutRecord,
-        RolloutStep, Stepped, VerdictOutcome,
+        AnalysisStep, Guard, Hook, OnExpiry, Rollout as Spec, RolloutCommand, RolloutPhase, RolloutRecord, RolloutStep,
+        Stepped, VerdictOutcome,
     },
     time::UnixMillis,
     traffic::{Mirror, Permille, Split},
@@ -287,9 +287,9 @@ impl Rollout {
 
     /// The absolute deadline, except while a person is asked: that has an expiry of its own.
     fn whole_deadline(&self) -> Option<UnixMillis> {
-        let asks = matches!(self.step(), Some(RolloutStep::Pause(PauseStep { duration: None, .. })));
         // Without steps it is the step of the run that has a deadline, to which the drain of old instances is added.
-        (self.keeps_both() && !asks && self.record.phase != RolloutPhase::Watching).then_some(self.record.deadline)
+        (self.keeps_both() && !self.asks_a_person() && self.record.phase != RolloutPhase::Watching)
+            .then_some(self.record.deadline)
     }
 
     /// Advances on one event. No I/O, no clock.

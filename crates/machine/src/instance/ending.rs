@@ -38,13 +38,7 @@ impl Instance {
         self.note_readiness(now);
         self.problem = Some(Diagnostic::error(code, format!("instance {}: {why}", self.record.id)));
         self.record.forced = Some(why.clone());
-        self.enter(Phase::Stopping { why: why.clone() }, now);
-        vec![
-            self.stop_probes(),
-            Command::Persist,
-            Command::Note(EventKind::InstanceStopping, why),
-            Command::Terminate(self.termination()),
-        ]
+        self.terminate(now, why)
     }
 
     pub(super) fn note_readiness(&mut self, now: Now) {

@@ -78,11 +78,16 @@ impl Instance {
 
     pub(super) fn begin_stop(&mut self, now: Now, cause: String) -> Vec<Command> {
         self.record.intent = InstanceIntent::Stop;
-        self.enter(Phase::Stopping { why: cause.clone() }, now);
+        self.terminate(now, cause)
+    }
+
+    /// Tells the program to stop.
+    pub(super) fn terminate(&mut self, now: Now, why: String) -> Vec<Command> {
+        self.enter(Phase::Stopping { why: why.clone() }, now);
         vec![
             self.stop_probes(),
             Command::Persist,
-            Command::Note(EventKind::InstanceStopping, cause),
+            Command::Note(EventKind::InstanceStopping, why),
             Command::Terminate(self.termination()),
         ]
     }

@@ -25,9 +25,8 @@ impl Rollout {
             }
             RolloutCommand::Promote if self.record.paused.is_some() => {
                 // A person was asked already when it was paused: one word answers both.
-                let asks = matches!(self.step(), Some(RolloutStep::Pause(PauseStep { duration: None, .. })));
                 let since = self.record.paused.as_ref().map_or(0, |paused| paused.since);
-                let both = asks && since > self.record.since;
+                let both = self.asks_a_person() && since > self.record.since;
                 self.resume_from_pause(at, &format!("promoted by {by}"), out);
                 if both {
                     self.skip_step(at, out);
@@ -43,10 +42,7 @@ impl Rollout {
             },
             RolloutCommand::PromoteFully => {
                 self.end_pause(at);
-                // Time that a person took does not count.
-                if matches!(self.step(), Some(RolloutStep::Pause(PauseStep { duration: None, .. }))) {
-                    self.extend(at, self.record.since);
-                }
+                self.end_asking(at);
                 out.push(Command::Note(EventKind::RolloutResumed, format!("promoted fully by {by}")));
                 match self.record.phase {
                     RolloutPhase::Stepping => {
@@ -73,10 +69,7 @@ impl Rollout {
             )
             | None => {}
             Some(RolloutStep::Pause(_) | RolloutStep::Analysis(_) | RolloutStep::Hook(_)) => {
-                // Time that a person took does not count.
-                if matches!(self.step(), Some(RolloutStep::Pause(PauseStep { duration: None, .. }))) {
-                    self.extend(at, self.record.since);
-                }
+                self.end_asking(at);
                 self.next_step(at, out);
             }
         }
@@ -102,6 +95,18 @@ impl Rollout {
         self.end_pause(at);
         out.push(Command::Note(EventKind::RolloutResumed, reason.to_owned()));
         out.push(Command::Persist);
+    }
+
+    /// Whether the current step is a pause that a person ends.
+    pub(super) fn asks_a_person(&self) -> bool {
+        matches!(self.step(), Some(RolloutStep::Pause(PauseStep { duration: None, .. })))
+    }
+
+    /// Time that a person took for the current step does not count.
+    fn end_asking(&mut self, at: UnixMillis) {
+        if self.asks_a_person() {
+            self.extend(at, self.record.since);
+        }
     }
 
     fn end_pause(&mut self, at: UnixMillis) {

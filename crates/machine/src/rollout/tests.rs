@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use orchestra_model::{
     desired::{Restart, Strategy},
     quantity::{Amount, Percent, Timespan},
-    rollout::{HookCall, OnInconclusive},
+    rollout::{HookCall, OnInconclusive, PauseStep},
     traffic::RequestMatch,
 };
 
