@@ -40,7 +40,8 @@ pub(crate) struct Socket {
     flushed: AtomicBool,
     /// What was written and waits for [`Self::poll_push`]; set once gathering began.
     gathered: OnceLock<Mutex<Vec<u8>>>,
-    interjection: Interjection,
+    /// HTTP/1.1: what is to be said to a client between two responses.
+    pub(crate) interjection: Interjection,
 }
 
 impl Socket {
@@ -139,31 +140,6 @@ impl Socket {
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
-    }
-
-    /// Says something between two responses, as soon as that can be.
-    pub(crate) fn interject(&self, bytes: Bytes) {
-        self.interjection.put(bytes);
-    }
-
-    /// Ready when it was said.
-    pub(crate) fn poll_interjected(&self, cx: &Context<'_>) -> Poll<()> {
-        self.interjection.poll(cx)
-    }
-
-    /// What was not said yet is not to be said any more.
-    pub(crate) fn withdraw(&self) {
-        self.interjection.withdraw();
-    }
-
-    /// What is to be written now, be it `between` two responses or because it was begun.
-    pub(crate) fn interjection(&self, between: bool) -> Option<Bytes> {
-        self.interjection.next(between)
-    }
-
-    /// So many bytes of it were written.
-    pub(crate) fn interjected(&self, count: usize) {
-        self.interjection.advance(count);
     }
 
     /// Ends both directions, for whoever else has the socket.

@@ -43,7 +43,7 @@ impl<'a> Interim<'a> {
                 *response.version_mut() = Version::HTTP_2;
                 self.client.interim(stream, response);
             }
-            None => self.client.socket.interject(lines(&response)),
+            None => self.client.socket.interjection.put(lines(&response)),
         }
     }
 
@@ -52,7 +52,7 @@ impl<'a> Interim<'a> {
         match self.stream {
             // In order by itself.
             Some(_) => Poll::Ready(()),
-            None => self.client.socket.poll_interjected(cx),
+            None => self.client.socket.interjection.poll(cx),
         }
     }
 }
@@ -61,7 +61,7 @@ impl Drop for Interim<'_> {
     fn drop(&mut self) {
         // What was not said by now would come in between.
         if self.stream.is_none() && self.left < MOST {
-            self.client.socket.withdraw();
+            self.client.socket.interjection.withdraw();
         }
     }
 }

@@ -14,7 +14,7 @@ use std::{
 use bytes::{Buf as _, Bytes};
 
 #[derive(Debug, Default)]
-pub(super) struct Interjection {
+pub(crate) struct Interjection {
     /// There is something: a shorter look.
     there: AtomicBool,
     text: Mutex<Text>,
@@ -35,13 +35,13 @@ impl Interjection {
     }
 
     /// It is to be said as soon as possible.
-    pub(super) fn put(&self, bytes: Bytes) {
+    pub(crate) fn put(&self, bytes: Bytes) {
         self.text().bytes = bytes;
         self.there.store(true, Ordering::Release);
     }
 
     /// What is to be written now; `between` two responses, or in the middle of one.
-    pub(super) fn next(&self, between: bool) -> Option<Bytes> {
+    pub(crate) fn next(&self, between: bool) -> Option<Bytes> {
         if !self.there.load(Ordering::Acquire) {
             return None;
         }
@@ -51,7 +51,7 @@ impl Interjection {
     }
 
     /// So much of it was written.
-    pub(super) fn advance(&self, count: usize) {
+    pub(crate) fn advance(&self, count: usize) {
         let mut text = self.text();
         text.bytes.advance(count);
         if text.bytes.is_empty() {
@@ -64,7 +64,7 @@ impl Interjection {
     }
 
     /// Ready when nothing is left to be said.
-    pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+    pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<()> {
         if !self.there.load(Ordering::Acquire) {
             return Poll::Ready(());
         }
@@ -77,7 +77,7 @@ impl Interjection {
     }
 
     /// It is not to be said any more, unless that has begun.
-    pub(super) fn withdraw(&self) {
+    pub(crate) fn withdraw(&self) {
         let mut text = self.text();
         text.waker = None;
         if !text.begun {

@@ -78,14 +78,14 @@ impl AsyncRead for ClientStream {
 impl ClientStream {
     /// Writes what is to be said now, be it `between` two responses or because it was begun.
     fn poll_interjection(&mut self, cx: &mut Context<'_>, between: bool) -> Poll<io::Result<()>> {
-        while let Some(bytes) = self.socket().interjection(between) {
+        while let Some(bytes) = self.socket().interjection.next(between) {
             let written = match self {
                 Self::Plain(stream) => Pin::new(stream).poll_write(cx, &bytes),
                 Self::Tls(encrypted) => Pin::new(&mut encrypted.tls).poll_write(cx, &bytes),
             };
             match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.socket().interjected(count),
+                count => self.socket().interjection.advance(count),
             }
         }
         Poll::Ready(Ok(()))

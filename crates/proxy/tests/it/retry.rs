@@ -50,6 +50,24 @@ async fn hangs_up_on_the_second() -> (Instance, Arc<AtomicU32>) {
     (instance, seen)
 }
 
+/// An instance that says this to the first request of each connection and closes without having announced it.
+async fn closes_after_one(answer: &'static [u8]) -> (Instance, Arc<AtomicU32>) {
+    let seen = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&seen);
+    let instance = Instance::raw(move |mut tcp| {
+        let count = Arc::clone(&count);
+        async move {
+            if request(&mut tcp).await.is_some() {
+                count.fetch_add(1, Ordering::SeqCst);
+                // Whoever did not wait for it has gone.
+                let _ = tcp.write_all(answer).await;
+            }
+        }
+    })
+    .await;
+    (instance, seen)
+}
+
 #[tokio::test]
 async fn a_get_on_a_connection_that_ends_silently_is_sent_again() {
     let world = World::new().await;
@@ -93,17 +111,7 @@ async fn a_post_is_never_sent_twice() {
 #[tokio::test]
 async fn a_get_that_gets_no_answer_is_tried_as_often_as_the_route_says() {
     let world = World::new().await;
-    let seen = Arc::new(AtomicU32::new(0));
-    let count = Arc::clone(&seen);
-    let instance = Instance::raw(move |mut tcp| {
-        let count = Arc::clone(&count);
-        async move {
-            if request(&mut tcp).await.is_some() {
-                count.fetch_add(1, Ordering::SeqCst);
-            }
-        }
-    })
-    .await;
+    let (instance, seen) = closes_after_one(b"").await;
     let address = world.serve(route("api", Protocol::Http, vec![endpoint(1, instance.address)])).await;
     assert_eq!(get(address, "/").await.unwrap().status, 502);
     assert_eq!(seen.load(Ordering::SeqCst), 3, "the first, and two more");
@@ -112,19 +120,8 @@ async fn a_get_that_gets_no_answer_is_tried_as_often_as_the_route_says() {
 #[tokio::test]
 async fn idle_connections_that_the_instance_closed_are_not_used() {
     let world = World::new().await;
-    let seen = Arc::new(AtomicU32::new(0));
-    let count = Arc::clone(&seen);
-    // Answers one request per connection and closes without having announced it, as an expired keep-alive does.
-    let instance = Instance::raw(move |mut tcp| {
-        let count = Arc::clone(&count);
-        async move {
-            if request(&mut tcp).await.is_some() {
-                count.fetch_add(1, Ordering::SeqCst);
-                tcp.write_all(OK).await.unwrap();
-            }
-        }
-    })
-    .await;
+    // Answers one request per connection and closes, as an expired keep-alive does.
+    let (instance, seen) = closes_after_one(OK).await;
     let address = world.serve(route("api", Protocol::Http, vec![endpoint(1, instance.address)])).await;
     let mut client = Client::h1(address).await.unwrap();
     let before = instance.connections();
@@ -148,18 +145,7 @@ async fn gets_outrun_the_ends_of_connections_unharmed() {
     const CLIENTS: u32 = 8;
     const EACH: u32 = 100;
     let world = World::new().await;
-    let seen = Arc::new(AtomicU32::new(0));
-    let count = Arc::clone(&seen);
-    let instance = Instance::raw(move |mut tcp| {
-        let count = Arc::clone(&count);
-        async move {
-            if request(&mut tcp).await.is_some() {
-                count.fetch_add(1, Ordering::SeqCst);
-                let _ = tcp.write_all(OK).await;
-            }
-        }
-    })
-    .await;
+    let (instance, seen) = closes_after_one(OK).await;
     let address = world.serve(route("api", Protocol::Http, vec![endpoint(1, instance.address)])).await;
     let clients = (0..CLIENTS).map(|client| async move {
         let mut connection = Client::h1(address).await.unwrap();
