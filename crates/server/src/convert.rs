@@ -61,7 +61,6 @@ pub(crate) fn stand(status: &mut EnvironmentStatus, standing: &Standing) {
         for service in status.services.iter_mut().filter(|service| service.name == queue.route.service) {
             let (port, length, limit) = (queue.route.port.clone(), queue.length, queue.limit);
             service.queues.push(Queue { port, length, limit });
-            service.queues.sort_by(|a, b| a.port.cmp(&b.port));
         }
     }
     for ejection in standing.ejected.iter().filter(|ejection| ejection.route.environment == status.id) {
@@ -70,6 +69,9 @@ pub(crate) fn stand(status: &mut EnvironmentStatus, standing: &Standing) {
             let left = u64::try_from(ejection.left.duration().as_millis()).unwrap_or(u64::MAX);
             instance.ejected.push(Ejected { port: ejection.route.port.clone(), until: status.at.saturating_add(left) });
         }
+    }
+    for service in &mut status.services {
+        service.queues.sort_by(|a, b| a.port.cmp(&b.port));
     }
     for instance in status.services.iter_mut().flat_map(|service| &mut service.instances) {
         instance.ejected.sort_by(|a, b| a.port.cmp(&b.port));

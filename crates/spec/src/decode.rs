@@ -396,6 +396,12 @@ pub(crate) fn without_nul(report: &mut Report<'_>, node: &Node<'_>, text: &str) 
     true
 }
 
+/// Whether it is a token of RFC 9110 5.6.2, as names of header fields and cookies are.
+pub(crate) fn is_token(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty() && name.bytes().all(allowed)
+}
+
 pub(crate) fn boolean(report: &mut Report<'_>, node: &Node<'_>) -> Option<bool> {
     if let Value::Scalar(Scalar::Boolean, text) = &node.value {
         return Some(text.eq_ignore_ascii_case("true"));

@@ -253,7 +253,7 @@ fn environment<'a>(
         }
     }
     let names: Vec<Name> = found.keys().cloned().collect();
-    let dev: Name = DEV.parse().expect("`dev` is a name");
+    let dev: Name = DEV.parse().expect("it is a name");
     let below = context.preview.as_ref().map(|preview| &preview.from);
     let chosen = match below.or(context.environment.as_ref()) {
         Some(name) => name.clone(),
@@ -316,7 +316,7 @@ fn check_target(report: &mut Report<'_>, entry: &Entry<'_>) -> bool {
 fn undefined(report: &mut Report<'_>, fields: &Fields<'_, '_>, chosen: &Name, names: &[Name]) {
     let message = || format!("the environment `{chosen}` is not defined");
     let span = fields.get("environments").map_or(START, |entry| entry.key_span);
-    let near = nearest(chosen.as_str(), names.iter().map(Name::as_str).chain(["dev"]));
+    let near = nearest(chosen.as_str(), names.iter().map(Name::as_str).chain([DEV]));
     let list = names.iter().take(12).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     report.error(Code::UNKNOWN_ENVIRONMENT, span, message, |diagnostic, sources| match near {
         Some(near) => diagnostic.help(format!("did you mean `{near}`?")),

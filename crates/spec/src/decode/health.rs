@@ -9,7 +9,7 @@ use orchestra_model::{
     rollout::PairProbe,
 };
 
-use super::{Decoder, Fields, expected, invalid, template::main_port, text, unknown, without_nul};
+use super::{Decoder, Fields, expected, invalid, is_token, template::main_port, text, unknown, without_nul};
 use crate::{
     graph::Edge,
     report::{help, plain},
@@ -210,9 +210,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         };
         let mut headers = BTreeMap::new();
         for Entry { key, key_span, value } in entries {
-            // `token` of RFC 9110, section 5.6.2.
-            let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-            if key.is_empty() || !key.bytes().all(token) {
+            if !is_token(key) {
                 let message = || format!("`{}` is not the name of a header field", cut(key));
                 self.report.error(Code::INVALID_NAME, *key_span, message, plain);
             }

@@ -13,7 +13,7 @@ use orchestra_model::{
     traffic::{Permille, RequestMatch},
 };
 
-use super::{Decoder, Fields, conflict, expected, invalid, quantity, text, timespan, unknown, without_nul};
+use super::{Decoder, Fields, conflict, expected, invalid, is_token, quantity, text, timespan, unknown, without_nul};
 use crate::{
     report::{Report, help},
     tables,
@@ -425,12 +425,6 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let read = entries.iter().filter_map(|pair| Some((pair.key.clone().into_owned(), self.words(pair, "a text")?)));
         read.collect()
     }
-}
-
-/// Whether it is a token of RFC 9110 5.6.2, as names of header fields and cookies are.
-fn is_token(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !name.is_empty() && name.bytes().all(allowed)
 }
 
 fn is_true(node: &Node<'_>) -> bool {
