@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     consult::{Selector, Token},
     desired::Service,
+    flag::FlagName,
     id::{Name, ReleaseNumber, RunId},
-    quantity::{Amount, Timespan},
+    quantity::{Amount, Percent, Timespan},
     time::UnixMillis,
     traffic::{Permille, RequestMatch},
 };
@@ -104,7 +105,11 @@ pub struct Stepped {
 #[serde(rename_all = "snake_case")]
 pub enum RolloutStep {
     /// Gives the new set this share of the traffic, once it has as many instances as that needs.
-    Weight(Permille),
+    Weight(
+        #[serde(with = "crate::share")]
+        #[schemars(with = "Percent")]
+        Permille,
+    ),
     /// Gives the new set so many instances, whatever its share of the traffic is.
     Scale(Amount),
     /// Waits.
@@ -118,6 +123,8 @@ pub enum RolloutStep {
     /// Copies this share of the requests to the new set; nothing ends it.
     Mirror {
         /// Share of the stable set's requests.
+        #[serde(with = "crate::share")]
+        #[schemars(with = "Percent")]
         share: Permille,
         /// Also methods that are not safe.
         unsafe_methods: bool,
@@ -205,11 +212,14 @@ pub enum HookCall {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Guard {
     /// Probability that a release that is as good as the old one is turned back.
+    #[serde(with = "crate::share")]
+    #[schemars(with = "Percent")]
     pub alpha: Permille,
     /// Compare server errors and broken responses with those of the old set.
     pub errors: bool,
     /// With all traffic, where no old set is left to compare with, more bad responses than this share fail.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, with = "crate::share::option", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Percent>")]
     pub max_errors: Option<Permille>,
     /// What makes a response slow as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -232,7 +242,8 @@ pub struct Guard {
     /// What too little evidence means.
     pub inconclusive: OnInconclusive,
     /// The share may grow up to this while the evidence comes too slowly.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, with = "crate::share::option", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Percent>")]
     pub raise_to: Option<Permille>,
     /// What is asked of both sets in pairs while there is too little traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -427,6 +438,9 @@ pub struct VerdictRecord {
     pub reason: String,
     /// The numbers, by name.
     pub evidence: BTreeMap<String, serde_json::Value>,
+    /// Flag that it turned off instead of turning the release back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flag: Option<FlagName>,
 }
 
 /// What a verdict says.

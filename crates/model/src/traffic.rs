@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::Name,
+    network::Network,
     quantity::{ByteSize, Timespan},
     route::RouteId,
     time::UnixMillis,
@@ -46,6 +47,9 @@ pub struct PortPolicy {
     /// Published port of another service of the stack that answers while this one has no instance that could.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Fallback>,
+    /// Proxies in front of this one, whose word on who the client is counts. This machine is always one of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trusted_proxies: Vec<Network>,
 }
 
 impl PortPolicy {
@@ -417,9 +421,13 @@ impl LatencyHistogram {
 pub struct CertificateReport {
     /// Route.
     pub route: RouteId,
-    /// Why the certificate's files cannot be used as they are. What is shown then is an older certificate, or none.
+    /// Why the certificate's files cannot be used as they are. What is shown then is an older certificate, or none, unless
+    /// it is `flawed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// The problem is one of the certificate that is shown all the same: clients will not like it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub flawed: bool,
     /// DNS names and addresses that the certificate is for. Empty without one.
     pub names: Vec<String>,
     /// SHA-256 of the certificate, in lower-case hexadecimal.

@@ -14,7 +14,7 @@
 use std::{
     cell::Cell,
     hash::{BuildHasher as _, RandomState},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering},
@@ -30,6 +30,7 @@ use orchestra_model::{
 
 use crate::{
     exchange::headers::{FORWARDED_FOR, Head},
+    rules::Rules,
     table::RoutePlan,
 };
 
@@ -170,8 +171,8 @@ impl<'a> Asker<'a> {
             grant: Grant::default(),
         };
         let Some(steering) = plan.steering.as_deref() else { return way };
-        let sticky = steering.sticky.as_ref().and_then(|key| self.sticky(key, &mut way.grant));
-        way.client = sticky.unwrap_or_else(|| self.connection()).max(1);
+        let sticky = steering.sticky.as_ref().and_then(|key| self.sticky(key, &plan.rules, &mut way.grant));
+        way.client = sticky.unwrap_or_else(|| self.connection(&plan.rules)).max(1);
         way.key = sticky;
         if self.head.is_some_and(|head| steering.matches.iter().any(|m| m.holds(head))) {
             way.arm = Some(Arm::Canary);
@@ -208,7 +209,7 @@ impl<'a> Asker<'a> {
     }
 
     /// Hash of the sticky key; what a client lacks is granted.
-    fn sticky(&self, key: &RequestKey, grant: &mut Grant) -> Option<u64> {
+    fn sticky(&self, key: &RequestKey, rules: &Rules, grant: &mut Grant) -> Option<u64> {
         match key {
             RequestKey::Cookie(name) => {
                 let head = self.head?;
@@ -225,41 +226,77 @@ impl<'a> Asker<'a> {
             }
             RequestKey::Header(name) => self.head?.headers().get(name.as_str()).map(|value| hash(value.as_bytes())),
             RequestKey::Query(name) => parameter(self.head?.query()?, name).map(|value| hash(value.as_bytes())),
-            RequestKey::Client => Some(self.forwarded().unwrap_or_else(|| self.address())),
+            RequestKey::Client => Some(self.forwarded(rules).map_or_else(|| address(self.peer.ip()), Told::key)),
         }
     }
 
     /// Hash of the client's address. On this machine all clients have the same one, so there each connection counts as
     /// a client, unless a proxy in front says whose request it is.
-    fn connection(&self) -> u64 {
-        self.forwarded().unwrap_or_else(|| {
-            let port = if self.peer.ip().to_canonical().is_loopback() { u64::from(self.peer.port()) } else { 0 };
-            mix(self.address() ^ port)
-        })
+    fn connection(&self, rules: &Rules) -> u64 {
+        self.forwarded(rules).map_or_else(
+            || {
+                let port = if self.peer.ip().to_canonical().is_loopback() { u64::from(self.peer.port()) } else { 0 };
+                mix(address(self.peer.ip()) ^ port)
+            },
+            Told::key,
+        )
     }
 
     /// Hash of the client whose requests are counted together: its address, of IPv6 the network (RFC 6177: a site has a
-    /// /64 or more of them), or what a proxy on this machine says.
-    pub(crate) fn client(&self) -> u64 {
-        self.forwarded().unwrap_or_else(|| match self.peer.ip().to_canonical() {
-            std::net::IpAddr::V6(ip) if !ip.is_loopback() => hash(&ip.octets()[..8]),
-            _ => self.address(),
-        })
-    }
-
-    fn address(&self) -> u64 {
-        match self.peer.ip().to_canonical() {
-            std::net::IpAddr::V4(ip) => hash(&ip.octets()),
-            std::net::IpAddr::V6(ip) => hash(&ip.octets()),
+    /// /64 or more of them), or what a trusted proxy says.
+    pub(crate) fn client(&self, rules: &Rules) -> u64 {
+        match self.forwarded(rules).unwrap_or(Told::Address(self.peer.ip())) {
+            Told::Address(ip) => match ip.to_canonical() {
+                IpAddr::V6(ip) if !ip.is_loopback() => hash(&ip.octets()[..8]),
+                ip => address(ip),
+            },
+            told @ Told::Name(_) => told.key(),
         }
     }
 
-    /// What a proxy on this machine says of its client: the last but one of the chain, which ends with the proxy.
-    fn forwarded(&self) -> Option<u64> {
+    /// What proxies in front say of the client: the last of the chain that is not one of them. The chain ends with the
+    /// connection's own peer, and has more than that only if the peer is believed.
+    fn forwarded(&self, rules: &Rules) -> Option<Told<'_>> {
         let chain = self.head?.headers().get(FORWARDED_FOR)?.as_bytes();
-        let before = &chain[..chain.iter().rposition(|byte| *byte == b',')?];
-        let last = before.rsplit(|byte| *byte == b',').next()?.trim_ascii();
-        Some(hash(last))
+        let mut before = chain.rsplit(|byte| *byte == b',').skip(1).map(Told::read).peekable();
+        loop {
+            match before.next()? {
+                Told::Address(ip) if before.peek().is_some() && rules.trusts(ip) => {}
+                told => return Some(told),
+            }
+        }
+    }
+}
+
+/// What a proxy says of who asked it.
+#[derive(Clone, Copy, Debug)]
+enum Told<'a> {
+    Address(IpAddr),
+    /// What is no address: `unknown`, a name of its own.
+    Name(&'a [u8]),
+}
+
+impl<'a> Told<'a> {
+    /// Of an element of `X-Forwarded-For`. Some proxies add the port.
+    fn read(element: &'a [u8]) -> Self {
+        let element = element.trim_ascii();
+        let text = std::str::from_utf8(element).unwrap_or_default();
+        let address = text.parse().ok().or_else(|| text.parse().ok().map(|socket: SocketAddr| socket.ip()));
+        address.map_or(Self::Name(element), Self::Address)
+    }
+
+    fn key(self) -> u64 {
+        match self {
+            Self::Address(ip) => address(ip),
+            Self::Name(name) => hash(name),
+        }
+    }
+}
+
+fn address(ip: IpAddr) -> u64 {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => hash(&ip.octets()),
+        IpAddr::V6(ip) => hash(&ip.octets()),
     }
 }
 

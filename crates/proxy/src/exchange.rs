@@ -42,6 +42,7 @@ pub(crate) mod failure;
 pub(crate) mod headers;
 mod inspect;
 pub(crate) mod interim;
+mod leash;
 pub(crate) mod replay;
 pub(crate) mod source;
 mod sse;
@@ -84,7 +85,12 @@ pub(crate) async fn answer(
     }
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let interim = Interim::of(&request, connection, stream);
-    let result = match headers::prepare(&mut request, arrival) {
+    // Asked only where a client says something of itself.
+    let trusts = |peer| {
+        let table = proxy.table.load();
+        table.routes.get(&arrival.socket).is_some_and(|plan| plan.rules.trusts(peer))
+    };
+    let result = match headers::prepare(&mut request, arrival, trusts) {
         Ok(head) => {
             let body = Replay::new(request.into_body());
             active.carry(body.upload());
@@ -262,7 +268,7 @@ async fn forward(
 fn admit(plan: &RoutePlan, seeker: &Seeker<'_>, body: &Replay) -> Result<(), Failure> {
     if let Some(rate) = plan.rules.rate {
         let now = clock::of(seeker.since());
-        if let Err(wait) = plan.shared.clients().admit(seeker.asker().client(), rate, now) {
+        if let Err(wait) = plan.shared.clients().admit(seeker.asker().client(&plan.rules), rate, now) {
             let message = format!("more than {rate} requests per second from one client");
             return Err(Failure::new(ErrorKind::RateLimited, message).after(wait));
         }

@@ -26,6 +26,7 @@ mod listen;
 mod load;
 mod metrics;
 mod mirror;
+mod outflow;
 mod outlier;
 mod process;
 mod reports;

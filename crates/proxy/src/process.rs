@@ -70,7 +70,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let subscriber = tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
-        .with_max_level(tracing::Level::INFO);
+        .with_max_level(tracing::Level::INFO)
+        // On a full disk the log cannot be written, and complaining about that on the same file would panic: nothing that
+        // is said is worth a connection.
+        .log_internal_errors(false);
     let _ = subscriber.try_init();
     match run(&options) {
         Ok(code) => code,

@@ -1,8 +1,9 @@
 //! What the stack says of a port, as requests need it: durations instead of quantities, nothing where nothing is said.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use orchestra_model::{
+    network::Network,
     quantity::{ByteSize, Timespan},
     traffic::PortPolicy,
 };
@@ -34,6 +35,8 @@ pub(crate) struct Rules {
     pub(crate) total: u32,
     /// Where another service of the environment listens, which answers while this one has no instance.
     pub(crate) fallback: Option<SocketId>,
+    /// Proxies in front that are not on this machine.
+    trusted: Vec<Network>,
 }
 
 impl Rules {
@@ -56,7 +59,13 @@ impl Rules {
             per_instance: policy.breaker.per_instance,
             total: policy.breaker.total,
             fallback,
+            trusted: policy.trusted_proxies.clone(),
         }
+    }
+
+    /// Whether what somebody says of clients is believed: this machine, and whom the stack names.
+    pub(crate) fn trusts(&self, proxy: IpAddr) -> bool {
+        proxy.to_canonical().is_loopback() || self.trusted.iter().any(|network| network.contains(proxy))
     }
 
     /// Whether the number of what is under way is bounded.

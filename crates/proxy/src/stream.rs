@@ -38,6 +38,8 @@ pub(crate) struct Socket {
     abort: AtomicBool,
     /// Nothing was written since the last flush.
     flushed: AtomicBool,
+    /// The peer did not take what was last written.
+    blocked: AtomicBool,
     /// What was written and waits for [`Self::poll_push`]; set once gathering began.
     gathered: OnceLock<Mutex<Vec<u8>>>,
     /// HTTP/1.1: what is to be said to a client between two responses.
@@ -58,6 +60,11 @@ impl Socket {
     /// Bytes that the kernel took.
     pub(crate) fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+
+    /// Whether the peer did not take what was last written; not known where writes are gathered.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed)
     }
 
     /// Whether an idle connection can carry a request: the peer has neither closed it nor sent anything.
@@ -186,8 +193,9 @@ pub(crate) struct Stream {
 impl Stream {
     pub(crate) fn new(tcp: TcpStream) -> Self {
         let (read, written, abort) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
-        let (flushed, gathered, interjection) = (AtomicBool::new(true), OnceLock::new(), Interjection::default());
-        let socket = Socket { tcp, read, written, abort, flushed, gathered, interjection };
+        let (flushed, blocked) = (AtomicBool::new(true), AtomicBool::new(false));
+        let (gathered, interjection) = (OnceLock::new(), Interjection::default());
+        let socket = Socket { tcp, read, written, abort, flushed, blocked, gathered, interjection };
         Self { socket: Arc::new(socket), prefix: Bytes::new() }
     }
 
@@ -276,7 +284,11 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let Some(gathered) = self.socket.gathered.get() else { return self.socket.poll_send(cx, bufs) };
+        let Some(gathered) = self.socket.gathered.get() else {
+            let sent = self.socket.poll_send(cx, bufs);
+            self.socket.blocked.store(sent.is_pending(), Ordering::Relaxed);
+            return sent;
+        };
         let mut gathered = gathered.lock().unwrap_or_else(PoisonError::into_inner);
         if gathered.len() >= GATHERED {
             // A client that takes nothing holds up whoever writes to it.

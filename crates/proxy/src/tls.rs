@@ -23,6 +23,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use orchestra_certificate::Facts;
 use orchestra_model::{
     desired::Protocol,
     route::{ProxyEvent, RouteId, RouteTable},
@@ -83,6 +84,7 @@ struct Loading {
     loaded: Option<Arc<Loaded>>,
     /// As the files were when they were last read.
     read: Option<files::Stamp>,
+    /// Why the files cannot be used.
     problem: Option<String>,
     /// Since when there is one.
     since: Option<tokio::time::Instant>,
@@ -295,15 +297,13 @@ impl Terminator {
         let mut loading = self.loading();
         loading.read = stamp;
         loading.since = None;
-        let (until, now) = (loaded.facts.not_after, unix_now());
-        // Shown all the same: it is what the user put there, and clients say what is wrong with it.
-        loading.problem =
-            (until <= now).then(|| format!("the certificate expired on {}", orchestra_model::time::date(until * 1000)));
+        loading.problem = None;
         let same = loading.loaded.as_ref().is_some_and(|old| old.is_same(&loaded));
         if same && matches!(*self.state.borrow(), State::Ready(_)) {
             return;
         }
         let names = loaded.facts.names.join(", ");
+        let until = loaded.facts.not_after;
         let until = orchestra_model::time::date(until * 1000);
         tracing::info!(route = %self.route, %names, %until, "a certificate is in force");
         loading.loaded = Some(Arc::new(loaded));
@@ -344,9 +344,13 @@ impl Terminator {
         let mut loading = self.loading();
         let serving = loading.loaded.is_some();
         let settled = !serving || loading.since.is_none_or(|since| since.elapsed() >= GRACE);
+        // Shown all the same: it is what the user put there, and clients say what is wrong with it.
+        let flaw = loading.loaded.as_ref().and_then(|loaded| flaw(&loaded.facts, unix_now()));
+        let flaw = flaw.filter(|_| loading.problem.is_none());
         let report = CertificateReport {
             route: self.route.clone(),
-            problem: loading.problem.clone().filter(|_| settled),
+            flawed: flaw.is_some(),
+            problem: loading.problem.clone().filter(|_| settled).or(flaw),
             names: loading.loaded.as_ref().map(|loaded| loaded.facts.names.clone()).unwrap_or_default(),
             fingerprint: loading.loaded.as_ref().map(|loaded| loaded.facts.fingerprint.clone()),
             not_after: loading.loaded.as_ref().map(|loaded| loaded.facts.not_after),
@@ -359,7 +363,44 @@ impl Terminator {
     }
 }
 
+/// What clients will not like about a certificate that can be used.
+fn flaw(facts: &Facts, now: u64) -> Option<String> {
+    let date = |at: u64| orchestra_model::time::date(at.saturating_mul(1000));
+    if facts.not_after <= now {
+        return Some(format!("the certificate expired on {}", date(facts.not_after)));
+    }
+    if facts.not_before > now {
+        return Some(format!("the certificate is not valid before {}", date(facts.not_before)));
+    }
+    // Clients look at these alone, and at no common name (RFC 9525, section 2).
+    facts.names.is_empty().then(|| "the certificate is for no name and no address (subjectAltName)".to_owned())
+}
+
 /// Of the wall clock: certificates end by it.
 fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_not_the_first_to_notice_a_flaw() {
+        let facts = |not_before, not_after, names: &[&str]| Facts {
+            subject: String::new(),
+            not_before,
+            not_after,
+            names: names.iter().map(ToString::to_string).collect(),
+            fingerprint: String::new(),
+        };
+        let (now, day) = (1_790_000_000, 86_400);
+        assert_eq!(flaw(&facts(now, now + day, &["localhost"]), now), None);
+        let of = |facts: &Facts| flaw(facts, now).unwrap_or_default();
+        assert_eq!(of(&facts(now - day, now, &["localhost"])), "the certificate expired on 2026-09-21");
+        assert_eq!(of(&facts(now + day, now + 2 * day, &["a"])), "the certificate is not valid before 2026-09-22");
+        assert!(of(&facts(now - day, now + day, &[])).contains("no name"));
+        // A date far away is no reason to stumble.
+        assert_eq!(flaw(&facts(0, u64::MAX, &["a"]), now), None);
+    }
 }

@@ -215,13 +215,17 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'_, R, W> {
                 self.quiet.cut.cancelled().await;
                 tokio::time::sleep(if self.frames.is_some() { GRACE } else { Duration::ZERO }).await;
             };
+            // TLS takes what it cannot send yet: only the flush tells.
+            let write = async {
+                self.to.write_all(&buffer[..received]).await?;
+                self.to.flush().await
+            };
             tokio::select! {
                 biased;
-                written = self.to.write_all(&buffer[..received]) => written?,
+                written = write => written?,
                 // A peer that does not read cannot be told anything.
                 () = stuck => return Err(End::Cut),
             }
-            self.to.flush().await?;
         }
     }
 

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use orchestra_model::desired::Protocol;
-use orchestra_task::{TaskKind, TaskTree};
+use orchestra_task::TaskTree;
 
 use crate::{
     exchange::{headers::Head, interim::Interim, replay::RequestBody},
@@ -32,20 +32,6 @@ use h1::Outgoing;
 
 /// A connection over loopback takes microseconds; one that takes this long goes nowhere.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// hyper's way to start tasks.
-#[derive(Clone, Debug)]
-pub(crate) struct Executor(pub(crate) TaskTree);
-
-impl<F> hyper::rt::Executor<F> for Executor
-where
-    F: std::future::Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    fn execute(&self, future: F) {
-        self.0.start(TaskKind::Connection, "http", future);
-    }
-}
 
 /// One endpoint behind one route.
 #[derive(Debug)]
@@ -73,7 +59,7 @@ enum Pool {
 #[derive(Debug)]
 pub(crate) enum Incoming {
     H1(h1::body::Body),
-    H2(hyper::body::Incoming),
+    H2(h2::Body),
 }
 
 impl Incoming {
@@ -97,7 +83,7 @@ impl Body for Incoming {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.get_mut() {
             Self::H1(body) => body.poll_frame(cx).map_err(Into::into),
-            Self::H2(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::H2(body) => body.poll_frame(cx).map_err(Into::into),
         }
     }
 
@@ -165,7 +151,7 @@ impl Upstream {
     }
 
     /// Sends a request. `safe` says that it may be sent again if the connection stays silent; `interim` is told what comes
-    /// before the response, as far as the instance speaks HTTP/1.1.
+    /// before the response.
     pub(crate) async fn send(
         &self,
         head: &Head,
@@ -179,7 +165,7 @@ impl Upstream {
                 Ok((response, Lease::H1(lease)))
             }
             Pool::H2(pool) => {
-                let (response, lease) = h2::send(self, pool, head.request(body)).await?;
+                let (response, lease) = h2::send(self, pool, head, body, interim).await?;
                 Ok((response.map(Incoming::H2), Lease::H2(lease)))
             }
             Pool::Tcp => Err(SendError::Failed("the route carries no HTTP".to_owned())),

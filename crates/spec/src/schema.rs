@@ -122,6 +122,7 @@ fn shape_schema(shape: &Shape, overlay: bool, definitions: &mut Map<String, Valu
         Shape::VersionOne => json!({"enum": [1, "1"]}),
         Shape::Address => json!({"type": "string", "pattern": r"^([0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"}),
         Shape::Host => json!({"type": "string", "pattern": "^[0-9A-Fa-f:.]+$"}),
+        Shape::Network => json!({"type": "string", "pattern": "^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$"}),
         Shape::Table(table) => table_ref(table, overlay, definitions),
         Shape::Names(shape) => {
             let value = nullable(shape_schema(shape, overlay, definitions));
@@ -270,6 +271,7 @@ fn words(shape: &Shape) -> String {
         Shape::VersionOne => "`1`".to_owned(),
         Shape::Address => "`IP:PORT`".to_owned(),
         Shape::Host => "IP address".to_owned(),
+        Shape::Network => "IP address or network".to_owned(),
         Shape::Table(table) => format!("[{0}](#{0})", table.id),
         Shape::Names(shape) | Shape::Keys(shape) => format!("names to {}", words(shape)),
         Shape::Variant => "variant".to_owned(),

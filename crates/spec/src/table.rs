@@ -78,6 +78,8 @@ pub(crate) enum Shape {
     Address,
     /// `127.0.0.1`.
     Host,
+    /// `10.0.0.0/8`, or an address.
+    Network,
     /// A mapping with fixed keys.
     Table(&'static Table),
     /// A mapping whose keys are names.

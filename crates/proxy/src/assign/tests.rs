@@ -46,7 +46,16 @@ fn head(peer: &str, uri: &str, headers: &[(&str, &str)]) -> Head {
         local: "127.0.0.1:80".parse().unwrap(),
         secure: false,
     };
-    crate::exchange::headers::prepare(&mut builder.body(()).unwrap(), &arrival).unwrap()
+    crate::exchange::headers::prepare(&mut builder.body(()).unwrap(), &arrival, |peer| {
+        Rules::new(&trusting(), None).trusts(peer)
+    })
+    .unwrap()
+}
+
+/// A port behind proxies of these networks.
+fn trusting() -> PortPolicy {
+    let trusted_proxies = vec!["10.0.0.0/8".parse().unwrap(), "2001:db8:1::/48".parse().unwrap()];
+    PortPolicy { trusted_proxies, ..PortPolicy::default() }
 }
 
 fn way(plan: &RoutePlan, headers: &[(&str, &str)]) -> Way {
@@ -197,7 +206,7 @@ fn every_kind_of_key_is_recognised() {
     let client = || RequestKey::Client;
     let far = keyed(client(), "192.0.2.1:1", "/", &[]);
     assert_eq!(far, keyed(client(), "192.0.2.1:2", "/", &[("x-forwarded-for", "198.51.100.7")]));
-    assert_eq!(far, keyed(client(), near, "/", &[("x-forwarded-for", "10.0.0.1, 192.0.2.1")]).map(|_| far.unwrap()));
+    assert_eq!(far, keyed(client(), near, "/", &[("x-forwarded-for", "10.0.0.1, 192.0.2.1")]));
     let told = |chain| keyed(client(), near, "/", &[("x-forwarded-for", chain)]);
     assert_eq!(told("198.51.100.7"), told("10.0.0.1, 198.51.100.7"));
     assert_ne!(told("198.51.100.7"), told("198.51.100.8"));
@@ -279,4 +288,35 @@ fn clients_are_told_apart() {
     assert_eq!(client("127.0.0.1:1", &[]), client("127.0.0.1:1", &[]));
     let told = [("x-forwarded-for", "192.0.2.1")];
     assert_eq!(client("127.0.0.1:1", &told), client("127.0.0.1:2", &told));
+}
+
+#[test]
+fn the_client_is_who_asked_the_first_trusted_proxy() {
+    let policy = PortPolicy { sticky: Some(RequestKey::Client), ..trusting() };
+    let mut plan = plan(share(500), policy.clone());
+    plan.rules = Rules::new(&policy, None);
+    let key = |chain: &str| {
+        let head = head("10.0.0.1:5", "/", &[("x-forwarded-for", chain)]);
+        let asker = Asker::new(Some(&head), "10.0.0.1:5".parse().unwrap());
+        (asker.way(&plan).key.unwrap(), asker.client(&plan.rules))
+    };
+    let client = key("203.0.113.9");
+    for chain in [
+        "203.0.113.9, 10.9.9.9",
+        "198.51.100.1, 203.0.113.9, 10.9.9.9, 127.0.0.1, 2001:db8:1::7",
+        "203.0.113.9:4711, 10.9.9.9:80",
+        "::ffff:203.0.113.9",
+        "10.0.0.7, 203.0.113.9",
+    ] {
+        assert_eq!(key(chain), client, "{chain}");
+    }
+    assert_ne!(key("203.0.113.9, 198.51.100.1"), client, "whom nobody trusts is the client, whatever it says");
+    assert_ne!(key("10.9.9.8, 10.9.9.9"), key("10.9.9.7, 10.9.9.9"), "a client among the proxies is still one");
+    assert_eq!(key("2001:db8:2::1").1, key("2001:db8:2::2").1, "one site");
+    assert_ne!(key("2001:db8:2::1").0, key("2001:db8:2::2").0, "and two clients");
+    assert_ne!(key("unknown"), key("_hidden"));
+    // A peer that is itself no proxy, of which nothing is believed.
+    let head = head("10.0.0.1:5", "/", &[]);
+    let direct = |peer: &str| Asker::new(Some(&head), peer.parse().unwrap()).way(&plan).key;
+    assert_eq!(direct("203.0.113.9:5"), Some(client.0));
 }

@@ -17,7 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{headers, inspect::Inspection, replay::Upload, sse};
+use super::{headers, inspect::Inspection, leash::Leash, replay::Upload, sse};
 use crate::{
     clock,
     flags::Events,
@@ -55,6 +55,8 @@ pub(crate) struct ClientConnection {
     idle: AtomicU64,
     /// HTTP/2: interim responses to be sent, and on which stream.
     interims: Mutex<Vec<(u32, Response<()>)>>,
+    /// HTTP/1: what ends the response that is being sent, if it is a longer one.
+    leash: Mutex<Option<Leash>>,
 }
 
 impl ClientConnection {
@@ -68,7 +70,20 @@ impl ClientConnection {
             whole: AtomicBool::new(false),
             idle: AtomicU64::new(0),
             interims: Mutex::default(),
+            leash: Mutex::default(),
         }
+    }
+
+    fn leash(&self) -> std::sync::MutexGuard<'_, Option<Leash>> {
+        self.leash.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// HTTP/1: ready when the response is to end that the client does not take.
+    pub(crate) fn poll_leash(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.h1 || !self.socket.is_blocked() {
+            return Poll::Pending;
+        }
+        self.leash().as_mut().map_or(Poll::Pending, |leash| leash.poll(cx))
     }
 
     /// HTTP/2: an interim response is to be sent on a stream.
@@ -158,6 +173,14 @@ impl ResponseBody {
         Self::Full(Some(bytes).filter(|b| !b.is_empty()), None)
     }
 
+    /// Ready when it has to end though nobody takes anything of it.
+    pub(crate) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Instance(body) => body.poll_end(cx),
+            Self::Full(..) | Self::Events(..) => Poll::Pending,
+        }
+    }
+
     /// Keeps the connection busy until this body ends.
     pub(crate) fn hold(&mut self, active: Active) {
         match self {
@@ -188,6 +211,8 @@ pub(crate) struct InstanceBody {
     /// Whom a failure is told of; streams tell nobody.
     origin: Option<Origin>,
     active: Option<Active>,
+    /// The connection knows what ends it.
+    leashed: bool,
 }
 
 /// What a body keeps alive.
@@ -293,6 +318,7 @@ impl InstanceBody {
             patience: patience.map(Box::new),
             origin,
             active: None,
+            leashed: false,
         }
     }
 
@@ -453,6 +479,42 @@ impl InstanceBody {
         }
     }
 
+    /// Ready when it has to end though nobody takes anything of it: its instance is cut, or its time is over.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let cut = self.state == State::Flowing && self.poll_cut(cx, true);
+        match self.state {
+            State::Done => return Poll::Pending,
+            State::Ending | State::Failing => {}
+            State::Flowing if cut => {
+                self.series.error(ErrorKind::Cut);
+                if let Some(inspection) = self.inspection.take() {
+                    inspection.cut();
+                }
+            }
+            State::Flowing => {
+                let Some(patience) = &mut self.patience else { return Poll::Pending };
+                let kind = std::task::ready!(patience.poll(cx));
+                // Not the instance's fault: as if the client had left.
+                self.series.error(kind);
+                self.inspection = None;
+            }
+        }
+        self.abandon();
+        Poll::Ready(())
+    }
+
+    /// Tells the connection of HTTP/1 what ends it, if there is more of it to come.
+    fn leash(&mut self) {
+        let (Some(active), Some(carried)) = (&self.active, &self.carried) else { return };
+        if !active.connection().h1 || self.incoming.is_end_stream() {
+            return;
+        }
+        self.leashed = true;
+        let deadline = self.patience.as_ref().filter(|patience| matches!(patience.bound, Bound::Whole));
+        let deadline = deadline.map(|patience| patience.timer.deadline());
+        *active.connection().leash() = Some(Leash::new((**carried.flight.cut()).clone(), deadline));
+    }
+
     /// Ends it if its time is over. `Pending` says that it is to be ended by an event.
     fn poll_patience(&mut self, cx: &mut Context<'_>, silent: bool) -> Option<Polled> {
         let patience = self.patience.as_mut().filter(|_| self.state == State::Flowing)?;
@@ -487,6 +549,9 @@ impl InstanceBody {
         if let Some(patience) = &mut self.patience {
             patience.moved();
         }
+        if !self.leashed {
+            self.leash();
+        }
         let Some(data) = frame.data_ref() else { return frame };
         self.series.sent(data.len());
         let end = self.events.as_mut().and_then(|tracker| tracker.advance(data));
@@ -503,6 +568,16 @@ impl InstanceBody {
 
 impl Drop for InstanceBody {
     fn drop(&mut self) {
+        if let Some(active) = self.active.as_ref().filter(|_| self.leashed) {
+            *active.connection().leash() = None;
+            if self.state == State::Flowing && self.carried.as_ref().is_some_and(|c| c.flight.cut().is_cancelled()) {
+                // Its client did not even take the end.
+                self.series.error(ErrorKind::Cut);
+                if let Some(inspection) = self.inspection.take() {
+                    inspection.cut();
+                }
+            }
+        }
         // hyper does not ask again once it knows that nothing follows.
         if self.carried.is_some() && self.state == State::Flowing && self.incoming.is_end_stream() {
             self.complete();

@@ -97,8 +97,12 @@ pub(crate) struct Head {
     pub(crate) upgrade: Option<HeaderValue>,
 }
 
-/// Checks a request and takes out of its head what goes on.
-pub(crate) fn prepare<B>(request: &mut Request<B>, arrival: &Arrival) -> Result<Head, Unacceptable> {
+/// Checks a request and takes out of its head what goes on. `trusts` says whether a proxy is believed.
+pub(crate) fn prepare<B>(
+    request: &mut Request<B>,
+    arrival: &Arrival,
+    trusts: impl FnOnce(IpAddr) -> bool,
+) -> Result<Head, Unacceptable> {
     let authority = authority(request, arrival)?;
     coding(request.headers())?;
     let path = target(request)?;
@@ -116,7 +120,7 @@ pub(crate) fn prepare<B>(request: &mut Request<B>, arrival: &Arrival) -> Result<
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     join_cookies(&mut headers);
-    forwarded(&mut headers, arrival, &authority);
+    forwarded(&mut headers, arrival, &authority, trusts);
     Ok(Head { method: request.method().clone(), path, authority, headers, upgrade })
 }
 
@@ -355,11 +359,14 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// Tells the instance who the client is. What the client itself says of that is believed only if it is on this
-/// machine, where a proxy that ends TLS may stand in front of this one.
-fn forwarded(headers: &mut HeaderMap, arrival: &Arrival, authority: &Authority) {
+/// machine, where a proxy that ends TLS may stand in front of this one, or if the stack names it as such.
+fn forwarded(headers: &mut HeaderMap, arrival: &Arrival, authority: &Authority, trusts: impl FnOnce(IpAddr) -> bool) {
     let peer = arrival.peer.ip().to_canonical();
-    if !peer.is_loopback() {
-        for name in [FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST, REAL_IP, header::FORWARDED] {
+    let said = [FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST, REAL_IP, header::FORWARDED];
+    let told = said.iter().any(|name| headers.contains_key(name));
+    let believed = told && trusts(peer);
+    if told && !believed {
+        for name in said {
             headers.remove(name);
         }
     }
@@ -378,8 +385,7 @@ fn forwarded(headers: &mut HeaderMap, arrival: &Arrival, authority: &Authority) 
         }
     }
     headers.reserve(6);
-    if [FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST, header::FORWARDED].iter().any(|name| headers.contains_key(name))
-    {
+    if believed {
         tell(headers, peer, arrival.secure, authority);
     } else {
         TOLD.with_borrow_mut(|told| told.tell(headers, peer, arrival.secure, authority));
@@ -497,7 +503,7 @@ mod tests {
     }
 
     fn sent(version: Version, uri: &str, headers: &[(&str, &str)], peer: &str, h2: bool) -> Request<()> {
-        let head = prepare(&mut request(version, uri, headers), &arrival(peer)).unwrap();
+        let head = prepare(&mut request(version, uri, headers), &arrival(peer), |peer| peer.is_loopback()).unwrap();
         if h2 {
             return head.request(());
         }
@@ -556,6 +562,27 @@ mod tests {
     }
 
     #[test]
+    fn forwarded_headers_are_believed_from_proxies_that_the_stack_names() {
+        let policy = orchestra_model::traffic::PortPolicy {
+            trusted_proxies: vec!["198.51.100.0/24".parse().unwrap()],
+            ..Default::default()
+        };
+        let rules = crate::rules::Rules::new(&policy, None);
+        let headers = [("host", "a"), ("x-forwarded-for", "203.0.113.9"), ("x-forwarded-proto", "https")];
+        let sent = |peer: &str| {
+            let mut request = request(Version::HTTP_11, "/", &headers);
+            let head = prepare(&mut request, &arrival(peer), |peer| rules.trusts(peer)).unwrap();
+            ["x-forwarded-for", "x-forwarded-proto", "forwarded"]
+                .map(|name| head.headers[name].to_str().unwrap().to_owned())
+        };
+        let believed = ["203.0.113.9, 198.51.100.7", "https", "for=203.0.113.9;host=a;proto=https, for=198.51.100.7"];
+        assert_eq!(sent("198.51.100.7:5"), believed);
+        assert_eq!(sent("[::ffff:198.51.100.7]:5"), believed, "on a socket of IPv6");
+        assert_eq!(sent("127.0.0.1:5")[0], "203.0.113.9, 127.0.0.1");
+        assert_eq!(sent("198.51.101.7:5"), ["198.51.101.7", "http", "for=198.51.101.7;host=a;proto=http"]);
+    }
+
+    #[test]
     fn the_host_is_one_and_comes_from_the_target_first() {
         let absolute = sent(Version::HTTP_11, "http://real/x", &[("host", "other")], "127.0.0.1:5", false);
         assert_eq!((absolute.headers()["host"].to_str().unwrap(), absolute.uri().to_string()), ("real", "/x".into()));
@@ -566,7 +593,7 @@ mod tests {
         assert!(!h2.headers().contains_key("host") && h2.headers()["te"] == "trailers");
         assert!(!h2.headers().contains_key("connection"));
         let refused = |version, uri, headers: &[(&str, &str)]| {
-            prepare(&mut request(version, uri, headers), &arrival("127.0.0.1:5")).unwrap_err()
+            prepare(&mut request(version, uri, headers), &arrival("127.0.0.1:5"), |_| true).unwrap_err()
         };
         assert_eq!(refused(Version::HTTP_11, "/", &[]), Unacceptable::NoHost);
         assert_eq!(refused(Version::HTTP_11, "/", &[("host", "a"), ("host", "a")]), Unacceptable::BadHost);
@@ -590,7 +617,7 @@ mod tests {
         let target = |method: Method, uri: &str| {
             let mut request = request(Version::HTTP_11, uri, &[("host", "a")]);
             *request.method_mut() = method;
-            prepare(&mut request, &arrival("127.0.0.1:5")).map(|head| head.path.as_str().to_owned())
+            prepare(&mut request, &arrival("127.0.0.1:5"), |_| true).map(|head| head.path.as_str().to_owned())
         };
         assert_eq!(target(Method::GET, "http://x?q=1"), Ok("/?q=1".into()));
         assert_eq!(target(Method::GET, "/a?q=//1"), Ok("/a?q=//1".into()));
@@ -607,7 +634,7 @@ mod tests {
         let coded = |lines: &[&str]| {
             let headers: Vec<_> =
                 lines.iter().map(|line| ("transfer-encoding", *line)).chain([("host", "a")]).collect();
-            prepare(&mut request(Version::HTTP_11, "/", &headers), &arrival("127.0.0.1:5")).map(|_| ())
+            prepare(&mut request(Version::HTTP_11, "/", &headers), &arrival("127.0.0.1:5"), |_| true).map(|_| ())
         };
         assert_eq!(coded(&[]), Ok(()));
         assert_eq!(coded(&["Chunked "]), Ok(()));
@@ -645,7 +672,7 @@ mod tests {
     #[test]
     fn upgrades_pass_only_when_meant_and_never_to_http2() {
         let upgraded = |headers: &[(&str, &str)], version| {
-            prepare(&mut request(version, "/", headers), &arrival("127.0.0.1:5")).unwrap().upgrade
+            prepare(&mut request(version, "/", headers), &arrival("127.0.0.1:5"), |_| true).unwrap().upgrade
         };
         let websocket = [("host", "a"), ("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")];
         assert_eq!(upgraded(&websocket, Version::HTTP_11).unwrap(), "websocket");

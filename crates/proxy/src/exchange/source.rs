@@ -1,4 +1,5 @@
-//! The body of a request as it comes from the client's connection, whichever protocol that speaks.
+//! The body of a request as it comes from the client's connection, whichever protocol that speaks; and what a stream of
+//! HTTP/2 carries, which may as well be a response.
 
 use std::{
     pin::Pin,
@@ -6,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream};
+use h2::RecvStream;
 use http::{HeaderMap, HeaderValue, Request, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -48,11 +49,7 @@ impl Source {
     /// Of a request over HTTP/2.
     pub(crate) fn h2(request: Request<RecvStream>) -> Request<Self> {
         let left = length(request.headers());
-        request.map(
-            |recv| {
-                if recv.is_end_stream() { Self::Empty } else { Self::H2(Stream { recv, left, drained: false }) }
-            },
-        )
+        request.map(|recv| if recv.is_end_stream() { Self::Empty } else { Self::H2(Stream::new(recv, left)) })
     }
 
     /// Whether trailers may still come.
@@ -63,14 +60,18 @@ impl Source {
 }
 
 /// The length that is announced. h2 sees to it that it is kept.
-fn length(headers: &HeaderMap) -> Option<u64> {
+pub(crate) fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH).map(HeaderValue::to_str)?.ok()?.parse().ok()
 }
 
 impl Stream {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        // A reset without a fault says that the client is content with what it got (RFC 9113 8.1).
-        let fault = |error: h2::Error| (error.reason() != Some(Reason::NO_ERROR)).then_some(Err(error));
+    /// With the length that was announced, if the stream keeps to it.
+    pub(crate) fn new(recv: RecvStream, left: Option<u64>) -> Self {
+        Self { recv, left, drained: false }
+    }
+
+    /// A reset is no end, whatever its reason: h2 tells of one only if it came before the end.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         if !self.drained {
             match ready!(self.recv.poll_data(cx)) {
                 Some(Ok(data)) => {
@@ -79,14 +80,20 @@ impl Stream {
                     self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                Some(Err(error)) => return Poll::Ready(fault(error)),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => self.drained = true,
             }
         }
-        Poll::Ready(match ready!(self.recv.poll_trailers(cx)) {
-            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
-            Err(error) => fault(error),
-        })
+        let trailers = ready!(self.recv.poll_trailers(cx)).transpose();
+        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)))
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.recv.is_end_stream()
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
@@ -106,7 +113,7 @@ impl Body for Source {
         match self {
             Self::Empty => true,
             Self::H1(incoming) => incoming.is_end_stream(),
-            Self::H2(stream) => stream.recv.is_end_stream(),
+            Self::H2(stream) => stream.is_end_stream(),
         }
     }
 
@@ -114,7 +121,7 @@ impl Body for Source {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::H1(incoming) => incoming.size_hint(),
-            Self::H2(stream) => stream.left.map_or_else(SizeHint::default, SizeHint::with_exact),
+            Self::H2(stream) => stream.size_hint(),
         }
     }
 }

@@ -77,6 +77,13 @@ pub(super) async fn drive(
                 // Nobody is there any more.
                 return Poll::Ready(None);
             }
+            if client.poll_leash(cx).is_ready() {
+                if client.old.load(Ordering::Relaxed) {
+                    // Only a reset says that this is not the end.
+                    client.socket.abort_on_close();
+                }
+                return Poll::Ready(None);
+            }
             if !asked_to_end && draining.as_mut().poll(cx).is_ready() {
                 asked_to_end = true;
                 connection.graceful_shutdown();

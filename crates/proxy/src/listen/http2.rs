@@ -36,6 +36,9 @@ use exchange::Exchange;
 const ASK_AFTER: Duration = Duration::from_secs(30);
 /// … and how long it has to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+/// What frames of DATA may cost that nobody has taken yet, beyond what they carry: 8,000 small messages, for which there may
+/// be no instance at the moment, and as little as that for what a hostile client makes us keep.
+const FRAMING: usize = 2 << 20;
 /// Turns that streams get before the task lets others have theirs.
 const TURNS: u32 = 4;
 
@@ -175,6 +178,7 @@ fn begin(stream: ClientStream, answers: Answers) -> Streams {
         .max_local_error_reset_streams(Some(200))
         .initial_window_size(256 << 10)
         .initial_connection_window_size(1 << 20)
+        .data_frame_budget(FRAMING)
         .max_frame_size(16 << 10)
         .max_send_buffer_size(256 << 10);
     let stage = Stage::Greeting(Box::new(builder.handshake(stream)));
@@ -185,5 +189,127 @@ fn begin(stream: ClientStream, answers: Answers) -> Streams {
         outer: Bell::default(),
         inner: Bell::default(),
         ending: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use orchestra_model::{
+        desired::{Drain, Protocol},
+        quantity::Timespan,
+        route::{Route, RouteId, RouteTable},
+        traffic::{PortPolicy, Split},
+    };
+    use orchestra_task::{TaskKind, TaskTree};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::{super::drive::GOODBYE, *};
+    use crate::{
+        listen,
+        state::{Arrival, Proxy},
+        stream::Stream,
+        wire::{Snapshot, SocketId, SocketInfo, SocketUse},
+    };
+
+    /// Kinds of frames (RFC 9113 6).
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    const ACK: u8 = 1;
+    /// `GET / HTTP/2` to `a`, whole, on stream 1 (RFC 7541 appendix A).
+    const GET: &[u8] = b"\x00\x00\x06\x01\x05\x00\x00\x00\x01\x82\x86\x84\x41\x01a";
+
+    /// A connection to a proxy of whose one route a request waits for as long as can be.
+    async fn connected(tree: &TaskTree) -> (Arc<Proxy>, TcpStream) {
+        let proxy = Arc::new(Proxy::new(tree.clone()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let route = Route {
+            id: RouteId {
+                environment: "demo/dev".parse().unwrap(),
+                service: "api".parse().unwrap(),
+                port: "http".parse().unwrap(),
+            },
+            listen: address,
+            protocol: Protocol::Http,
+            hold: Timespan::seconds(1_000_000),
+            hold_limit: 10,
+            drain: Drain { requests: Timespan::seconds(1), streams: Timespan::seconds(1) },
+            policy: PortPolicy::default(),
+            split: Split::default(),
+            metered: false,
+            backends: vec![],
+            flags: None,
+        };
+        let socket =
+            SocketInfo { id: SocketId(1), requested: address, address, purpose: SocketUse::Route(route.id.clone()) };
+        let table = Some(RouteTable { version: 1, routes: vec![route] });
+        proxy.apply(&Snapshot { table, sockets: vec![socket], chosen: vec![] });
+        let client = TcpStream::connect(address).await.unwrap();
+        let (tcp, peer) = listener.accept().await.unwrap();
+        let arrival = Arrival { socket: SocketId(1), peer, local: address, secure: false };
+        let serve = listen::serve(Arc::clone(&proxy), arrival, Stream::new(tcp), CancellationToken::new());
+        tree.start(TaskKind::Connection, "connection", serve);
+        (proxy, client)
+    }
+
+    /// The next frame's kind, flags and payload; `None` at the end.
+    async fn frame(tcp: &mut TcpStream) -> Option<(u8, u8, Vec<u8>)> {
+        let mut head = [0; 9];
+        tcp.read_exact(&mut head).await.ok()?;
+        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        tcp.read_exact(&mut payload).await.ok()?;
+        Some((head[3], head[4], payload))
+    }
+
+    async fn greet(tcp: &mut TcpStream) {
+        let settings = [0, 0, 0, SETTINGS, 0, 0, 0, 0, 0];
+        tcp.write_all(&[&listen::PREFACE[..], &settings, GET].concat()).await.unwrap();
+    }
+
+    /// A client whose machine was switched off: its connection has no end that anybody could see.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_is_silently_gone_is_asked_and_then_left() {
+        let tree = TaskTree::new();
+        let (proxy, mut tcp) = connected(&tree).await;
+        let begun = Instant::now();
+        greet(&mut tcp).await;
+        let mut asked = None;
+        while let Some((kind, flags, _)) = frame(&mut tcp).await {
+            if kind == PING && flags & ACK == 0 {
+                assert_eq!(proxy.metrics.holding.load(std::sync::atomic::Ordering::Relaxed), 1, "the request waits");
+                assert_eq!(asked.replace(begun.elapsed()), None, "asked once");
+            }
+        }
+        // Silence is noticed at the second look.
+        let (asked, gone) = (asked.expect("it was asked"), begun.elapsed());
+        assert!(asked >= ASK_AFTER && asked <= 2 * ASK_AFTER + Duration::from_secs(1), "asked after {asked:?}");
+        assert!(gone >= asked + ANSWER_WITHIN && gone <= asked + ANSWER_WITHIN + GOODBYE, "gone after {gone:?}");
+        assert_eq!(proxy.metrics.holding.load(std::sync::atomic::Ordering::Relaxed), 0, "nobody waits any more");
+        tree.cancel();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_answers_is_there_however_long_it_waits() {
+        let tree = TaskTree::new();
+        let (proxy, mut tcp) = connected(&tree).await;
+        let begun = Instant::now();
+        greet(&mut tcp).await;
+        let mut asked = 0;
+        while begun.elapsed() < Duration::from_secs(7200) {
+            let (kind, flags, payload) = frame(&mut tcp).await.expect("the connection lives");
+            if kind == PING && flags & ACK == 0 {
+                asked += 1;
+                let answer = [&[0, 0, 8, PING, ACK, 0, 0, 0, 0][..], &payload].concat();
+                tcp.write_all(&answer).await.unwrap();
+            }
+        }
+        assert!((60..=240).contains(&asked), "asked {asked} times in two hours");
+        assert_eq!(proxy.metrics.holding.load(std::sync::atomic::Ordering::Relaxed), 1);
+        tree.cancel();
     }
 }

@@ -33,7 +33,7 @@ pub(super) mod body;
 mod request;
 mod response;
 
-pub(super) use request::Outgoing;
+pub(super) use request::{Outgoing, wants_length};
 
 use body::{Body, Sending, poll_receive};
 use request::Fault;

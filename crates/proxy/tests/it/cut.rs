@@ -1,19 +1,28 @@
 //! The end of the drain budget, in each protocol.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::{Request, Response};
 use http_body::Frame;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt, StreamBody};
 use orchestra_model::{
     desired::Protocol,
     route::{Endpoint, ProxyEvent},
 };
 use orchestra_provider::{DataPlane as _, DataPlaneEvent};
+use orchestra_task::{TaskKind, TaskTree};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    sync::mpsc,
+    sync::{Mutex, mpsc},
 };
 use tokio_tungstenite::tungstenite::Message;
 
@@ -156,6 +165,186 @@ async fn an_http2_stream_is_reset_and_its_connection_lives() {
     let next = Instance::h2(|_| async { text("next") }).await;
     world.apply(vec![route("rpc", Protocol::Grpc, vec![endpoint(2, next.address)])]).await;
     assert_eq!(soon("a response", client.get("/")).await.unwrap().text(), "next");
+}
+
+/// An instance whose responses have no end, and how many pieces of them it sent.
+async fn endless(kind: &'static str) -> (Instance, Arc<AtomicUsize>) {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&sent);
+    let instance = Instance::http(move |_| {
+        let counted = Arc::clone(&counted);
+        async move {
+            let pieces = std::iter::repeat_with(move || {
+                counted.fetch_add(1, Ordering::Relaxed);
+                Ok(Frame::data(Bytes::from(vec![b'x'; 64 << 10])))
+            });
+            let body = StreamBody::new(futures_util::stream::iter(pieces));
+            Response::builder().header("content-type", kind).body(BodyExt::boxed(body)).unwrap()
+        }
+    });
+    (instance.await, sent)
+}
+
+/// Waits until nobody takes anything any more.
+pub(crate) async fn stalled(sent: &AtomicUsize) {
+    let mut before = 0;
+    soon("a stall", async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let now = sent.load(Ordering::Relaxed);
+            if now > 0 && now == before {
+                return;
+            }
+            before = now;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_holds_up_no_cut() {
+    for (kind, streams) in [("text/plain", 0), ("text/event-stream", 1)] {
+        let mut world = World::new().await;
+        let (instance, sent) = endless(kind).await;
+        let only = endpoint(1, instance.address);
+        let address = world.serve(route("api", Protocol::Http, vec![only.clone()])).await;
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        stalled(&sent).await;
+        drain_and_cut(&mut world, "api", Protocol::Http, &only, streams).await;
+        drained_and_counted(&mut world, &only).await;
+        let mut seen = Vec::new();
+        let _ = soon("the end", tcp.read_to_end(&mut seen)).await;
+        assert!(!seen.ends_with(b"0\r\n\r\n"), "visibly incomplete");
+    }
+}
+
+#[tokio::test]
+async fn a_client_of_http_2_that_takes_nothing_holds_up_no_cut() {
+    for (kind, streams) in [("text/plain", 0), ("text/event-stream", 1)] {
+        let mut world = World::new().await;
+        let (instance, sent) = endless(kind).await;
+        let only = endpoint(1, instance.address);
+        let address = world.serve(route("api", Protocol::Http, vec![only.clone()])).await;
+        let tcp = TcpStream::connect(address).await.unwrap();
+        let handshake = h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(tcp);
+        let (mut sender, connection) = handshake.await.unwrap();
+        TaskTree::new().start(TaskKind::Connection, "client", async move { connection.await.is_ok() });
+        let request = Request::get("http://test.example/").body(()).unwrap();
+        let (response, _) = sender.send_request(request, true).unwrap();
+        let mut body = soon("a response", response).await.unwrap().into_body();
+        stalled(&sent).await;
+        drain_and_cut(&mut world, "api", Protocol::Http, &only, streams).await;
+        let error = soon("the reset", body.data()).await.expect("a reset is not the end").unwrap_err();
+        assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
+        drained_and_counted(&mut world, &only).await;
+    }
+}
+
+/// An instance that speaks HTTP/2, answers with a piece of a body, and resets the stream when it is told to.
+async fn resets(reason: h2::Reason) -> (Instance, mpsc::Sender<()>) {
+    let (go, went) = mpsc::channel(1);
+    let went = Arc::new(Mutex::new(went));
+    let instance = Instance::raw(move |tcp| {
+        let went = Arc::clone(&went);
+        async move {
+            let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
+            let mut went = went.lock().await;
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+                send.send_data("part".into(), false).unwrap();
+                tokio::select! {
+                    go = went.recv() => go.unwrap(),
+                    _ = connection.accept() => return,
+                }
+                send.send_reset(reason);
+            }
+        }
+    })
+    .await;
+    (instance, go)
+}
+
+#[tokio::test]
+async fn a_stream_that_an_instance_resets_is_no_whole_response() {
+    let world = World::new().await;
+    for reason in [h2::Reason::CANCEL, h2::Reason::NO_ERROR, h2::Reason::INTERNAL_ERROR] {
+        let (instance, go) = resets(reason).await;
+        let address = world.serve(route("rpc", Protocol::H2c, vec![endpoint(1, instance.address)])).await;
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut seen = vec![];
+        while !seen.ends_with(b"part\r\n") {
+            assert!(soon("a part", tcp.read_buf(&mut seen)).await.unwrap() > 0);
+        }
+        let before = seen.len();
+        go.send(()).await.unwrap();
+        let _ = soon("the end of the connection", tcp.read_to_end(&mut seen)).await;
+        assert_eq!(seen.len(), before, "{reason}: no last chunk");
+        let tcp = TcpStream::connect(address).await.unwrap();
+        let (mut sender, connection) = h2::client::handshake(tcp).await.unwrap();
+        TaskTree::new().start(TaskKind::Connection, "client", async move { connection.await.is_ok() });
+        let request = Request::get("http://test.example/").body(()).unwrap();
+        let (response, _) = sender.send_request(request, true).unwrap();
+        let mut body = soon("a response", response).await.unwrap().into_body();
+        assert_eq!(soon("a part", body.data()).await.unwrap().unwrap(), "part");
+        go.send(()).await.unwrap();
+        let error = soon("the reset", body.data()).await.expect("a reset is not the end").unwrap_err();
+        assert_eq!(error.reason(), Some(h2::Reason::CANCEL), "{reason}");
+    }
+}
+
+/// An instance of HTTP/2 that answers at once hears when the client that still sends goes away.
+#[tokio::test]
+async fn an_upload_beside_its_response_ends_with_its_client() {
+    let world = World::new().await;
+    let (told, mut hears) = mpsc::channel(8);
+    let instance = Instance::raw(move |tcp| {
+        let told = told.clone();
+        async move {
+            let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
+            let mut reading = futures_util::stream::FuturesUnordered::new();
+            loop {
+                tokio::select! {
+                    Some(()) = reading.next() => {}
+                    accepted = connection.accept() => {
+                        let Some(Ok((request, mut respond))) = accepted else { return };
+                        let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+                        send.send_data("begun".into(), false).unwrap();
+                        let told = told.clone();
+                        reading.push(async move {
+                            let mut body = request.into_body();
+                            while let Some(data) = body.data().await {
+                                let ended = data.is_err();
+                                told.send(data.map_err(|error| error.reason())).await.unwrap();
+                                if ended {
+                                    break;
+                                }
+                            }
+                            drop(send);
+                        });
+                    }
+                }
+            }
+        }
+    })
+    .await;
+    let address = world.serve(route("rpc", Protocol::H2c, vec![endpoint(1, instance.address)])).await;
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n").await.unwrap();
+    assert_eq!(soon("a piece", hears.recv()).await.unwrap().unwrap(), "one");
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"begun\r\n") {
+        let mut buffer = [0; 1024];
+        let count = soon("the response", tcp.read(&mut buffer)).await.unwrap();
+        assert!(count > 0, "{seen:?}");
+        seen.extend_from_slice(&buffer[..count]);
+    }
+    tcp.write_all(b"3\r\ntwo\r\n").await.unwrap();
+    assert_eq!(soon("a piece", hears.recv()).await.unwrap().unwrap(), "two", "it goes on beside the response");
+    drop(tcp);
+    let ended = soon("the end", hears.recv()).await.unwrap();
+    assert_eq!(ended, Err(Some(h2::Reason::CANCEL)), "a part is not taken for the whole");
 }
 
 #[tokio::test]

@@ -22,6 +22,8 @@ use tokio::{
 
 use crate::harness::*;
 
+mod small;
+
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const DATA: u8 = 0;

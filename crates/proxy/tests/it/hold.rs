@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::harness::*;
 
-async fn holding(world: &World, count: u32) {
+pub(crate) async fn holding(world: &World, count: u32) {
     soon("requests that wait", async {
         loop {
             let page = world.handle.metrics().await.unwrap();

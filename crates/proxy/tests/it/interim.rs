@@ -145,6 +145,84 @@ async fn hints_reach_a_client_of_http_2_before_the_response() {
     }
 }
 
+/// An instance that speaks HTTP/2: says a hint of each kind, and the rest of its response for each permit.
+async fn hinting_in_http_2() -> (World, Instance, SocketAddr, Arc<Semaphore>) {
+    let world = World::new().await;
+    let go = Arc::new(Semaphore::new(0));
+    let gate = Arc::clone(&go);
+    let instance = Instance::raw(move |tcp| {
+        let gate = Arc::clone(&gate);
+        async move {
+            let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
+            let mut answering = futures_util::stream::FuturesUnordered::new();
+            loop {
+                let (_, mut respond) = tokio::select! {
+                    Some(()) = futures_util::StreamExt::next(&mut answering) => continue,
+                    accepted = connection.accept() => match accepted {
+                        Some(Ok(accepted)) => accepted,
+                        _ => return,
+                    },
+                };
+                for status in [100, 103, 110, 103] {
+                    let said = http::Response::builder().status(status).header("link", "</a.css>; rel=preload");
+                    respond.send_informational(said.body(()).unwrap()).unwrap();
+                }
+                let gate = Arc::clone(&gate);
+                answering.push(async move {
+                    gate.acquire().await.unwrap().forget();
+                    let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+                    send.send_data("ok".into(), true).unwrap();
+                });
+            }
+        }
+    })
+    .await;
+    let address = world.serve(route("api", Protocol::H2c, vec![endpoint(1, instance.address)])).await;
+    (world, instance, address, go)
+}
+
+#[tokio::test]
+async fn hints_of_an_instance_that_speaks_http_2_reach_a_client_of_http_1() {
+    let (_world, instance, address, go) = hinting_in_http_2().await;
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    let said = |status: &str| format!("HTTP/1.1 {status}\r\nlink: </a.css>; rel=preload\r\n\r\n");
+    let hints = [said("103 Early Hints"), said("110 "), said("103 Early Hints")].concat();
+    for body in ["", "body"] {
+        let request = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let mut seen = String::new();
+        tcp.write_all(request.as_bytes()).await.unwrap();
+        read_to(&mut tcp, &mut seen, &hints).await;
+        assert_eq!(seen, hints, "what the proxy did not ask for is not passed on, the rest is");
+        go.add_permits(1);
+        read_to(&mut tcp, &mut seen, "ok\r\n0\r\n\r\n").await;
+        assert!(seen[hints.len()..].starts_with("HTTP/1.1 200 OK\r\n"), "{seen}");
+    }
+    assert_eq!(instance.connections(), 1);
+}
+
+#[tokio::test]
+async fn hints_of_an_instance_that_speaks_http_2_reach_a_client_of_http_2() {
+    let (_world, _instance, address, go) = hinting_in_http_2().await;
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) = soon("a handshake", h2::client::handshake(tcp)).await.unwrap();
+    let tree = orchestra_task::TaskTree::new();
+    tree.start(orchestra_task::TaskKind::Connection, "client", async move {
+        let _ = connection.await;
+    });
+    for _ in 0..2 {
+        let request = http::Request::get("http://test.example/").body(()).unwrap();
+        let (mut response, _) = sender.send_request(request, true).unwrap();
+        for status in [103, 110, 103] {
+            let hints = soon("hints", std::future::poll_fn(|cx| response.poll_informational(cx))).await;
+            let hints = hints.unwrap().unwrap();
+            assert_eq!((hints.status().as_u16(), hints.headers()["link"].as_bytes().len()), (status, 21));
+        }
+        go.add_permits(1);
+        let mut body = soon("the response", response).await.unwrap().into_body();
+        assert_eq!(soon("the body", body.data()).await.unwrap().unwrap(), "ok");
+    }
+}
+
 /// An instance that answers before it has read the request: trailers come behind the head of the response, which cannot
 /// be told any more that the connection ends.
 #[tokio::test]

@@ -193,6 +193,32 @@ async fn streams_and_sockets_outlive_the_server() {
     assert!(soon("the end", stream.frame()).await.is_none());
 }
 
+/// On a full disk nothing can be logged, and that is no reason to let go of anybody: not when the server dies, nor when
+/// the next one comes.
+#[tokio::test]
+async fn a_log_that_cannot_be_written_ends_nothing() {
+    let mut world = World::with(|home| {
+        let folder = home.join("proxy");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        std::os::unix::fs::symlink("/dev/full", folder.join("proxy.log")).unwrap();
+        options(home)
+    })
+    .await;
+    let instance = Instance::http(|_| async { text("x") }).await;
+    let address = world.serve(route("api", Protocol::Http, vec![endpoint(1, instance.address)])).await;
+    let pid = world.handle.pid();
+    let mut client = Client::h1(address).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(client.get("/").await.unwrap().text(), "x");
+        let home = world.close();
+        assert_eq!(client.get("/").await.unwrap().text(), "x");
+        world = home.open().await;
+        assert_eq!(world.handle.pid(), pid);
+    }
+    assert_eq!(client.get("/").await.unwrap().text(), "x");
+}
+
 #[tokio::test]
 async fn a_new_server_can_replace_the_proxy_before_any_table_was_applied() {
     let world = World::new().await;

@@ -6,6 +6,7 @@ use orchestra_model::{
     Name,
     desired::{Port, Protocol},
     diagnostic::Code,
+    network::Network,
     quantity::{ByteSize, Percent, Timespan},
     traffic::{
         Breaker, DEVELOPMENT_DOMAINS, Fallback, Outlier, PortPolicy, RequestKey, Retry, RouteLimits, RouteTimeouts,
@@ -14,8 +15,8 @@ use orchestra_model::{
 };
 
 use super::{
-    Decoder, Fields, conflict, expected, integer, invalid, scope::ServiceOutline, size, template, text, timespan,
-    unknown,
+    Decoder, Fields, conflict, expected, integer, invalid, quantity, scope::ServiceOutline, size, template, text,
+    timespan, unknown,
 };
 use crate::{
     report::{Report, help},
@@ -27,7 +28,7 @@ use crate::{
 const BUFFERED: ByteSize = ByteSize::bytes(64 << 20);
 
 /// Keys without a meaning where bytes are passed on and not requests.
-const OF_REQUESTS: &[&str] = &["sticky", "pin", "limits", "buffer", "retry", "fallback"];
+const OF_REQUESTS: &[&str] = &["sticky", "pin", "limits", "buffer", "retry", "fallback", "trusted_proxies"];
 
 impl<'n, 'a> Decoder<'_, 'n, 'a> {
     /// The ports of the first pass with what is said of their requests.
@@ -65,6 +66,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             outlier: self.outlier(fields),
             breaker: self.breaker(fields),
             fallback: fields.get("fallback").and_then(|entry| self.fallback(entry, port)),
+            trusted_proxies: fields.get("trusted_proxies").map(|entry| self.trusted_proxies(entry)).unwrap_or_default(),
         }
     }
 
@@ -164,6 +166,18 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             "header" => RequestKey::Header(value.to_ascii_lowercase()),
             _ => RequestKey::Query(value.to_owned()),
         })
+    }
+
+    fn trusted_proxies(&mut self, entry: &'n Entry<'a>) -> Vec<Network> {
+        let Value::List(items) = &entry.value.value else {
+            let remedy = "write `trusted_proxies: [10.0.0.0/8]`";
+            expected(self.report, &entry.value, "a list of IP addresses and networks", remedy);
+            return Vec::new();
+        };
+        items
+            .iter()
+            .filter_map(|item| quantity(self.report, item, "an IP address or a network such as `10.0.0.0/8`"))
+            .collect()
     }
 
     fn request_limits(&mut self, fields: Fields<'n, 'a>) -> RouteLimits {

@@ -61,6 +61,12 @@ pub(crate) static PORT: Table = Table {
             "A service whose port answers while this one has no instance that could.",
         )
         .default("none"),
+        Key::new(
+            "trusted_proxies",
+            Shape::Items(&Shape::Network),
+            "Proxies in front, whose `X-Forwarded-*` and `Forwarded` are believed. Those on this machine always are.",
+        )
+        .default("none"),
     ]],
     habits: &[
         ("published", "write `port`"),
@@ -73,6 +79,9 @@ pub(crate) static PORT: Table = Table {
         ("timeout", "write `timeouts: {response: …}`"),
         ("rate_limit", "write `limits: {requests_per_second: …}`"),
         ("circuit_breaker", "write `breaker`"),
+        ("forwarded_headers", "write `trusted_proxies: [10.0.0.0/8]`"),
+        ("trusted_ips", "write `trusted_proxies: [10.0.0.0/8]`"),
+        ("real_ip", "write `trusted_proxies: [10.0.0.0/8]`"),
     ],
     later: &[],
     one_of: &[],

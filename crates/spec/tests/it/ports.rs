@@ -29,7 +29,8 @@ fn each_key_arrives() {
     let policy = port(
         "{tls: development, sticky: {header: X-Session}, pin: true, limits: {body: 1k, requests_per_second: 3}, buffer: 2k, \
          timeouts: {first_byte: 1s, response: 2s, idle: 3s}, retry: {attempts: 5, budget: 30%}, fallback: b, \
-         outlier: {failures: 7, eject_for: 9s, max: 10%, panic: 0%}, breaker: {per_instance: 4, total: 6}}",
+         outlier: {failures: 7, eject_for: 9s, max: 10%, panic: 0%}, breaker: {per_instance: 4, total: 6}, \
+         trusted_proxies: [10.0.0.0/8, \"2001:db8::1\"]}",
     )
     .policy;
     assert_eq!(policy.tls, Some(Tls::Development { names: [].into() }));
@@ -46,6 +47,7 @@ fn each_key_arrives() {
     assert_eq!((policy.breaker.per_instance, policy.breaker.total), (4, 6));
     let fallback = policy.fallback.unwrap();
     assert_eq!((fallback.service.as_str(), fallback.port.as_str()), ("b", "other"));
+    assert_eq!(policy.trusted_proxies, ["10.0.0.0/8", "2001:db8::1"].map(|network| network.parse().unwrap()));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream, server::SendResponse};
+use h2::{Reason, RecvStream, server::SendResponse};
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body::Body as _;
 
@@ -19,12 +19,13 @@ use crate::{
         source::Source,
     },
     listen::{Answer, Answers},
+    outflow::Outflow,
 };
 
 /// A stream, until all of its response was handed over or nobody wants it any more.
 pub(super) enum Exchange {
     Answering(Answering),
-    Sending(Sending),
+    Sending(Outflow<ResponseBody>),
 }
 
 pub(super) struct Answering {
@@ -33,14 +34,6 @@ pub(super) struct Answering {
     client: Arc<ClientConnection>,
     /// The response has no body, whatever it says of one (RFC 9110 9.3.2).
     headless: bool,
-}
-
-pub(super) struct Sending {
-    body: ResponseBody,
-    send: SendStream<Bytes>,
-    /// A piece for which there is no room yet, and whether it is the last.
-    waiting: Option<(Bytes, bool)>,
-    begun: bool,
 }
 
 impl Exchange {
@@ -63,7 +56,15 @@ impl Future for Exchange {
         }
         let Self::Sending(sending) = this else { return Poll::Ready(()) };
         // Whoever is concerned by an error hears of it elsewhere.
-        sending.poll(cx).map(drop)
+        if sending.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if let Some(body) = sending.stalled() {
+            ready!(body.poll_end(cx));
+            sending.reset();
+            return Poll::Ready(());
+        }
+        Poll::Pending
     }
 }
 
@@ -82,7 +83,7 @@ impl Answering {
     }
 
     /// Sends the head; what is left to send, if anything.
-    fn begin(&mut self, response: Response<ResponseBody>) -> Option<Sending> {
+    fn begin(&mut self, response: Response<ResponseBody>) -> Option<Outflow<ResponseBody>> {
         let (parts, body) = response.into_parts();
         let mut head = Response::from_parts(parts, ());
         let headers = head.headers_mut();
@@ -94,65 +95,11 @@ impl Answering {
             headers.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
         }
         match self.respond.send_response(head, ended) {
-            Ok(send) => (!ended).then_some(Sending { body, send, waiting: None, begun: false }),
+            Ok(send) => (!ended).then(|| Outflow::new(body, send)),
             Err(error) => {
                 tracing::debug!(%error, "a response was not sent");
                 self.respond.send_reset(Reason::INTERNAL_ERROR);
                 None
-            }
-        }
-    }
-}
-
-impl Sending {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        loop {
-            if self.waiting.is_some() {
-                while self.send.capacity() == 0 {
-                    match ready!(self.send.poll_capacity(cx)) {
-                        Some(room) => room?,
-                        // The client gave up.
-                        None => return Poll::Ready(Ok(())),
-                    };
-                }
-            }
-            if let Some((data, last)) = self.waiting.take() {
-                self.send.send_data(data, last)?;
-                if last {
-                    return Poll::Ready(Ok(()));
-                }
-            }
-            let frame = match Pin::new(&mut self.body).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => frame,
-                Poll::Ready(Some(Err(_))) => {
-                    self.send.send_reset(Reason::CANCEL);
-                    return Poll::Ready(Ok(()));
-                }
-                Poll::Ready(None) => return Poll::Ready(self.send.send_data(Bytes::new(), true)),
-                Poll::Pending => return self.send.poll_reset(cx).map_ok(drop),
-            };
-            match frame.into_data() {
-                Ok(data) => {
-                    let last = self.body.is_end_stream();
-                    // The first piece goes as it is, and h2 waits for room where there is none: mostly it is the only one.
-                    // Others wait here, so that what a slow client makes us keep is bounded. Room is asked for only with
-                    // something in hand: other streams of the connection may need it.
-                    if self.begun && !data.is_empty() {
-                        self.send.reserve_capacity(1);
-                        self.waiting = Some((data, last));
-                        continue;
-                    }
-                    self.begun = true;
-                    self.send.send_data(data, last)?;
-                    if last {
-                        return Poll::Ready(Ok(()));
-                    }
-                }
-                Err(frame) => {
-                    if let Ok(trailers) = frame.into_trailers() {
-                        return Poll::Ready(self.send.send_trailers(trailers));
-                    }
-                }
             }
         }
     }

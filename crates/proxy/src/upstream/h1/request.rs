@@ -166,6 +166,6 @@ fn write_lines<'a>(to: &mut Vec<u8>, headers: impl Iterator<Item = (&'a HeaderNa
 }
 
 /// Whether an empty body is announced as such: where one is expected, or where the client did.
-fn wants_length(method: &Method, headers: &HeaderMap) -> bool {
+pub(in crate::upstream) fn wants_length(method: &Method, headers: &HeaderMap) -> bool {
     [Method::POST, Method::PUT, Method::PATCH].contains(method) || headers.contains_key(header::CONTENT_LENGTH)
 }
