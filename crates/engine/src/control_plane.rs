@@ -36,14 +36,12 @@ use crate::{
     previews,
     probe_hub::ProbeHub,
     route_hub::{self, Certificates, RouteHub, ShownCertificate},
+    served::served,
     view::{Look, View},
 };
 
 /// Events that may wait for a driver. A driver that waits for a full disk lets its senders wait.
 const INBOX: usize = 4096;
-
-/// How long a switched flag may take until the data plane serves it, before its person is told that it does not yet.
-const SERVED: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What a control plane is made of.
 pub struct Options {
@@ -464,8 +462,9 @@ impl ControlPlane {
         let release = self.inner.store.read(move |reader| reader.release(&id, number)).await?;
         let release = release.ok_or_else(|| EngineError::NotFound(format!("release {number} of {environment}")))?;
         // The way back takes no step and asks no verdict, so it leads only to what stood the test of being in force.
-        if release.state == ReleaseState::Failed {
-            let message = format!("release {number} of {environment} was never in force: its run failed");
+        if release.state.never_was_in_force() {
+            let why = if release.state == ReleaseState::Superseded { "it was superseded" } else { "its run failed" };
+            let message = format!("release {number} of {environment} was never in force: {why}");
             return Err(EngineError::Refused(vec![Diagnostic::error(Code::NOTHING_TO_ROLL_BACK_TO, message).help(
                 "`orchestra history` lists those that were; `orchestra up` tries its stack file again, step by step",
             )]));
@@ -572,9 +571,9 @@ impl ControlPlane {
         let handle = self.known(environment)?;
         let (reply, answer) = oneshot::channel();
         handle.requests.send(Request::SwitchFlag(switch, reply)).await.map_err(|_| EngineError::ShuttingDown)?;
-        match tokio::time::timeout(SERVED, answer).await {
-            Ok(answer) => answer.map_err(|_| EngineError::ShuttingDown)?,
-            Err(_slow) => self.flags(environment).await,
+        match served(&handle.trouble, answer).await {
+            Some(answer) => answer.map_err(|_| EngineError::ShuttingDown)?,
+            None => self.flags(environment).await,
         }
     }
 
@@ -588,9 +587,9 @@ impl ControlPlane {
         let handle = self.known(environment)?;
         let (reply, answer) = oneshot::channel();
         handle.requests.send(Request::MoveTraffic(wish, reply)).await.map_err(|_| EngineError::ShuttingDown)?;
-        match tokio::time::timeout(SERVED, answer).await {
-            Ok(answer) => answer.map_err(|_| EngineError::ShuttingDown)?.map(|()| true),
-            Err(_slow) => Ok(false),
+        match served(&handle.trouble, answer).await {
+            Some(answer) => answer.map_err(|_| EngineError::ShuttingDown)?.map(|()| true),
+            None => Ok(false),
         }
     }
 

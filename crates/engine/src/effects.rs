@@ -5,11 +5,14 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use orchestra_machine::{Effect, Event};
+use orchestra_machine::{Effect, Event, HookKey};
 use orchestra_model::{Code, Diagnostic, EnvironmentId, InstanceId};
 use orchestra_provider::{Error, Provider, Retry};
 use orchestra_task::{TaskKind, TaskTree};
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 
 use crate::{port_pool::PortPool, probe_hub::ProbeHub, route_hub};
 
@@ -33,11 +36,13 @@ pub(crate) struct Effects {
     inbox: mpsc::Sender<Event>,
     /// The last effect on each instance; the next one waits for it.
     last: HashMap<InstanceId, JoinHandle<Option<()>>>,
+    /// Hooks that are being asked; whoever lets go of one ends it.
+    hooks: HashMap<HookKey, oneshot::Sender<()>>,
 }
 
 impl Effects {
     pub(crate) fn new(ports: Ports, environment: EnvironmentId, inbox: mpsc::Sender<Event>) -> Self {
-        Self { ports, environment, inbox, last: HashMap::new() }
+        Self { ports, environment, inbox, last: HashMap::new(), hooks: HashMap::new() }
     }
 
     /// Begins one effect. Returns soon; its outcome is an event in the inbox.
@@ -96,9 +101,15 @@ impl Effects {
             }
             Effect::StopProbe(key) => probes.stop(&self.environment, &key),
             Effect::RunHook { key, hook, directory, document } => {
+                let (hold, ended) = oneshot::channel();
+                self.hooks.insert(key.clone(), hold);
                 tree.start(TaskKind::Effect, "hook", async move {
                     let timeout = hook.timeout.duration();
-                    let answer = orchestra_probe::hook::ask(&hook.call, &directory, &document, timeout).await;
+                    // Cancelling the question kills a command with everything that it started.
+                    let answer = tokio::select! {
+                        answer = orchestra_probe::hook::ask(&hook.call, &directory, &document, timeout) => answer,
+                        _ = ended => return,
+                    };
                     let _ = inbox.send(Event::HookDone { key, answer }).await;
                 });
             }
@@ -137,6 +148,11 @@ impl Effects {
                 });
             }
         }
+    }
+
+    /// Ends the hooks whose answer nobody waits for any more.
+    pub(crate) fn end_hooks(&mut self, is_waited_for: impl Fn(&HookKey) -> bool) {
+        self.hooks.retain(|key, _| is_waited_for(key));
     }
 
     fn in_order(

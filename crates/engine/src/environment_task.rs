@@ -209,6 +209,7 @@ impl EnvironmentTask {
         for effect in batch.effects {
             self.effects.begin(effect).await;
         }
+        self.effects.end_hooks(|key| self.machine.waits_for_hook(key));
         if !self.switching.is_empty() {
             let flags = self.machine.flags();
             if flags.in_force || flags.problem.is_some() {
@@ -346,6 +347,10 @@ impl EnvironmentTask {
                 Some(batch)
             }
             Request::Start(request, reply) if self.supersedes(&request) => {
+                let by = match request.what {
+                    What::Down { .. } => "`orchestra down`",
+                    _ => "a newer release",
+                };
                 // Nothing of it is planned before the run that it supersedes is turned back: the newest stable release
                 // is the baseline.
                 if let Some((_, earlier)) = self.next.replace((request, reply)) {
@@ -353,12 +358,7 @@ impl EnvironmentTask {
                     let run = self.machine.run().map_or(RunId(0), |run| run.id);
                     let _ = earlier.send(Err(EngineError::Busy { environment, run }));
                 }
-                let abort = Event::Rollout {
-                    service: None,
-                    command: RolloutCommand::Abort,
-                    by: "a newer release, which supersedes it".to_owned(),
-                };
-                Some(self.machine.handle(self.clock.now(), abort))
+                Some(self.machine.handle(self.clock.now(), Event::Superseded { by: by.to_owned() }))
             }
             Request::Start(request, reply) => match self.start(&request) {
                 Ok((started, batch)) => {

@@ -14,6 +14,7 @@ mod port_pool;
 mod previews;
 mod probe_hub;
 mod route_hub;
+mod served;
 mod view;
 
 pub use clock::Clock;

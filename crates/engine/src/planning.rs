@@ -8,7 +8,7 @@ use orchestra_machine::Environment;
 use orchestra_model::{
     Code, Desired, Diagnostic, EnvironmentId, Name, Now, Plan, ReleaseNumber, Resource, ResourceId, ResourceKind,
     autoscale::Autoscale,
-    desired::Service,
+    desired::{MAX_REPLICAS, Service},
     flag::FlagSet,
     record::{ReleaseRecord, ResourceRecord, RunKind},
 };
@@ -183,6 +183,11 @@ pub(crate) fn plan_request(machine: &Environment, now: Now, request: &RunRequest
             for (name, count) in &mut replicas {
                 for service in chosen(&mut desired, std::slice::from_ref(name))? {
                     warnings.extend(within_bounds(name, service, count));
+                    if *count > MAX_REPLICAS {
+                        let message = format!("{count} instances of service {name} are too many");
+                        let error = Diagnostic::error(Code::INVALID_VALUE, message);
+                        return Err(refused(error.help(format!("{MAX_REPLICAS} are the most"))));
+                    }
                     service.replicas = *count;
                 }
                 // The number in force of a service that scales by itself is in no release.

@@ -23,6 +23,9 @@ use crate::{
 /// Over which CPU is measured.
 const MOMENT: Duration = Duration::from_millis(250);
 
+/// Longest name of an owner, in characters: lists have a column for it.
+const OWNER: usize = 100;
+
 /// What a client asks of a preview.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PreviewWish {
@@ -44,6 +47,9 @@ pub fn find_preview(
     reader: Option<&Reader>,
 ) -> Result<Option<PreviewContext>, EngineError> {
     let asked = wish.and_then(|wish| wish.from.as_ref());
+    if wish.and_then(|wish| wish.owner.as_ref()).is_some_and(|owner| owner.chars().count() > OWNER) {
+        return Err(problem(format!("the owner is longer than {OWNER} characters")).because("name a person or a team"));
+    }
     let Some(name) = &source.environment else {
         return match wish {
             None => Ok(None),
@@ -237,5 +243,29 @@ impl ControlPlane {
             format!("previews use what is taken down of `{}`: {}", environment.environment, losers.join(", "));
         let help = format!("take them down as well, such as `orchestra down --env {}`", losers[0]);
         Ok(Some(Diagnostic::warning(Code::PREVIEW, message).help(help)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_fits_a_column() {
+        let source = StackSource {
+            path: "/srv/orchestra.yaml".to_owned(),
+            shown: "orchestra.yaml".to_owned(),
+            text: "version: 1\nname: shop\n".to_owned(),
+            environment: Some("pr-7".parse().unwrap()),
+            preview: None,
+        };
+        let wish = |length| PreviewWish {
+            from: Some("production".parse().unwrap()),
+            ttl: None,
+            owner: Some("ü".repeat(length)),
+        };
+        assert!(find_preview(&source, Some(&wish(OWNER)), None).unwrap().is_some());
+        let refused = find_preview(&source, Some(&wish(OWNER + 1)), None).unwrap_err();
+        assert!(refused.to_string().contains("longer than 100 characters"), "{refused}");
     }
 }

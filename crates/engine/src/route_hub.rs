@@ -310,6 +310,7 @@ impl RouteHub {
             (problem, Some(before)) if *problem == before.problem && report.fingerprint == before.fingerprint => return,
             (Some(problem), _) => {
                 let shown = match &report.fingerprint {
+                    Some(_) if report.flawed => "it is shown all the same",
                     Some(_) => "the certificate before stays in force",
                     None => "TLS handshakes fail",
                 };

@@ -183,6 +183,11 @@ pub enum Event {
         /// Who.
         by: String,
     },
+    /// Something newer takes the place of the run, which is turned back.
+    Superseded {
+        /// What, in words.
+        by: String,
+    },
     /// A person switches a flag.
     Flag(FlagSwitch),
     /// A person holds traffic up, or lets it go on.
@@ -405,6 +410,7 @@ impl Environment {
                 self.usage(now, &service, usage);
             }
             Event::Rollout { service, command, by } => self.rollout_command(now, service.as_ref(), &command, &by),
+            Event::Superseded { by } => self.supersede_run(now, &by),
             Event::Flag(switch) => self.switch_flag(now, switch),
             Event::MoveTraffic(wish) => self.move_traffic(now, wish),
             Event::HookDone { key, answer } => self.hook_done(now, &key, answer),

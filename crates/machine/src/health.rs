@@ -119,6 +119,11 @@ impl Health {
         combine(&self.probe.check, &mut leaves)
     }
 
+    /// Answers of the same kind in a row; of several leaves, the fewest.
+    pub fn streak(&self) -> u32 {
+        self.leaves.iter().map(|leaf| leaf.streak).min().unwrap_or(0)
+    }
+
     /// What does not pass, in words; empty if all leaves pass.
     pub fn detail(&self) -> String {
         let failing: Vec<String> = self

@@ -367,6 +367,19 @@ impl Instance {
         }
     }
 
+    /// What it said last of itself (`STATUS=`).
+    pub fn status_text(&self) -> Option<&str> {
+        self.status_text.as_deref()
+    }
+
+    /// When the pause before its next launch is over, while it waits for nothing else.
+    pub fn due(&self) -> Option<Now> {
+        match &self.phase {
+            Phase::Pending { until, .. } => *until,
+            _ => None,
+        }
+    }
+
     /// Takes over changed policies and checks of a release that does not replace it. Returns what follows.
     pub fn update(
         &mut self,

@@ -49,7 +49,7 @@ pub struct RunStatus {
 pub struct ResourceStatus {
     /// Which.
     pub id: ResourceId,
-    /// One word: `ready`, `asleep`, `starting`, `degraded`, `failed`, `stopping`, `waiting`, `completed`, `running`, `present`, `gone`.
+    /// One word: `ready`, `asleep`, `stopped`, `starting`, `degraded`, `failed`, `stopping`, `waiting`, `completed`, `running`, `present`, `gone`.
     pub state: &'static str,
     /// Release it is at, or moves to.
     pub release: Option<ReleaseNumber>,
@@ -88,6 +88,8 @@ pub struct RolloutStatus {
     pub baseline: u32,
     /// What it waits for.
     pub waits_for: Option<String>,
+    /// Copied requests so far: those of which both responses agreed, and the others.
+    pub mirrored: (u64, u64),
     /// When the old set is let go, if that is known.
     pub cold_at: Option<UnixMillis>,
 }
@@ -113,16 +115,31 @@ pub struct InstanceStatus {
     pub last_exit: Option<Exit>,
     /// What it waits for.
     pub waits_for: Option<String>,
-    /// Its ready check: verdict, and what does not pass.
-    pub ready: Option<(Verdict, String)>,
-    /// Its live check: verdict, and what does not pass.
-    pub live: Option<(Verdict, String)>,
+    /// How long until that is over by itself, if it is a pause.
+    pub due: Option<Duration>,
+    /// Its ready check.
+    pub ready: Option<CheckStatus>,
+    /// Its live check.
+    pub live: Option<CheckStatus>,
+    /// What it said last of itself.
+    pub status_text: Option<String>,
     /// What went wrong last.
     pub problem: Option<String>,
     /// Launched with what is wanted now.
     pub current: bool,
     /// Requests and streams in flight while it drains.
     pub in_flight: (u32, u32),
+}
+
+/// A check at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckStatus {
+    /// How it is.
+    pub verdict: Verdict,
+    /// Answers of the same kind in a row.
+    pub streak: u32,
+    /// What does not pass.
+    pub detail: String,
 }
 
 impl Environment {
@@ -170,7 +187,14 @@ impl RunStatus {
 impl InstanceStatus {
     pub(crate) fn of(instance: &Instance, current: bool, now: Now) -> Self {
         let record = instance.record();
-        let health = |which| instance.health(which).map(|health: &Health| (health.verdict(), health.detail()));
+        let health = |which| {
+            let of = |health: &Health| CheckStatus {
+                verdict: health.verdict(),
+                streak: health.streak(),
+                detail: health.detail(),
+            };
+            instance.health(which).map(of)
+        };
         Self {
             id: record.id.clone(),
             phase: instance.phase().as_str(),
@@ -181,8 +205,10 @@ impl InstanceStatus {
             restarts: instance.restarts(),
             last_exit: record.last_exit,
             waits_for: instance.waits_for(),
+            due: instance.due().map(|due| due.since(now)),
             ready: health(Which::Ready),
             live: health(Which::Live),
+            status_text: instance.status_text().map(str::to_owned),
             problem: instance.problem().map(|p| p.message.clone()),
             current,
             in_flight: instance.in_flight(),

@@ -180,12 +180,15 @@ pub struct Resources {
     pub memory_limit: Option<ByteSize>,
 }
 
+/// Most instances of a service.
+pub const MAX_REPLICAS: u32 = 10_000;
+
 /// A program that is kept running.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Service {
     /// What runs.
     pub program: Program,
-    /// How many instances; with `scale` only to begin with.
+    /// How many instances, at most [`MAX_REPLICAS`]; with `scale` only to begin with.
     pub replicas: u32,
     /// How the number of instances follows the load. Never part of the launch digest: scaling replaces nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]

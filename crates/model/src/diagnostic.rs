@@ -93,6 +93,7 @@ codes! {
     VERDICT = "ORC0704": "the verdict about a release was bad",
     HOOK = "ORC0705": "a hook of a rollout did not agree",
     NO_ROLLOUT = "ORC0706": "there is no rollout that could be moved",
+    SUPERSEDED = "ORC0707": "something newer took the place of the run",
     SERVER_UNREACHABLE = "ORC0801": "the server cannot be reached",
     UNAUTHORIZED = "ORC0802": "the request is not authorized",
     INCOMPATIBLE = "ORC0803": "client and server do not fit together",

@@ -159,8 +159,17 @@ pub enum ReleaseState {
     Stable,
     /// It was in force until another one was, or until it was taken down.
     Retired,
-    /// It never was in force.
+    /// It never was in force: its run failed or was cancelled.
     Failed,
+    /// It never was in force: something newer took its place in the middle of its rollout.
+    Superseded,
+}
+
+impl ReleaseState {
+    /// Whether nobody can go back to it, because it stood no test.
+    pub const fn never_was_in_force(self) -> bool {
+        matches!(self, Self::Failed | Self::Superseded)
+    }
 }
 
 /// Why a run exists.
@@ -254,7 +263,7 @@ pub enum RunState {
     Succeeded,
     /// It did not; what it had changed was put back, as `reverted` says.
     Failed,
-    /// A person ended it; what it had changed was put back, as `reverted` says.
+    /// A person ended it, or something newer took its place; what it had changed was put back, as `reverted` says.
     Cancelled,
 }
 

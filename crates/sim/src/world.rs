@@ -680,6 +680,7 @@ pub(crate) fn brief(event: &Event) -> String {
             let of = service.as_ref().map_or_else(|| "all".to_owned(), ToString::to_string);
             format!("rollout {of} {command:?}")
         }
+        Event::Superseded { by } => format!("superseded by {by}"),
         Event::Usage { service, usage } => format!("usage {service} {}", usage.len()),
         Event::Consulted { key, .. } => format!("consulted {} {:?} {}", key.service, key.about, key.number),
         Event::PairAnswered { key, canary, stable } => {

@@ -46,7 +46,7 @@ pub(crate) fn run_moves_on(before: &RunRow, after: &RunRecord) -> Result<(), Vio
 
 /// ```text
 /// Deploying ──> Stable <──> Retired
-///     └───────> Failed
+///     └───────> Failed | Superseded
 /// ```
 ///
 /// A retired release is in force again when the run that replaced it is reverted.
@@ -56,11 +56,11 @@ pub(crate) fn release_transition(
     from: ReleaseState,
     to: ReleaseState,
 ) -> Result<(), Violation> {
-    use ReleaseState::{Deploying, Failed, Retired, Stable};
+    use ReleaseState::{Deploying, Failed, Retired, Stable, Superseded};
     match (from, to) {
         (Deploying, _) | (Stable, Retired) | (Retired, Stable) => Ok(()),
         _ if from == to => Ok(()),
-        (Stable | Retired | Failed, _) => {
+        (Stable | Retired | Failed | Superseded, _) => {
             Err(Violation::ReleaseTransition { environment: environment.clone(), number, from, to })
         }
     }

@@ -101,7 +101,7 @@ fn cut_environment(connection: &Connection, environment: &str) -> rusqlite::Resu
     };
     let old_release = bounds("releases", "number");
     let old_run = bounds("runs", "id");
-    let settled = "state IN ('retired', 'failed')";
+    let settled = "state IN ('retired', 'failed', 'superseded')";
     let ended = "state NOT IN ('running', 'reverting')";
     let execute = |sql: String, keep: u32| connection.prepare_cached(&sql)?.execute(params![environment, keep]);
     execute(

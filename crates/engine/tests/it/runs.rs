@@ -4,6 +4,7 @@ use orchestra_engine::{EngineError, RunRequest};
 use orchestra_model::{
     Code, ReleaseNumber,
     record::{ReleaseState, RunState},
+    rollout::RolloutCommand,
 };
 
 use crate::support::{Place, environment, until};
@@ -119,4 +120,51 @@ async fn what_does_not_exist_is_refused_with_what_does() {
     assert!(refused.diagnostics()[0].help.as_ref().unwrap().contains("api, db"));
     let refused = running.control.rollback(&id, None).await.unwrap_err();
     assert_eq!(refused.diagnostics()[0].code, Code::NOTHING_TO_ROLL_BACK_TO);
+}
+
+/// Whoever aborts, or promotes past a hook, does not want its command to go on by itself for as long as it likes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_whose_answer_nobody_waits_for_is_ended() {
+    let place = Place::new();
+    let running = place.open().await;
+    let id = environment("demo/dev");
+    let begun = place.home.path().join("begun");
+    let stack = |version: u32| {
+        let command = format!("[/bin/sh, -c, 'echo $$ > {}; sleep 600']", begun.display());
+        let steps = format!("[{{scale: 1}}, {{hook: {{command: {command}, timeout: 1h}}}}]");
+        let rollout = format!("{{canary: {{steps: {steps}, keep_warm: 0s}}, deadline: 2h}}");
+        let service =
+            format!("command: [run, \"{version}\"], directory: /, health: {{ready: none}}, rollout: {rollout}");
+        format!("version: 1\nname: demo\nservices:\n  api: {{{service}}}\n")
+    };
+    running.run(&id, running.stack(&stack(1))).await;
+    for (version, command, ends) in
+        [(2, RolloutCommand::Abort, RunState::Cancelled), (3, RolloutCommand::Promote, RunState::Succeeded)]
+    {
+        let started = running.control.start_run(&id, running.stack(&stack(version))).await.unwrap();
+        let pid = || std::fs::read_to_string(&begun).unwrap_or_default().trim().to_owned();
+        until(&running, "the hook is asked", async || !pid().is_empty()).await;
+        let process = std::path::Path::new("/proc").join(pid());
+        assert!(process.exists());
+        running.control.rollout(&id, None, command, "ada".to_owned()).await.unwrap();
+        until(&running, "the command is gone", async || !process.exists()).await;
+        until(&running, "the run has ended", async || running.control.run(started.run.id).await.unwrap().state == ends)
+            .await;
+        std::fs::remove_file(&begun).unwrap();
+    }
+}
+
+/// What no stack file may ask for, nobody may ask for; and the driver is there for the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn more_instances_than_a_file_may_have_are_refused() {
+    let place = Place::new();
+    let running = place.open().await;
+    let id = environment("demo/dev");
+    running.run(&id, running.stack(STACK)).await;
+    for count in [10_001, 99_999, u32::MAX] {
+        let scale = RunRequest::scale([("api".parse().unwrap(), count)].into());
+        let refused = running.control.start_run(&id, scale).await.unwrap_err();
+        assert_eq!(refused.diagnostics()[0].code, Code::INVALID_VALUE, "{refused}");
+    }
+    assert_eq!(running.pids(&id).await.len(), 3);
 }

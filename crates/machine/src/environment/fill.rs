@@ -1,7 +1,7 @@
 //! From a spec with holes to a launch without: ports, addresses, variables, and the leaves of checks.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
@@ -68,12 +68,20 @@ impl Environment {
         filled.unwrap_or_default()
     }
 
-    /// Chooses free ports for the next attempt. The driver verifies them; a taken one comes back as `PortsTaken`.
-    pub(super) fn choose_ports(&mut self, want: &Want) -> BTreeMap<Name, u16> {
+    /// For each port whether it is taken, as far as this environment knows.
+    pub(super) fn used_ports(&self) -> Vec<bool> {
+        let mut used = vec![false; usize::from(u16::MAX) + 1];
+        let of_instances = self.instances.values().flat_map(|instance| instance.record().ports.values());
+        for port in of_instances.chain(self.record.chosen_ports.values().flat_map(BTreeMap::values)) {
+            used[usize::from(*port)] = true;
+        }
+        used
+    }
+
+    /// Chooses ports for the next attempt that are not `used`, and marks them. The driver verifies them; a taken one comes
+    /// back as `PortsTaken`.
+    pub(super) fn choose_ports(&mut self, want: &Want, used: &mut [bool]) -> BTreeMap<Name, u16> {
         let Some(program) = want.resource.program() else { return BTreeMap::new() };
-        let mut used: BTreeSet<u16> =
-            self.instances.values().flat_map(|i| i.record().ports.values().copied()).collect();
-        used.extend(self.record.chosen_ports.values().flat_map(BTreeMap::values).copied());
         let (first, last) = self.settings.ports;
         let size = u64::from(last.saturating_sub(first)) + 1;
         let mut chosen = BTreeMap::new();
@@ -81,9 +89,9 @@ impl Environment {
             let start = self.rng.below(size);
             let port = (0..size)
                 .map(|offset| first + u16::try_from((start + offset) % size).unwrap_or(0))
-                .find(|port| !used.contains(port))
+                .find(|port| !used[usize::from(*port)])
                 .unwrap_or(first);
-            used.insert(port);
+            used[usize::from(port)] = true;
             chosen.insert(name.clone(), port);
         }
         chosen

@@ -19,7 +19,7 @@ use std::{
 use orchestra_model::{
     Code, Diagnostic, EventKind, Now,
     desired::{Drain, Protocol},
-    flag::{FlagName, FlagSet, Override, OverrideBy, OverrideServe, ServedFlags},
+    flag::{Flag, FlagName, FlagSet, Override, OverrideBy, OverrideServe, ServedFlags},
     quantity::Timespan,
     record::{RunRecord, RunState},
     route::{Route, RouteId},
@@ -208,9 +208,12 @@ impl Environment {
         }
     }
 
-    /// Whether a flag is served and can be turned off: one that is off already cannot.
+    /// Whether turning a flag off would change anything: it is served, nobody has decided about it, and it gives more than
+    /// it gives while it is off.
     pub(super) fn flag_is_on(&self, flag: &FlagName) -> bool {
-        self.flags.as_ref().and_then(|served| served.set.flags.get(flag)).is_some_and(|flag| flag.enabled)
+        let gives_more = |flag: &Flag| flag.enabled && !(flag.rules.is_empty() && flag.default == flag.off);
+        !self.record.flag_overrides.contains_key(flag)
+            && self.flags.as_ref().and_then(|served| served.set.flags.get(flag)).is_some_and(gives_more)
     }
 
     /// Whether [`Event::Flag`](super::Event::Flag) would mean something; otherwise why not.
@@ -231,7 +234,7 @@ impl Environment {
             let help = if known.is_empty() {
                 "flags are defined in the stack file, under `flags`; then `orchestra up`".to_owned()
             } else {
-                format!("flags are: {}", known.join(", "))
+                format!("flags are: {}", few(&known))
             };
             return Err(Diagnostic::error(Code::NOT_FOUND, message).help(help));
         };
@@ -239,7 +242,7 @@ impl Environment {
             Some(OverrideServe::Variant(variant)) if !found.variants.contains_key(variant) => {
                 let known: Vec<&str> = found.variants.keys().map(orchestra_model::flag::VariantName::as_str).collect();
                 let message = format!("flag {flag} has no variant `{variant}`");
-                Err(Diagnostic::error(Code::NOT_FOUND, message).help(format!("variants are: {}", known.join(", "))))
+                Err(Diagnostic::error(Code::NOT_FOUND, message).help(format!("variants are: {}", few(&known))))
             }
             None => {
                 let message = format!("nothing is laid over flag {flag}: its own rules apply");
@@ -275,5 +278,16 @@ impl Environment {
         self.record_changed = true;
         self.note(EventKind::FlagSwitched, None, None, None, cause);
         self.refresh_flags(at);
+    }
+}
+
+/// Names in one line, however many there are.
+fn few(names: &[&str]) -> String {
+    const SHOWN: usize = 12;
+    match names.split_at_checked(SHOWN) {
+        Some((first, rest)) if !rest.is_empty() => {
+            format!("{} and {} more, see `orchestra flags`", first.join(", "), rest.len())
+        }
+        _ => names.join(", "),
     }
 }

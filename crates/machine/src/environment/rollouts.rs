@@ -25,6 +25,7 @@ use crate::{
     rollout::{
         Command, Event, Rollout, Seen,
         judge::{Due, Judge},
+        millis,
     },
 };
 
@@ -53,7 +54,9 @@ impl Environment {
             Next::Resume => {
                 let Some((Resource::Service(service), _)) = target else { return };
                 let Some(record) = self.record.rollouts.get(&id.name).cloned() else { return };
-                workload.judge = judge(service, record.analysis.as_ref());
+                let from = self.judged_from(now, &record, service);
+                let Some(workload) = self.workloads.get_mut(id) else { return };
+                workload.judge = judge(service, record.analysis.as_ref()).map(|judge| judge.from(from));
                 self.resume_rollout(now, id, record, service);
             }
             Next::Begin(baseline, rollout) => {
@@ -217,6 +220,17 @@ impl Environment {
         if of_run {
             self.fail_step(now, id, problem);
         }
+    }
+
+    /// Whether the answer of a hook would still mean something: nobody has promoted past it, and nothing turns back.
+    pub fn waits_for_hook(&self, key: &HookKey) -> bool {
+        let turning = self.run.as_ref().is_some_and(|run| run.record.state == RunState::Reverting);
+        let rollout = self.workloads.get(&service_id(&key.service)).and_then(|workload| workload.rollout.as_ref());
+        !turning
+            && rollout.is_some_and(|rollout| {
+                let record = rollout.record();
+                (record.to, record.step) == (key.release, key.step) && rollout.waits_for_hook(key.call)
+            })
     }
 
     /// An answer of a hook.
@@ -387,17 +401,20 @@ impl Environment {
         if outcome != VerdictOutcome::Fail && wanted.is_none() {
             return event;
         }
-        let (to, step) = (record.to, record.step + 1);
+        let (from, to, step) = (record.from, record.to, record.step + 1);
+        let evidence = judge.evidence();
+        let flag = rollout.guard().and_then(|guard| guard.flag.as_deref()).filter(|_| outcome == VerdictOutcome::Fail);
+        let flag: Option<FlagName> = flag.and_then(|flag| flag.parse().ok()).filter(|flag| self.flag_is_on(flag));
         let verdict = VerdictRecord {
             service: id.name.clone(),
-            baseline: record.from,
+            baseline: from,
             step: if wanted.is_some() { step } else { 0 },
             at: 0,
             outcome,
             reason: reason.clone(),
-            evidence: judge.evidence(),
+            evidence,
+            flag: flag.clone(),
         };
-        let flag = rollout.guard().and_then(|guard| guard.flag.clone()).filter(|_| outcome == VerdictOutcome::Fail);
         self.out.changes.push(Change::Verdict(self.record.id.clone(), to, Box::new(verdict)));
         let word = match outcome {
             VerdictOutcome::Pass => "pass",
@@ -406,38 +423,53 @@ impl Environment {
             VerdictOutcome::Error => "error",
         };
         self.note(EventKind::Verdict, Some(id.clone()), None, Some(to), format!("{word}: {reason}"));
-        if let Some(flag) = flag
-            && self.turn_off((now, at), id, &flag, &reason)
-        {
+        if let Some(flag) = flag {
+            self.turn_off((now, at), id, flag, reason);
             return Event::Look;
         }
         Event::Judged { outcome, reason }
     }
 
-    /// Turns the flag off that a release came with, and judges anew. Whether it was on before: one that is off already
-    /// helps nobody.
-    fn turn_off(&mut self, (now, at): (Now, UnixMillis), id: &ResourceId, flag: &str, reason: &str) -> bool {
-        let Ok(name) = flag.parse::<FlagName>() else { return false };
-        if self.record.flag_overrides.contains_key(&name) || !self.flag_is_on(&name) {
-            return false;
-        }
-        let Some(workload) = self.workloads.get_mut(id) else { return false };
-        let Some(service) = workload.want.as_ref().and_then(|want| want.resource.as_service()) else { return false };
-        let Some(release) = workload.rollout.as_ref().map(|rollout| rollout.record().to) else { return false };
-        // Requests that began with the flag on end, and programs that keep what they were told hear of it.
-        workload.judge = judge(service, None).map(|judge| judge.after_warm_up(now));
-        let decision = Override {
-            serve: OverrideServe::Off,
-            by: OverrideBy::Verdict { release },
-            reason: reason.to_owned(),
-            since: at,
-        };
-        self.record.flag_overrides.insert(name, decision);
-        self.record_changed = true;
+    /// Turns the flag off that a release came with, and judges anew.
+    fn turn_off(&mut self, (now, at): (Now, UnixMillis), id: &ResourceId, flag: FlagName, reason: String) {
+        let release = self.workloads.get(id).and_then(|w| w.rollout.as_ref()).map(|rollout| rollout.record().to);
         let cause = format!("flag {flag} is off: {reason}");
-        self.note(EventKind::FlagSwitched, Some(id.clone()), None, Some(release), cause);
+        if let Some(release) = release {
+            let by = OverrideBy::Verdict { release };
+            let decision = Override { serve: OverrideServe::Off, by, reason, since: at };
+            self.record.flag_overrides.insert(flag, decision);
+            self.record_changed = true;
+        }
+        self.note(EventKind::FlagSwitched, Some(id.clone()), None, release, cause);
         self.refresh_flags(at);
-        true
+        let from = self.workloads.get(id).and_then(|workload| {
+            self.judged_from(now, workload.rollout.as_ref()?.record(), workload.want.as_ref()?.resource.as_service()?)
+        });
+        if let Some(workload) = self.workloads.get_mut(id) {
+            workload.judge = workload.judge.as_ref().map(|judge| judge.anew().from(from));
+            if let Some(rollout) = &mut workload.rollout {
+                rollout.judge_anew(at);
+            }
+        }
+        // Together with the switch: otherwise the next server would judge by what was heard before it.
+        self.keep_judge(now, id);
+    }
+
+    /// The flag that a verdict of this rollout turned off, and when.
+    fn flag_turned_off(&self, record: &RolloutRecord, service: &Service) -> Option<(&FlagName, UnixMillis)> {
+        let guard = service.rollout.strategy.stepped()?.guard.as_ref()?;
+        let (flag, over) = self.record.flag_overrides.get_key_value(guard.flag.as_deref()?)?;
+        (over.by == OverrideBy::Verdict { release: record.to }).then_some((flag, over.since))
+    }
+
+    /// When answers begin to count again, if a flag was turned off a moment ago: requests that began with it on still end,
+    /// and programs that keep what they were told hear of it.
+    fn judged_from(&self, now: Now, record: &RolloutRecord, service: &Service) -> Option<Now> {
+        let (_, since) = self.flag_turned_off(record, service)?;
+        let warm_up = service.rollout.strategy.stepped()?.guard.as_ref()?.warm_up;
+        // The clock may have been set back since.
+        let from = since.min(self.wall(now)).saturating_add(millis(warm_up.duration()));
+        (from > self.wall(now)).then(|| self.moment(from))
     }
 
     /// A person moves the rollout of one service, or all of the run.
@@ -601,8 +633,13 @@ impl Environment {
         let of_judge = || {
             let judge = workload.judge.as_ref()?;
             rollout.analysis()?;
+            let service = workload.want.as_ref()?.resource.as_service()?;
             let words: Vec<String> = std::iter::once(judge.words()).chain(judge.sources()).collect();
-            Some(words.join("; "))
+            let words = words.join("; ");
+            Some(match self.flag_turned_off(rollout.record(), service) {
+                Some((flag, _)) => format!("since a bad one turned flag {flag} off, {words}"),
+                None => words,
+            })
         };
         let detail = if seen.available < rollout.canary_wanted(seen.replicas) { of_instance() } else { of_judge() };
         let detail = detail.map(|detail| format!(": {detail}")).unwrap_or_default();

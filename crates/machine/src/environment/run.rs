@@ -3,7 +3,7 @@
 //! ```text
 //!   Running --- every step succeeded --------------------------------> Succeeded
 //!      |
-//!      | a step failed or passed its deadline, or a person cancelled
+//!      | a step failed or passed its deadline, a person cancelled, or something newer takes its place
 //!      v
 //!   Reverting - every touched step is put back, in reverse order ----> Failed | Cancelled
 //! ```
@@ -71,7 +71,7 @@ impl ActiveRun {
 
     /// A run after a recovery.
     pub(super) fn resumed(record: RunRecord) -> Self {
-        let cancelled = record.problems.iter().any(|p| p.code == Code::RUN_CANCELLED);
+        let cancelled = record.problems.iter().any(|p| p.code == Code::RUN_CANCELLED || p.code == Code::SUPERSEDED);
         let mut run = Self::new(record);
         run.cancelled = cancelled;
         for state in run.record.steps.values() {
@@ -79,6 +79,11 @@ impl ActiveRun {
             run.reverted += usize::from(*state == StepState::Reverted);
         }
         run
+    }
+
+    /// Whether something newer takes its place. That is the first cause, if it is one: nothing is superseded that turns back.
+    fn is_superseded(&self) -> bool {
+        self.record.problems.first().is_some_and(|problem| problem.code == Code::SUPERSEDED)
     }
 
     fn step(&self, id: &ResourceId) -> Option<&Step> {
@@ -136,21 +141,32 @@ impl Environment {
     }
 
     pub(super) fn cancel_requested(&mut self, now: Now, id: RunId) {
-        self.cancel(now, id, "the run was cancelled", "cancelled");
+        let problem = Diagnostic::error(Code::RUN_CANCELLED, "the run was cancelled");
+        self.cancel(now, id, problem, "cancelled");
     }
 
     /// Turns the run back because a person wants so.
     pub(super) fn abort_run(&mut self, now: Now, id: RunId, by: &str) {
-        self.cancel(now, id, &format!("the run was aborted by {by}"), &format!("aborted by {by}"));
+        let problem = Diagnostic::error(Code::RUN_CANCELLED, format!("the run was aborted by {by}"));
+        self.cancel(now, id, problem, &format!("aborted by {by}"));
     }
 
-    fn cancel(&mut self, now: Now, id: RunId, message: &str, cause: &str) {
+    /// Turns the run back because something newer takes its place.
+    pub(super) fn supersede_run(&mut self, now: Now, by: &str) {
+        let Some(run) = &self.run else { return };
+        let (id, release) = (run.record.id, run.record.release);
+        let what = release.map_or_else(|| "the run".to_owned(), |release| format!("release {release}"));
+        let problem = Diagnostic::error(Code::SUPERSEDED, format!("{what} was superseded by {by}"));
+        self.cancel(now, id, problem, &format!("superseded by {by}"));
+    }
+
+    fn cancel(&mut self, now: Now, id: RunId, problem: Diagnostic, cause: &str) {
         let Some(run) = &mut self.run else { return };
         if run.record.id != id || run.record.state != RunState::Running {
             return;
         }
         run.cancelled = true;
-        run.record.problems.push(Diagnostic::error(Code::RUN_CANCELLED, message));
+        run.record.problems.push(problem);
         self.begin_revert(now, cause.to_owned());
     }
 
@@ -378,7 +394,8 @@ impl Environment {
         };
         run.record.reverted = Some(reverted.clone());
         if let Some(release) = run.record.release {
-            self.out.changes.push(Change::ReleaseState(self.record.id.clone(), release, ReleaseState::Failed));
+            let state = if run.is_superseded() { ReleaseState::Superseded } else { ReleaseState::Failed };
+            self.out.changes.push(Change::ReleaseState(self.record.id.clone(), release, state));
         }
         let kind = if run.cancelled { EventKind::RunCancelled } else { EventKind::RunFailed };
         self.end_run(now, run, kind, reverted);

@@ -89,7 +89,10 @@ impl Exports {
         match &self.problem {
             Some(problem) if points.is_empty() => Reading::Unavailable(problem.clone()),
             None if points.is_empty() && !self.read.is_empty() => {
-                Reading::Unavailable(format!("no instance exports it on {}", exporter.path))
+                let below =
+                    self.read.values().any(|(.., values)| values.get(selector).is_some_and(|value| *value < 0.0));
+                let what = if below { "it is below 0" } else { "no instance exports it as a finite number" };
+                Reading::Unavailable(format!("{what} on {}", exporter.path))
             }
             _ => Reading::PerInstance(points),
         }

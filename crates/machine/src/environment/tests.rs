@@ -6,13 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use orchestra_model::{
-    Desired, Resource,
+    Code, Desired, Resource,
     desired::{Check, Probe, Service, Strategy, Target},
     flag::FlagSet,
     launch::{Exit, Launch, Observed},
     plan::{Action, Step, Wait},
     quantity::{Amount, Timespan},
-    record::{EnvironmentState, InstanceRecord, RunKind, RunState},
+    record::{EnvironmentState, InstanceRecord, ReleaseState, RunKind, RunState},
     rollout::{Hook, HookCall, PauseStep, RolloutStep, Stepped},
     route::Route,
 };
@@ -416,6 +416,57 @@ fn no_hook_is_asked_about_what_is_turned_back() {
     assert_eq!(world.hooks, 1);
 }
 
+/// What is still asked of a hook then is ended: a check of a set that is gone proves nothing and may do harm.
+#[test]
+fn an_answer_is_waited_for_until_somebody_goes_on_or_back() {
+    for command in [RolloutCommand::Promote, RolloutCommand::PromoteFully, RolloutCommand::Abort] {
+        let mut world = World::new();
+        world.up(&service(1, rolling()));
+        let call = HookCall::Webhook { url: "http://127.0.0.1:9".to_owned() };
+        let hook = Hook { name: "smoke".to_owned(), call, timeout: Timespan::seconds(5), retries: 3 };
+        let steps = vec![RolloutStep::Scale(Amount::Count(1)), RolloutStep::Hook(hook), until_promoted()];
+        world.up(&service(2, stepped(steps)));
+        let key = |call| HookKey { service: api().name, release: ReleaseNumber(2), step: 1, call };
+        assert!(world.machine.waits_for_hook(&key(1)) && !world.machine.waits_for_hook(&key(2)));
+        let said = format!("{command:?}");
+        if command == RolloutCommand::Abort {
+            world.send(Event::Rollout { service: None, command: RolloutCommand::Pause, by: "ada".to_owned() });
+            assert!(world.machine.waits_for_hook(&key(1)), "a rollout that is paused hears it all the same");
+        }
+        world.send(Event::Rollout { service: None, command, by: "ada".to_owned() });
+        assert!(!world.machine.waits_for_hook(&key(1)), "{said}");
+    }
+}
+
+/// As many as a stack file may ask for are launched in one go: what is looked up for each must not grow with their number,
+/// or this test is among the slowest.
+#[test]
+fn ten_thousand_instances_are_launched_on_ports_of_their_own() {
+    let record = EnvironmentRecord::new("demo/dev".parse().unwrap());
+    let settings = Settings { ports: (20_000, 32_767), ..fixture::settings(1_000_000_000) };
+    let mut machine = Environment::new(record.clone(), Arc::new(settings));
+    let mut many = service(1, rolling());
+    many.replicas = orchestra_model::desired::MAX_REPLICAS;
+    // Nothing is published, so nobody waits for the data plane.
+    many.ports.clear();
+    let desired = Desired {
+        environment: record.id.clone(),
+        target: Target::Process,
+        resources: BTreeMap::from([(api(), Resource::Service(many))]),
+        flags: FlagSet::default(),
+        preview: None,
+    };
+    let plan = fixture::plan(&record, Some(desired), vec![step(api(), Action::Create)]);
+    let batch = machine.handle(Now::at(Duration::from_secs(1)), requested(&record, RunKind::Up, plan));
+    let launched = batch.effects.iter().filter_map(|effect| match effect {
+        Effect::Launch(launch) => Some(launch),
+        _ => None,
+    });
+    let ports: Vec<u16> = launched.flat_map(|launch| launch.ports.values().copied()).collect();
+    let distinct: BTreeSet<u16> = ports.iter().copied().collect();
+    assert_eq!((ports.len(), distinct.len()), (10_000, 10_000));
+}
+
 #[test]
 fn nobody_is_launched_for_a_rollout_that_is_turned_back_in_the_same_moment() {
     let mut world = World::new();
@@ -509,4 +560,84 @@ fn records_of_before_have_no_deadlines() {
     record.as_object_mut().unwrap().insert("deadlines".to_owned(), serde_json::to_value(deadlines).unwrap());
     let record: EnvironmentRecord = serde_json::from_value(record).unwrap();
     assert_eq!(record.deadlines.unwrap().steps[&api()], 5);
+}
+
+#[test]
+fn a_release_whose_place_was_taken_is_no_failed_one() {
+    let newest = |world: &World| {
+        let release = world.disk.releases.values().next_back().unwrap();
+        (release.number.0, release.state)
+    };
+    let begun = || {
+        let mut world = World::new();
+        world.up(&service(1, beside()));
+        world.up(&service(2, beside()));
+        assert!(world.waits_for().contains("promote"), "{}", world.waits_for());
+        world
+    };
+    for dies in [false, true] {
+        let mut world = begun();
+        world.answers = false;
+        world.send(Event::Superseded { by: "a newer release".to_owned() });
+        assert_eq!(world.ended(), None, "the routes are not back");
+        if dies {
+            world.answers = true;
+            world.die(0);
+        } else {
+            world.answers = true;
+            world.pass(5);
+        }
+        world.pass(5);
+        assert_eq!(world.ended(), Some(RunState::Cancelled), "{dies}");
+        assert_eq!(newest(&world), (2, ReleaseState::Superseded), "{dies}");
+        let problem = &world.disk.run.as_ref().unwrap().problems[0];
+        let said = (problem.code, &problem.message[..]);
+        assert_eq!(said, (Code::SUPERSEDED, "release 2 was superseded by a newer release"));
+    }
+    // What a person aborts, or what turns back already, failed.
+    let mut world = begun();
+    world.send(Event::Rollout { service: None, command: RolloutCommand::Abort, by: "ada".to_owned() });
+    world.send(Event::Superseded { by: "a newer release".to_owned() });
+    world.pass(5);
+    assert_eq!((world.ended(), newest(&world)), (Some(RunState::Cancelled), (2, ReleaseState::Failed)));
+}
+
+#[test]
+fn what_is_left_of_a_pause_before_a_restart_is_counted_down() {
+    let mut world = World::new();
+    let mut wanted = service(1, rolling());
+    wanted.restart.budget = None;
+    wanted.restart.backoff = Timespan::seconds(20);
+    wanted.restart.max_backoff = Timespan::seconds(20);
+    world.up(&wanted);
+    let key = world.processes[0].launch.key.clone();
+    let told = |event| Event::Provider { key: key.clone(), event };
+    let look = |world: &World| {
+        let status = world.machine.resource_status(world.now, api());
+        let instance = &status.instances[0];
+        (instance.waits_for.clone(), instance.due)
+    };
+    assert_eq!(look(&world), (None, None));
+    world.send(told(ProviderEvent::Exited { exit: Exit::Code(1), message: None }));
+    world.send(told(ProviderEvent::Gone));
+    let (reason, whole) = look(&world);
+    assert_eq!(reason.as_deref(), Some("its restart after exit code 1"));
+    world.pass(7);
+    assert_eq!(whole, look(&world).1.map(|left| left + Duration::from_secs(7)));
+    let said = world.notes.iter().find(|(kind, _)| *kind == EventKind::InstancePending).unwrap();
+    assert!(said.1.starts_with("restart in ") && said.1.ends_with("s after exit code 1"), "{}", said.1);
+    assert!(!said.1.contains("ms"), "{}", said.1);
+}
+
+#[test]
+fn a_service_without_instances_is_stopped_and_not_ready() {
+    let mut world = World::new();
+    world.up(&service(1, rolling()));
+    let state = |world: &World| world.machine.resource_status(world.now, api()).state;
+    assert_eq!(state(&world), "ready");
+    let mut none = service(1, rolling());
+    none.replicas = 0;
+    world.up(&none);
+    world.pass(100);
+    assert_eq!((world.ended(), state(&world)), (Some(RunState::Succeeded), "stopped"));
 }

@@ -6,7 +6,7 @@ use super::{Environment, is_leaving};
 use crate::{
     instance::Instance,
     replacement::Set,
-    rollout::Rollout,
+    rollout::{Rollout, judge::Judge},
     status::{InstanceStatus, ResourceStatus, RolloutStatus},
 };
 
@@ -84,6 +84,7 @@ impl Environment {
             instances: (seen.available, rollout.canary_wanted(seen.replicas)),
             baseline: ready(Set::Baseline),
             waits_for: self.rollout_waits_for(id),
+            mirrored: workload.judge.as_ref().map(Judge::mirrored).unwrap_or_default(),
             cold_at: (rollout.is_over() && self.run().is_none()).then(|| rollout.cold_at()),
         })
     }
@@ -135,6 +136,8 @@ impl Environment {
             "paused"
         } else if service.replicas == 0 && instances.is_empty() && may_sleep(service) {
             "asleep"
+        } else if service.replicas == 0 && instances.is_empty() {
+            "stopped"
         } else if status.ready >= service.replicas && all_current {
             "ready"
         } else if failed && status.ready == 0 {

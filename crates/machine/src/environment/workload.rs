@@ -338,6 +338,11 @@ impl Environment {
             })
             .cloned()
             .collect();
+        if pending.is_empty() {
+            return;
+        }
+        // Once for all of them: there may be thousands.
+        let mut used = self.used_ports();
         for member in pending {
             // An instance of neither set that waits for its restart keeps waiting: it is about to be retired. So does one
             // of the baseline that nobody needs any more.
@@ -350,7 +355,7 @@ impl Environment {
             if let Some(obstacle) = obstacle {
                 self.instances.get_mut(&member).expect("listed above").wait_for(obstacle);
             } else {
-                let ports = self.choose_ports(own.as_ref().unwrap_or(&want));
+                let ports = self.choose_ports(own.as_ref().unwrap_or(&want), &mut used);
                 self.instances.get_mut(&member).expect("listed above").set_ports(ports);
                 self.tell_instance(now, &member, Event::MayLaunch);
             }

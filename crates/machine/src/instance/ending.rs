@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use orchestra_model::{Code, Diagnostic, EventKind, Now, launch::Exit, record::InstanceIntent};
+use orchestra_model::{Code, Diagnostic, EventKind, Now, launch::Exit, quantity::Timespan, record::InstanceIntent};
 
 use super::{Command, Instance, Phase};
 use crate::{restart::Decision, rng::Rng};
@@ -23,7 +23,7 @@ impl Instance {
         self.problem = Some(problem);
         if let Some(pause) = retry {
             self.record.attempt += 1;
-            self.enter(Phase::Pending { until: Some(now + pause), why: cause.clone() }, now);
+            self.enter(Phase::Pending { until: Some(now + pause), why: format!("another try ({cause})") }, now);
             return vec![Command::Persist, Command::Note(EventKind::InstancePending, cause)];
         }
         self.enter(Phase::Ended { exit: None }, now);
@@ -111,9 +111,11 @@ impl Instance {
                 for health in [&mut self.ready, &mut self.live].into_iter().flatten() {
                     health.restart();
                 }
-                let why = format!("restart in {} ms after {cause}", pause.as_millis());
-                self.enter(Phase::Pending { until: Some(now + pause), why: why.clone() }, now);
-                vec![Command::Persist, Command::Note(EventKind::InstancePending, why), Command::Forget(attempt)]
+                // Whoever looks is told how much of the pause is left.
+                let why = format!("its restart after {cause}");
+                self.enter(Phase::Pending { until: Some(now + pause), why }, now);
+                let said = format!("restart in {} after {cause}", in_words(pause));
+                vec![Command::Persist, Command::Note(EventKind::InstancePending, said), Command::Forget(attempt)]
             }
             Decision::NotWanted | Decision::CrashLoop => {
                 let looping = decision == Decision::CrashLoop;
@@ -143,5 +145,14 @@ impl Instance {
                 vec![Command::Persist, Command::Note(EventKind::InstanceFailed, message)]
             }
         }
+    }
+}
+
+/// A pause for people: `250ms`, `1.3s`, `1m30s`.
+fn in_words(pause: Duration) -> String {
+    match pause.as_millis() {
+        millis @ 0..1_000 => format!("{millis}ms"),
+        1_000..60_000 => format!("{:.1}s", pause.as_secs_f64()),
+        _ => Timespan::seconds(pause.as_secs()).to_string(),
     }
 }

@@ -92,6 +92,14 @@ impl Rollout {
         }
     }
 
+    /// What was heard counts no more: an analysis begins again, within the deadline of the whole.
+    pub fn judge_anew(&mut self, at: UnixMillis) {
+        self.judged = None;
+        if self.analysis().is_some() {
+            self.record.since = at;
+        }
+    }
+
     pub(super) fn judged(&mut self, at: UnixMillis, outcome: VerdictOutcome, reason: String, out: &mut Vec<Command>) {
         if outcome == VerdictOutcome::Fail {
             let message = format!("release {} is worse than release {}", self.record.to, self.record.from);

@@ -64,6 +64,11 @@ impl Rollout {
         out.push(Command::CallHook(self.record.hook_calls, hook.clone()));
     }
 
+    /// Whether an answer to this call is still waited for.
+    pub(crate) fn waits_for_hook(&self, call: u32) -> bool {
+        self.hook == HookState::Asked && call == self.record.hook_calls && self.is_trying()
+    }
+
     pub(super) fn hook_done(&mut self, at: UnixMillis, call: u32, answer: Result<(), String>, out: &mut Vec<Command>) {
         let Some(RolloutStep::Hook(hook)) = self.step() else { return };
         if call != self.record.hook_calls || self.hook != HookState::Asked {

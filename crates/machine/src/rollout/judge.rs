@@ -112,10 +112,22 @@ impl Judge {
         }
     }
 
-    /// Judges only what it hears after a warm-up: until then answers come to requests that began before a change.
+    /// The same judge with nothing heard: something changed that was bad. Only the bound of lateness stays as it was
+    /// frozen, or what was gathered for it.
     #[must_use]
-    pub fn after_warm_up(self, now: Now) -> Self {
-        Self { from: Some(now + self.guard.warm_up.duration()), ..self }
+    pub fn anew(&self) -> Self {
+        let sticky = self.memory.analysis.settings().unit == Unit::Session;
+        let mut this = Self::new(&self.guard, sticky).blind(self.blind);
+        this.memory.stable.clone_from(&self.memory.stable);
+        this.memory.bound = self.memory.bound;
+        this.memory.analysis.latency(bounds(&self.guard, self.memory.bound.map(micros)));
+        this
+    }
+
+    /// Judges only what it hears from then on: what is heard before answers requests that began before a change.
+    #[must_use]
+    pub fn from(self, from: Option<Now>) -> Self {
+        Self { from, ..self }
     }
 
     fn is_early(&self, now: Now) -> bool {
@@ -347,6 +359,11 @@ impl Judge {
             Outcome::Fail => VerdictOutcome::Fail,
         };
         Some((outcome, verdict.reason))
+    }
+
+    /// Copied requests so far: those of which both responses agreed, and the others.
+    pub fn mirrored(&self) -> (u64, u64) {
+        self.memory.mirrored
     }
 
     /// How things stand, in one sentence.

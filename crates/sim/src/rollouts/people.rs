@@ -198,8 +198,7 @@ impl World {
                 }
                 self.superseding = true;
                 self.report.superseded += 1;
-                let by = "a newer release, which supersedes it".to_owned();
-                Event::Rollout { service: None, command: RolloutCommand::Abort, by }
+                Event::Superseded { by: "a newer release".to_owned() }
             }
             Deed::Command(service, command) => {
                 if server.can_command(service.as_ref(), &command).is_err() && self.rng.below(4) > 0 {

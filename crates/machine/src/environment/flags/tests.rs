@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use orchestra_model::{
     Desired, Digest, EnvironmentId, InstanceId, Plan, ReleaseNumber, Resource, ResourceId, ResourceKind, RunId,
     desired::{Service, Strategy, Target},
-    flag::{Flag, FlagKind, VariantName},
-    launch::{Exit, Launch, ProviderEvent},
+    flag::{FlagKind, VariantName},
+    launch::{Exit, Launch, LaunchKey, Observed, ProviderEvent},
     plan::{Action, FlagStep},
     record::{Change, EnvironmentRecord, EnvironmentState, RunKind},
     rollout::{AnalysisStep, Guard, OnInconclusive, RolloutStep, Stepped},
@@ -51,7 +51,13 @@ fn api() -> ResourceId {
 
 /// A canary whose verdict turns the flag `editor` off.
 fn canary() -> Strategy {
-    let guard = Guard { inconclusive: OnInconclusive::RollBack, flag: Some("editor".to_owned()), ..fixture::guard() };
+    judged_after(Timespan::default())
+}
+
+/// The same, which judges anew after some time.
+fn judged_after(warm_up: Timespan) -> Strategy {
+    let guard =
+        Guard { warm_up, inconclusive: OnInconclusive::RollBack, flag: Some("editor".to_owned()), ..fixture::guard() };
     let analysis = AnalysisStep { duration: Timespan::seconds(120), inconclusive: None };
     let steps = vec![RolloutStep::Weight(Permille::new(200)), RolloutStep::Analysis(analysis)];
     Strategy::Canary(Stepped { steps, keep_warm: Timespan::default(), guard: Some(guard) })
@@ -181,6 +187,29 @@ impl World {
             Event::Drained(EndpointKey { environment, instance: e.instance.clone(), attempt: e.attempt })
         }));
         events
+    }
+
+    /// The control plane dies, and the next one finds everything running.
+    fn restart(&mut self) {
+        let observed = |instance: &InstanceId, attempt: u32| Observed {
+            key: LaunchKey { environment: name("demo/dev"), instance: instance.clone(), attempt },
+            pid: Some(7),
+            started_at: None,
+            notified_ready: false,
+            line_matched: false,
+            status_text: None,
+            exit: None,
+            gone: false,
+            message: None,
+        };
+        let found = self.disk.instances.values().map(|i| (i.id.clone(), Some(observed(&i.id, i.attempt)))).collect();
+        let (machine, batch) = Environment::recover(self.disk.clone(), &found, Self::settings(), self.now);
+        self.machine = machine;
+        let mut events = VecDeque::new();
+        self.carry_out(batch, &mut events);
+        for event in events {
+            self.send(event);
+        }
     }
 
     fn acknowledge(&mut self) {
@@ -319,23 +348,8 @@ fn two_releases_at_once_find_the_flags_of_both() {
     assert!(world.serves(&forward), "the new release decides: {:?}", world.served());
 
     // The control plane dies: the same is served.
-    let observed = |instance: &InstanceId, attempt: u32| orchestra_model::launch::Observed {
-        key: orchestra_model::launch::LaunchKey { environment: name("demo/dev"), instance: instance.clone(), attempt },
-        pid: Some(7),
-        started_at: None,
-        notified_ready: false,
-        line_matched: false,
-        status_text: None,
-        exit: None,
-        gone: false,
-        message: None,
-    };
-    let found = world.disk.instances.values().map(|i| (i.id.clone(), Some(observed(&i.id, i.attempt)))).collect();
-    let (machine, batch) = Environment::recover(world.disk.clone(), &found, World::settings(), world.now);
-    world.machine = machine;
-    let mut events = VecDeque::new();
     world.answers = false;
-    world.carry_out(batch, &mut events);
+    world.restart();
     assert!(world.serves(&forward), "{:?}", world.served());
     world.acknowledge();
 
@@ -381,6 +395,51 @@ fn a_bad_verdict_turns_the_flag_off_and_the_rollout_goes_on() {
     assert_eq!(world.machine.can_switch(&clear).unwrap_err().code, Code::NOT_FOUND);
 }
 
+/// A refusal is one line that a person reads, also where there are thousands of flags.
+#[test]
+fn a_flag_that_is_not_there_lists_a_few_that_are() {
+    let mut world = World::new();
+    let names: Vec<String> = (0..2_000).map(|number| format!("flag-{number:04}")).collect();
+    let flags: Vec<(&str, bool)> = names.iter().map(|name| (name.as_str(), true)).collect();
+    world.up(Some(service(1, rolling())), &flags);
+    let switch =
+        FlagSwitch { flag: name("nope"), serve: Some(OverrideServe::Off), by: "ada".to_owned(), reason: String::new() };
+    let help = world.machine.can_switch(&switch).unwrap_err().help.unwrap();
+    assert!(help.starts_with("flags are: flag-0000, ") && help.ends_with("1988 more, see `orchestra flags`"), "{help}");
+}
+
+#[test]
+fn a_flag_that_goes_off_late_leaves_the_time_of_a_whole_analysis() {
+    let mut world = World::new();
+    world.up(Some(service(1, rolling())), &[("editor", true)]);
+    world.up(Some(service(2, canary())), &[("editor", true)]);
+    // Two seconds before its end, and too little evidence turns this one back.
+    world.pass(118_000);
+    world.traffic(0, true, |world| !world.switched().is_empty());
+    world.traffic(1000, false, |world| world.state().is_none());
+    assert_eq!(world.stable(), Some(2), "{:?}", world.notes);
+}
+
+#[test]
+fn a_server_that_dies_as_the_flag_goes_off_judges_anew_as_well() {
+    let mut world = World::new();
+    world.up(Some(service(1, rolling())), &[("editor", true)]);
+    world.up(Some(service(2, judged_after(Timespan::seconds(10)))), &[("editor", true)]);
+    world.traffic(0, true, |world| !world.switched().is_empty());
+    world.restart();
+    // Programs that were not told yet: what they answer in the warm-up does not count, nor does what was heard before.
+    let end = world.now + Duration::from_secs(9);
+    world.traffic(1000, true, |world| world.now >= end);
+    assert_eq!(world.state(), Some(RunState::Running), "{:?}", world.notes);
+    world.pass(2_000);
+    // A report every 250 ms: the next one.
+    world.traffic(1036, false, |world| world.state().is_none());
+    assert_eq!(world.stable(), Some(2), "{:?}", world.notes);
+    let verdicts = &world.disk.releases[&ReleaseNumber(2)].verdicts;
+    let told: Vec<_> = verdicts.iter().map(|verdict| verdict.flag.as_ref().map(FlagName::as_str)).collect();
+    assert_eq!(told, [Some("editor"), None], "which verdict did what is written down");
+}
+
 #[test]
 fn a_flag_that_is_off_already_saves_no_release() {
     let mut world = World::new();
@@ -397,4 +456,14 @@ fn a_flag_that_is_off_already_saves_no_release() {
     world.traffic(0, true, |world| world.state() != Some(RunState::Running));
     world.pass(60_000);
     assert_eq!((world.state(), world.stable()), (None, Some(1)), "{:?}", world.notes);
+}
+
+#[test]
+fn a_flag_that_gives_no_more_than_it_gives_while_it_is_off_saves_no_release() {
+    let mut world = World::new();
+    world.up(Some(service(1, rolling())), &[("editor", false)]);
+    world.up(Some(service(2, canary())), &[("editor", false)]);
+    world.traffic(0, true, |world| world.state() != Some(RunState::Running));
+    assert_eq!(world.switched(), [""; 0], "turned back at the first bad verdict");
+    assert!(world.disk.releases[&ReleaseNumber(2)].verdicts[0].flag.is_none());
 }

@@ -460,7 +460,7 @@ fn a_number_set_by_hand_holds_for_the_window() {
     world.expect(0);
     let by_hand = "scaled down from 1 to 0: it was set by hand";
     assert_eq!(world.status().scaling, [by_hand], "not what was decided before");
-    assert_eq!(world.status().state, "ready", "no request wakes it");
+    assert_eq!(world.status().state, "stopped", "no request wakes it");
     world.recover();
     assert!(world.status().scaling.last().unwrap().ends_with(by_hand), "{:?}", world.status().scaling);
     world.busy(50, 60);
@@ -471,6 +471,7 @@ fn a_number_set_by_hand_holds_for_the_window() {
     world.by_hand(2);
     world.busy(4, 20);
     world.expect(2);
+    assert_eq!(world.status().state, "ready");
 }
 
 #[test]
@@ -569,8 +570,8 @@ fn what_instances_export_is_scaled_by() {
 
     // Whatever keeps it from being read is said, and moves nothing; a decision does not wait for ever.
     for (exported, words) in [
-        (Exported::Is(Ok(None)), "no instance exports it on /metrics"),
-        (Exported::Is(Ok(Some(-1.0))), "no instance exports it on /metrics"),
+        (Exported::Is(Ok(None)), "no instance exports it as a finite number on /metrics"),
+        (Exported::Is(Ok(Some(-1.0))), "it is below 0 on /metrics"),
         (Exported::Is(Err("HTTP 404".to_owned())), "HTTP 404"),
         (Exported::Lost, "queue: no answer"),
     ] {

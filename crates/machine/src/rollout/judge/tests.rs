@@ -123,7 +123,7 @@ fn what_comes_in_the_warm_up_after_a_change_counts_for_nothing() {
     let guard = Guard { warm_up: Timespan::seconds(10), ..guard() };
     // A flag was turned off, and answers go on being bad for nine seconds, or for good.
     for (ends, expected) in [(36, None), (160, Some(VerdictOutcome::Fail))] {
-        let mut judge = Judge::new(&guard, false).after_warm_up(second(0));
+        let mut judge = Judge::new(&guard, false).anew().from(Some(second(0) + Duration::from_secs(10)));
         judge.weighed(Permille::new(200));
         for n in 0..160 {
             let canary = cells(n * 2, Arm::Canary, 1, u32::from(n < ends));
