@@ -35,7 +35,7 @@ pub(crate) struct Place<'a> {
     is_tls: bool,
     /// Host, and port if one is said.
     pub(crate) authority: &'a str,
-    /// Path with query; empty if the URL has none.
+    /// Path with query; empty if the URL has none, and without a first `/` if it has only a query.
     pub(crate) path: &'a str,
 }
 
@@ -54,7 +54,7 @@ impl<'a> Place<'a> {
             (None, Some(rest)) => (true, rest),
             (None, None) => return Err("only http:// and https:// can be asked".to_owned()),
         };
-        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+        let (authority, path) = rest.find(['/', '?']).map_or((rest, ""), |at| rest.split_at(at));
         Ok(Self { is_tls, authority, path })
     }
 
@@ -68,18 +68,26 @@ impl<'a> Place<'a> {
         (host.trim_start_matches('[').trim_end_matches(']'), target)
     }
 
-    /// Connects; `ca` is the file with the certificates that are trusted, `None` those of the machine.
+    /// Connects; `ca` is the file with the certificates that are trusted, `None` those of the machine. `stage` always says
+    /// what is being waited for.
     ///
     /// # Errors
     ///
     /// Why there is no connection, in one clause.
-    pub(crate) async fn connect(&self, ca: Option<&str>) -> Result<(Connection, SocketAddr), String> {
+    pub(crate) async fn connect(
+        &self,
+        ca: Option<&str>,
+        stage: &mut &'static str,
+    ) -> Result<(Connection, SocketAddr), String> {
         let (host, target) = self.target();
+        *stage = "while looking for its address";
         let addresses = lookup_host(&target).await.map_err(|error| format!("{}: {error}", self.authority))?;
         let mut refused = format!("{} has no address", self.authority);
         for address in addresses {
+            *stage = "while connecting";
             match connect(address).await {
                 Ok(stream) if self.is_tls => {
+                    *stage = "while agreeing on TLS";
                     return Ok((Connection::Tls(Box::new(encrypt(stream, host, ca).await?)), address));
                 }
                 Ok(stream) => return Ok((Connection::Plain(Socket::of(stream)), address)),
@@ -132,6 +140,7 @@ mod tests {
             ("https://a.example:8443/", "a.example", "a.example:8443", "/"),
             ("http://[::1]:9090/x", "::1", "[::1]:9090", "/x"),
             ("https://[::1]", "::1", "[::1]:443", ""),
+            ("http://a:1?x=/", "a", "a:1", "?x=/"),
         ] {
             let place = Place::of(url).unwrap();
             assert_eq!((place.target(), place.path), ((host, target.to_owned()), path), "{url}");

@@ -2,13 +2,13 @@
 
 use orchestra_api::{
     Address, CheckState, Cost, Ejected, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus,
-    InFlight, InstancePhase, InstanceStatus, JobState, JobStatus, PreviewStatus, Progress, ProgressState, Queue,
-    RolloutStatus, RunSummary, ServiceState, ServiceStatus, UsageNow, VolumeState, VolumeStatus, Waiting,
+    InFlight, InstancePhase, InstanceStatus, JobState, JobStatus, Mirrored, PreviewStatus, Progress, ProgressState,
+    Queue, RolloutStatus, RunSummary, ServiceState, ServiceStatus, UsageNow, VolumeState, VolumeStatus, Waiting,
 };
 use orchestra_engine::{Shown, View};
 use orchestra_machine::{
     health::Verdict,
-    status::{InstanceStatus as Seen, ResourceStatus},
+    status::{CheckStatus, InstanceStatus as Seen, ResourceStatus},
 };
 use orchestra_model::{
     Code, Diagnostic, ResourceKind,
@@ -20,7 +20,7 @@ use orchestra_model::{
 };
 
 fn waiting(reason: String) -> Waiting {
-    Waiting { on: None, until: None, reason, deadline: None }
+    Waiting { on: None, until: None, reason, deadline: None, due: None }
 }
 
 fn instance(view: &View, seen: &Seen) -> InstanceStatus {
@@ -42,16 +42,18 @@ fn instance(view: &View, seen: &Seen) -> InstanceStatus {
         since: view.since(seen),
         attempt: seen.attempt,
         pid: seen.pid,
-        started_at: None,
         ports: seen.ports.iter().filter_map(|(name, port)| Some((name.parse().ok()?, *port))).collect(),
         restarts: seen.restarts,
         last_exit: seen.last_exit,
-        waits_for: seen.waits_for.clone().map(waiting),
+        waits_for: seen.waits_for.clone().map(|reason| Waiting {
+            due: seen.due.map(|left| view.at.saturating_add(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))),
+            ..waiting(reason)
+        }),
         ready: health(seen.ready.as_ref()),
         live: health(seen.live.as_ref()),
         in_flight: (phase == InstancePhase::Draining).then_some(InFlight { requests, streams }),
         ejected: Vec::new(),
-        status_text: None,
+        status_text: seen.status_text.clone(),
     }
 }
 
@@ -78,14 +80,14 @@ pub(crate) fn stand(status: &mut EnvironmentStatus, standing: &Standing) {
     }
 }
 
-fn health(seen: Option<&(Verdict, String)>) -> Option<HealthStatus> {
-    let (verdict, detail) = seen?;
+fn health(seen: Option<&CheckStatus>) -> Option<HealthStatus> {
+    let CheckStatus { verdict, streak, detail } = seen?;
     let state = match verdict {
         Verdict::Unknown => CheckState::Unknown,
         Verdict::Passing => CheckState::Passing,
         Verdict::Failing => CheckState::Failing,
     };
-    Some(HealthStatus { state, streak: 0, detail: (!detail.is_empty()).then(|| detail.clone()) })
+    Some(HealthStatus { state, streak: *streak, detail: (!detail.is_empty()).then(|| detail.clone()) })
 }
 
 fn service_state(resource: &ResourceStatus) -> ServiceState {
@@ -99,14 +101,14 @@ fn service_state(resource: &ResourceStatus) -> ServiceState {
         "failed" => ServiceState::Failed,
         "held" => ServiceState::Held,
         "stopping" => ServiceState::Stopping,
-        "gone" => ServiceState::Stopped,
+        "stopped" | "gone" => ServiceState::Stopped,
         _ => ServiceState::Waiting,
     }
 }
 
-/// Whether it is as it should be; one that sleeps is.
+/// Whether it is as it should be; one that sleeps is, and one of which no instance is wanted.
 fn is_well(resource: &ResourceStatus) -> bool {
-    matches!(resource.state, "ready" | "asleep")
+    matches!(resource.state, "ready" | "asleep" | "stopped")
 }
 
 fn rollout(seen: &orchestra_machine::status::RolloutStatus) -> RolloutStatus {
@@ -124,9 +126,11 @@ fn rollout(seen: &orchestra_machine::status::RolloutStatus) -> RolloutStatus {
         wanted: seen.instances.1,
         baseline: seen.baseline,
         started_at: record.started_at,
+        since: record.since,
         deadline: record.deadline,
         paused: record.paused.clone(),
         waits_for: seen.waits_for.clone(),
+        mirrored: (seen.mirrored != (0, 0)).then_some(Mirrored { agreed: seen.mirrored.0, differed: seen.mirrored.1 }),
         kept_until: seen.cold_at,
     }
 }

@@ -249,11 +249,19 @@ impl Follower {
     async fn finish(&mut self) -> Result<(), Gone> {
         let Ok(mut record) = self.control.run(self.record.id).await else { return Ok(()) };
         if let Ok(view) = self.control.view(&record.environment).await {
+            // Something newer may go on already, which is not this run's affair.
+            let is_over = view.status.run.as_ref().is_some_and(|run| run.id != record.id);
             for step in record.plan.steps.clone() {
-                let elapsed = self.took.get(&step.resource).copied().unwrap_or(0);
+                // One that was put back has neither succeeded nor failed.
+                let begun = self.begun.get(&step.resource);
+                let whole = begun.map(|begun| record.ended_at.unwrap_or(*begun).saturating_sub(*begun));
+                let elapsed = self.took.get(&step.resource).copied().or(whole).unwrap_or(0);
                 let state = record.steps.get(&step.resource).copied();
                 let mut progress = convert::progress(record.state, state, &step, &view, elapsed);
                 progress.waits_for.clear();
+                if let Some(last) = self.sent.get(&step.resource).filter(|_| is_over) {
+                    (progress.ready, progress.desired) = (last.ready, last.desired);
+                }
                 let same = Progress { elapsed_ms: 0, ..progress.clone() };
                 if self.sent.get(&step.resource) != Some(&same) {
                     self.send(&RunEvent::Progress(progress)).await?;

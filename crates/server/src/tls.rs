@@ -59,6 +59,7 @@ fn certificate(route: RouteId, ShownCertificate { tls, report }: ShownCertificat
         names: report.as_ref().map(|report| report.names.clone()).unwrap_or_default(),
         fingerprint: report.as_ref().and_then(|report| report.fingerprint.clone()),
         expires_at: report.as_ref().and_then(|report| report.not_after).map(|end| end.saturating_mul(1000)),
+        flawed: report.as_ref().is_some_and(|report| report.flawed),
         problem: report.and_then(|report| report.problem),
     }
 }
@@ -72,11 +73,14 @@ pub(crate) fn checks(control: &ControlPlane, now: UnixMillis) -> Vec<DoctorCheck
             (Some(problem), None, _) => {
                 DoctorCheck::failed(name, problem, "put the files in order; they are read again by themselves")
             }
-            (Some(problem), Some(_), _) => DoctorCheck::warning(
-                name,
-                format!("{problem}; an older certificate is shown"),
-                "put the files in order; they are read again by themselves",
-            ),
+            (Some(problem), Some(_), _) => {
+                let shown = if status.flawed { "it is shown all the same" } else { "an older certificate is shown" };
+                DoctorCheck::warning(
+                    name,
+                    format!("{problem}; {shown}"),
+                    "put the files in order; they are read again by themselves",
+                )
+            }
             (None, Some(end), Some(until)) if end < now.saturating_add(SOON) => {
                 DoctorCheck::warning(name, format!("it ends on {until}"), "put a new one in its place")
             }

@@ -88,7 +88,12 @@ async fn names(source: Source) -> Result<Vec<Name>, EngineError> {
         let shown = source.shown_path().to_owned();
         let source =
             StackSource { path: source.source_path, shown, text: source.source_text, environment: None, preview: None };
-        orchestra_engine::outline(&source).environments
+        let mut names = orchestra_engine::outline(&source).environments;
+        // A file without environments is one all the same, and previews can be made of it.
+        if names.is_empty() && source.text.contains("preview") {
+            names.extend("dev".parse::<Name>());
+        }
+        names
     });
     names.await.map_err(|_| EngineError::ShuttingDown)
 }

@@ -21,6 +21,7 @@ use crate::{
     yaml::{Entry, Node, Scalar, Value, cut},
 };
 
+mod address;
 mod consult;
 mod flags;
 mod health;

@@ -46,7 +46,7 @@ pub(super) async fn query(
     };
     headers.extend(authorization.as_deref().map(|value| ("Authorization", value)));
     let body = format!("query={}&timeout={}ms", encoded(query), timeout.as_millis());
-    let (connection, peer) = place.connect(ca).await?;
+    let (connection, peer) = place.connect(ca, stage).await?;
     let request = Request::new(&super::request("POST", peer, &path, &headers, Some(body)))?;
     match request.fetch_through(connection, stage, ANSWER).await {
         Ok((status, body)) => understand(status, &body),
@@ -116,6 +116,9 @@ fn understand(status: u16, body: &[u8]) -> Result<Vec<f64>, String> {
         });
     };
     let (Some(data), "success") = (reply.data, reply.status.as_str()) else {
+        if status == 200 && reply.error.is_none() {
+            return Err("its answer is not that of a Prometheus server".to_owned());
+        }
         let kind = reply.error_type.map(|kind| format!("{kind}: ")).unwrap_or_default();
         return Err(format!("{kind}{}", reply.error.unwrap_or_else(|| format!("HTTP {status}"))));
     };
@@ -174,6 +177,9 @@ mod tests {
         );
         assert_eq!(understand(503, b"upstream gone"), Err("HTTP 503".to_owned()));
         assert_eq!(understand(401, b"{}"), Err("HTTP 401".to_owned()));
+        for nothing in [r#"{"status":"success"}"#, r#"{"status":"success","data":null}"#] {
+            assert!(of(nothing).unwrap_err().contains("not that of a Prometheus server"));
+        }
         assert!(of("{}").unwrap_err().contains("not that of a Prometheus server"));
         let matrix = r#"{"status":"success","data":{"resultType":"matrix","result":[]}}"#;
         assert_eq!(of(matrix), Err("the query returns a matrix, not a number".to_owned()));

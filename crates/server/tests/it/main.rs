@@ -92,6 +92,24 @@ async fn what_is_wrong_is_said_as_diagnostics() {
 }
 
 #[tokio::test]
+async fn what_only_a_preview_would_get_wrong_is_found_without_environments() {
+    let text = "\
+version: 1
+name: demo
+services: {api: {command: [run]}}
+previews: {services: {api: {replicaas: 1}}}
+";
+    let (status, answer) = ask("POST", "/v1/validate?all=true", &stack(text)).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    let errors = answer["errors"].as_array().unwrap();
+    assert_eq!((errors.len(), &errors[0]["code"]), (1, &json!("ORC0201")), "{answer}");
+    assert_eq!(errors[0]["notes"], json!(["in a preview of `dev`"]));
+    let good = text.replace("replicaas", "replicas");
+    let (status, answer) = ask("POST", "/v1/validate?all=true", &stack(&good)).await;
+    assert_eq!((status, answer["others"].as_array().map_or(0, Vec::len)), (StatusCode::OK, 0), "{answer}");
+}
+
+#[tokio::test]
 async fn every_environment_is_validated_if_all_are_asked_for() {
     let text = "\
 version: 1

@@ -16,7 +16,8 @@ use orchestra_model::{
 use orchestra_stats::Condition;
 
 use super::{
-    Decoder, Fields, expected, integer, invalid, scope::ServiceOutline, template::main_port, text, unknown, without_nul,
+    Decoder, Fields, address::cannot_be_asked, expected, integer, invalid, scope::ServiceOutline, template::main_port,
+    text, unknown,
 };
 use crate::{
     report::{Report, help},
@@ -243,10 +244,8 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
 
     fn address(&mut self, entry: &Entry<'_>) -> Option<String> {
         let address = text(self.report, &entry.value, "an address such as `http://127.0.0.1:9090`")?;
-        let rest = address.strip_prefix("http://").or_else(|| address.strip_prefix("https://")).unwrap_or_default();
-        let strange = |byte: u8| byte <= b' ' || byte >= 0x7f || byte == b'?' || byte == b'#' || byte == b'@';
-        if rest.is_empty() || rest.starts_with('/') || rest.bytes().any(strange) {
-            let message = || format!("`{}` is not an address that can be asked", cut(address));
+        if let Some(why) = cannot_be_asked(address, false) {
+            let message = || format!("`{}` is not an address that can be asked: {why}", cut(address));
             let remedy = "write `http://HOST:PORT` or `https://HOST`, perhaps with the path in front of `/api/v1`";
             invalid(self.report, entry.value.span, message, remedy);
             return None;
@@ -290,10 +289,12 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         Some(Token::Env(name.to_owned()))
     }
 
-    /// A text that is not empty, without control characters but line ends.
-    fn line(&mut self, entry: &Entry<'_>, what: &str) -> Option<String> {
+    /// A text that is not empty, without control characters but line ends and tabs.
+    pub(super) fn line(&mut self, entry: &Entry<'_>, what: &str) -> Option<String> {
         let words = text(self.report, &entry.value, what)?;
-        if !without_nul(self.report, &entry.value, words) {
+        if let Some(strange) = words.chars().find(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
+            let message = || format!("`{}` has the control character `{}`", entry.key, strange.escape_debug());
+            invalid(self.report, entry.value.span, message, "delete it");
             return None;
         }
         if words.trim().is_empty() {

@@ -6,6 +6,7 @@ use orchestra_model::{
     Name, ResourceId, ResourceKind,
     desired::{Check, Port, Probe, Protocol},
     diagnostic::Code,
+    quantity::Timespan,
     rollout::PairProbe,
 };
 
@@ -17,6 +18,9 @@ use crate::{
     tables,
     yaml::{Entry, Node, Scalar, Value, cut},
 };
+
+/// Shortest pause between pairs of synthetic requests: they stand in for real ones, and are no load.
+const OFTEN: Timespan = Timespan::millis(100);
 
 /// What a check may refer to, and how it counts.
 #[derive(Clone, Copy)]
@@ -59,7 +63,12 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             Some(port) => self.own_port(&port.value, around),
             None => self.some_port(entry, around, &["http"]),
         };
-        let path = fields.get("path").map_or(node, |path| path.value.as_ref());
+        let path = match fields.get("path") {
+            Some(path) => path.value.as_ref(),
+            // That it is missing, or misspelt, is said already.
+            None if node.entries().is_some() => return None,
+            None => node,
+        };
         let written = text(self.report, path, "a path such as `/ready`")?;
         self.check_path(path, written);
         if let Some(port) = port.as_ref().and_then(|name| outline.ports.get(name))
@@ -68,10 +77,23 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             let message = || "probes speak HTTP/1.1, and the port does not".to_owned();
             invalid(self.report, entry.value.span, message, "name a port with `protocol: http`");
         }
+        let every = fields.positive(self.report, "every");
+        if let Some(entry) = fields.get("every")
+            && every != Timespan::default()
+            && every < OFTEN
+        {
+            let message = || format!("`every` must be at least {OFTEN}");
+            invalid(
+                self.report,
+                entry.value.span,
+                message,
+                "pairs are for services with little traffic: `1s` is usual",
+            );
+        }
         Some(PairProbe {
             port: port?,
             path: written.to_owned(),
-            every: fields.positive(self.report, "every"),
+            every,
             timeout: fields.positive(self.report, "timeout"),
         })
     }

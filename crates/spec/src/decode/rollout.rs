@@ -13,7 +13,10 @@ use orchestra_model::{
     traffic::{Permille, RequestMatch},
 };
 
-use super::{Decoder, Fields, conflict, expected, invalid, is_token, quantity, text, timespan, unknown, without_nul};
+use super::{
+    Decoder, Fields, address::cannot_be_asked, conflict, expected, invalid, is_token, quantity, text, timespan,
+    unknown, without_nul,
+};
 use crate::{
     report::{Report, help},
     tables,
@@ -63,16 +66,31 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             self.report.error(Code::CONFLICTING_KEYS, guard.key_span, message, remedy);
         }
         let drain = self.section(&rollout, "drain", &tables::DRAIN);
-        Rollout {
-            strategy,
-            drain: Drain {
-                requests: drain.timespan(self.report, "requests"),
-                streams: drain.timespan(self.report, "streams"),
-            },
-            deadline: rollout.positive(self.report, "deadline"),
-            min_ready: rollout.timespan(self.report, "min_ready"),
-            progress: rollout.positive(self.report, "progress_deadline"),
+        let drain = Drain {
+            requests: drain.timespan(self.report, "requests"),
+            streams: drain.timespan(self.report, "streams"),
+        };
+        let (deadline, min_ready) =
+            (rollout.positive(self.report, "deadline"), rollout.timespan(self.report, "min_ready"));
+        let progress = rollout.positive(self.report, "progress_deadline");
+        let steps = strategy.stepped().is_some();
+        self.can_become_available(&rollout, min_ready, ("deadline", deadline));
+        if steps && progress < deadline {
+            self.can_become_available(&rollout, min_ready, ("progress_deadline", progress));
         }
+        Rollout { strategy, drain, deadline, min_ready, progress }
+    }
+
+    /// Reports a time of being ready that no deadline leaves room for: no release could ever succeed.
+    fn can_become_available(&mut self, rollout: &Fields<'n, 'a>, min_ready: Timespan, within: (&str, Timespan)) {
+        let (key, deadline) = within;
+        let none = Timespan::default();
+        // What is 0 was not read, and is reported.
+        let Some(entry) = rollout.get("min_ready").filter(|_| deadline > none && min_ready >= deadline) else { return };
+        let message =
+            || format!("`min_ready` ({min_ready}) takes all of `{key}` ({deadline}): no release could succeed");
+        let remedy = format!("make `{key}` longer, or `min_ready` shorter");
+        self.report.error(Code::CONFLICTING_KEYS, entry.value.span, message, help(remedy));
     }
 
     fn rolling(&mut self, rollout: &Fields<'n, 'a>, replicas: u32) -> Strategy {
@@ -243,7 +261,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let duration = if manual || node.entries().is_some() { None } else { Some(timespan(self.report, node)?) };
         Some(PauseStep {
             duration,
-            owner: fields.get("owner").and_then(|entry| self.words(entry, "a text")),
+            owner: fields.get("owner").and_then(|entry| self.line(entry, "a text")),
             expires: fields.positive(self.report, "expires"),
             on_expiry: fields.choice(self.report, "on_expiry", EXPIRY),
         })
@@ -254,23 +272,19 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         let way = fields.only(self.report)?;
         let call = if way.key == "url" {
             let url = self.words(way, "an address such as `http://127.0.0.1:9000/gate`")?;
-            let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-            let message = || format!("`{}` cannot be asked", cut(&url));
-            if rest.is_none() {
-                let remedy = "webhooks are asked over `http://` or `https://`; for anything else write `command: […]`";
-                invalid(self.report, way.value.span, message, remedy);
-            } else if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', ':', '?', '#'])) {
-                invalid(self.report, way.value.span, message, "name a host: `http://127.0.0.1:9000/gate`");
+            if let Some(why) = cannot_be_asked(&url, true) {
+                let remedy = "webhooks are asked over `http://` or `https://`: `http://127.0.0.1:9000/gate`; for anything else write `command: […]`";
+                invalid(self.report, way.value.span, || format!("`{}` cannot be asked: {why}", cut(&url)), remedy);
             }
             HookCall::Webhook { url }
         } else {
             HookCall::Command(self.words_list(way)?)
         };
-        if matches!(&call, HookCall::Command(command) if command.is_empty()) {
+        if matches!(&call, HookCall::Command(command) if command.first().is_none_or(String::is_empty)) {
             invalid(self.report, way.value.span, || "the command is empty".to_owned(), "name a program");
         }
         Some(Hook {
-            name: fields.get("name").and_then(|entry| self.words(entry, "a text")).unwrap_or_else(|| "hook".to_owned()),
+            name: fields.get("name").and_then(|entry| self.line(entry, "a text")).unwrap_or_else(|| "hook".to_owned()),
             call,
             timeout: fields.positive(self.report, "timeout"),
             retries: fields.integer(self.report, "retries", 0..=100),
@@ -287,11 +301,19 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             let headers = fields.get("headers").map(|entry| self.asked_of(entry, "a header field"));
             let cookies = fields.get("cookies").map(|entry| self.asked_of(entry, "a cookie"));
             let (headers, cookies) = (headers.unwrap_or_default(), cookies.unwrap_or_default());
-            if headers.is_empty() && cookies.is_empty() {
+            // A key that is not known was meant to be a condition, and is reported.
+            let known = |entry: &Entry<'_>| matches!(entry.key.as_ref(), "headers" | "cookies");
+            if headers.is_empty() && cookies.is_empty() && item.entries().is_some_and(|keys| keys.iter().all(known)) {
                 let message = || "a match without a condition would take every request".to_owned();
                 invalid(self.report, item.span, message, "add `headers` or `cookies`, or set a `weight`");
             }
-            let headers = headers.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
+            let given = headers.len();
+            let headers: BTreeMap<_, _> =
+                headers.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
+            if headers.len() < given {
+                let message = || "a header field is there twice: upper and lower case do not differ".to_owned();
+                invalid(self.report, item.span.part(0, 1), message, "delete one");
+            }
             Some(RequestMatch { headers, cookies })
         });
         Some(read.collect())
@@ -389,12 +411,17 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         if matches!(&node.value, Value::Scalar(Scalar::Text, text) if text == "auto") {
             return Some(LatencyBound::Stable);
         }
-        if node.entries().is_none() {
-            return timespan(self.report, node).map(LatencyBound::Fixed);
+        let bound = if node.entries().is_none() {
+            node
+        } else {
+            Fields::read(self.report, node, &tables::LATENCY, entry.key_span)?.get("p95")?.value.as_ref()
+        };
+        let span = timespan(self.report, bound)?;
+        if span == Timespan::default() {
+            let message = || "with a bound of 0 every response is late".to_owned();
+            invalid(self.report, bound.span, message, "write a time such as `500ms`, or `auto`, or delete `latency`");
         }
-        let fields = Fields::read(self.report, node, &tables::LATENCY, entry.key_span)?;
-        let p95 = fields.get("p95")?;
-        timespan(self.report, &p95.value).map(LatencyBound::Fixed)
+        Some(LatencyBound::Fixed(span))
     }
 
     /// A text without NUL.

@@ -21,6 +21,8 @@ use crate::{
 /// Longest stabilisation window and longest period of a policy, as Kubernetes has them.
 const WINDOW: RangeInclusive<u64> = 0..=3_600;
 const PERIOD: RangeInclusive<u64> = 1..=1_800;
+/// Most metrics of a service.
+const METRICS: usize = 16;
 
 /// The number of instances to begin with of a service that does not say `replicas`: `min`, and 1 if that is 0, so that a
 /// release shows that it works before it sleeps. Mistakes are reported when `scale` is read.
@@ -96,6 +98,10 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         if items.is_empty() && max != Some(1) {
             let remedy = "add one, such as `{cpu: 70%}` or `{requests_per_second: 100}`";
             invalid(self.report, entry.value.span, || "the list of metrics is empty".to_owned(), remedy);
+        }
+        if items.len() > METRICS {
+            let message = || format!("{} metrics are too many", items.len());
+            invalid(self.report, entry.value.span, message, "16 are the most");
         }
         items.iter().filter_map(|item| self.metric(item, resources)).collect()
     }

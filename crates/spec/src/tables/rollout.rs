@@ -344,7 +344,7 @@ pub(crate) static PAIR_PROBE: Table = Table {
     keys: &[&[
         Key::new("path", Shape::Text, "Path with query, asked with `GET`; begins with `/`.").required(),
         Key::new("port", Shape::Name, "Name of the port that is asked.").default("`http`, or the only port"),
-        Key::new("every", Shape::Duration, "Pause between pairs.").default("1s").from(OURS),
+        Key::new("every", Shape::Duration, "Pause between pairs: at least `100ms`.").default("1s").from(OURS),
         Key::new("timeout", Shape::Duration, "Longest wait for an answer; none is a bad one.").default("5s").from(OURS),
     ]],
     habits: &[("http", "write `path`"), ("url", "write `path`"), ("interval", "write `every`")],
