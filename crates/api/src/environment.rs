@@ -191,6 +191,9 @@ pub struct Waiting {
     /// When it is given up, if there is a deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<UnixMillis>,
+    /// When it is over by itself, if it is a pause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due: Option<UnixMillis>,
 }
 
 /// An instance.
@@ -207,9 +210,6 @@ pub struct InstanceStatus {
     /// Main process, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// When its process was started.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<UnixMillis>,
     /// Its own ports, behind the stable addresses.
     pub ports: BTreeMap<Name, u16>,
     /// How often it was started again.
@@ -292,7 +292,7 @@ impl InstancePhase {
 pub struct HealthStatus {
     /// How it is.
     pub state: CheckState,
-    /// Answers of the same kind in a row.
+    /// Answers of the same kind in a row; of a check with several parts, the fewest.
     pub streak: u32,
     /// What the last answer said, such as `HTTP 503`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -43,7 +43,7 @@ pub use request::{
     Apply, Down, PlanRequest, PlanResponse, ResourceCount, Restart, Rollback, Scale, Source, StartRun, Up,
     ValidEnvironment, ValidateResponse,
 };
-pub use rollout::{MoveRollout, RolloutStatus};
+pub use rollout::{Mirrored, MoveRollout, RolloutStatus};
 pub use routes::{BodyKind, Method, ROUTES, RouteSpec, SchemaOf};
 pub use run::{Progress, ProgressState, RunEvent, RunSummary, StartedRun};
 pub use server::{CheckOutcome, DoctorCheck, DoctorReport, Empty, ErrorBody, Page, Version};

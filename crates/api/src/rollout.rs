@@ -2,6 +2,7 @@
 
 use orchestra_model::{
     Name, ReleaseNumber,
+    quantity::Percent,
     rollout::{Paused, RolloutCommand, RolloutPhase},
     time::UnixMillis,
     traffic::Permille,
@@ -40,7 +41,9 @@ pub struct RolloutStatus {
     pub step: u32,
     /// Steps in all.
     pub steps: u32,
-    /// Share of the new set in thousandths.
+    /// Share of the traffic that the new set gets.
+    #[serde(with = "orchestra_model::share")]
+    #[schemars(with = "Percent")]
     pub weight: Permille,
     /// Instances of the new set that are available.
     pub available: u32,
@@ -50,6 +53,8 @@ pub struct RolloutStatus {
     pub baseline: u32,
     /// When it began.
     pub started_at: UnixMillis,
+    /// When its step or phase began.
+    pub since: UnixMillis,
     /// When it is turned back if it has not ended; time that a person takes does not count.
     pub deadline: UnixMillis,
     /// A pause that is not a step.
@@ -58,7 +63,19 @@ pub struct RolloutStatus {
     /// What it waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
+    /// What came of copied requests, once there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirrored: Option<Mirrored>,
     /// When the old set is let go, once the release is in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_until: Option<UnixMillis>,
+}
+
+/// What came of requests that were copied to the new set: its responses were compared with those that the clients got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Mirrored {
+    /// Responses that agreed.
+    pub agreed: u64,
+    /// Responses that differed in status or (for small bodies) in content.
+    pub differed: u64,
 }

@@ -51,7 +51,11 @@ pub struct CertificateStatus {
     /// When it ends; missing while there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<UnixMillis>,
-    /// Why its files cannot be used as they are. What is shown then is an older certificate, or none.
+    /// Why its files cannot be used as they are. What is shown then is an older certificate, or none, unless it is
+    /// `flawed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// The problem is one of the certificate that is shown all the same: clients will not like it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub flawed: bool,
 }

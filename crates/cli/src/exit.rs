@@ -64,7 +64,9 @@ impl Exit {
             Self::Refused => {
                 "The command was refused, and trying again later or with a new plan may help: a saved plan is stale, another run is in progress, another server owns the state directory, there is no release to go back to."
             }
-            Self::Cancelled => "The run was cancelled, and what it had changed was put back, as the message says.",
+            Self::Cancelled => {
+                "The run was cancelled, or superseded by a newer one, and what it had changed was put back, as the message says."
+            }
             Self::Changes => "Only `orchestra plan --exit-code`: there are changes.",
             Self::Interrupted => {
                 "Ctrl-C ended the command. For a run that means the second Ctrl-C: the server goes on with it."
@@ -84,7 +86,7 @@ impl Exit {
                 Self::Refused
             }
             Code::PLAN_UNREADABLE => Self::Invalid,
-            Code::RUN_CANCELLED => Self::Cancelled,
+            Code::RUN_CANCELLED | Code::SUPERSEDED => Self::Cancelled,
             Code::SERVER_UNREACHABLE | Code::UNAUTHORIZED | Code::INCOMPATIBLE | Code::BAD_REQUEST => Self::NoServer,
             code if code.as_str().starts_with("ORC01") || code.as_str().starts_with("ORC02") => Self::Invalid,
             _ => Self::Failed,

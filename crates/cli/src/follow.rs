@@ -1,9 +1,9 @@
 //! Following a run to its end: news to the screen, Ctrl-C to the server, and through a server that is lost on the way.
 
-use std::{io, time::Duration};
+use std::{io, pin::Pin, time::Duration};
 
 use orchestra_api::{Client, ClientError, RunEvent};
-use orchestra_model::{Code, EventKind, record::RunRecord};
+use orchestra_model::{Code, EnvironmentId, EventKind, record::RunRecord};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval},
@@ -56,6 +56,14 @@ enum News {
     Interrupt,
     Frame,
     Silence,
+    /// Whether anything goes on at all, and if not, why.
+    Trouble(Option<String>),
+}
+
+/// Why nothing goes on in an environment. A server that is lost or does not answer is the stream's affair.
+async fn trouble(client: Client, environment: EnvironmentId) -> Option<String> {
+    let status = tokio::time::timeout(SILENCE, client.environment(&environment)).await.ok()?.ok()?;
+    status.trouble
 }
 
 /// Shows a run until it ends.
@@ -74,24 +82,26 @@ pub(crate) async fn follow(
     let mut lost = 0;
     let mut heard = Instant::now();
     let mut said = None;
+    let mut asking: Option<Pin<Box<dyn Future<Output = Option<String>> + Send>>> = None;
     loop {
-        // Every arm is cancel-safe: the stream keeps what it read, the channel its items, the interval its place.
+        // Every arm is cancel-safe: the stream keeps what it read, the channel its items, the interval its place, and a
+        // question goes on where it was.
         let news = tokio::select! {
             biased;
             () = interrupts.pressed() => News::Interrupt,
             event = stream.next() => News::Event(event),
             _ = frames.tick(), if screen.is_live => News::Frame,
-            () = tokio::time::sleep_until(heard + SILENCE) => News::Silence,
+            trouble = async { asking.as_mut().expect("something was asked").await }, if asking.is_some() => News::Trouble(trouble),
+            () = tokio::time::sleep_until(heard + SILENCE), if asking.is_none() => News::Silence,
         };
         if !matches!(news, News::Frame) {
             heard = Instant::now();
         }
         match news {
             News::Frame => screen.draw(output)?,
-            News::Silence => {
-                // A server that is lost or does not answer is the stream's affair.
-                let asked = tokio::time::timeout(SILENCE, client.environment(&run.environment)).await;
-                let trouble = asked.ok().and_then(Result::ok).and_then(|status| status.trouble);
+            News::Silence => asking = Some(Box::pin(trouble(client.clone(), run.environment.clone()))),
+            News::Trouble(trouble) => {
+                asking = None;
                 if let Some(trouble) = trouble.as_ref().filter(|_| trouble != said) {
                     screen.say(output, &blocked(trouble))?;
                 }
@@ -223,6 +233,8 @@ impl Screen {
             RunEvent::Event(event) if event.kind == EventKind::RunReverting => {
                 self.say(output, &format!("putting back what was changed: {}", event.cause))
             }
+            // The rollout goes on without it, and nothing else would say so.
+            RunEvent::Event(event) if event.kind == EventKind::FlagSwitched => self.say(output, &event.cause),
             RunEvent::Event(_) | RunEvent::Done(_) => Ok(()),
         }
     }

@@ -267,7 +267,9 @@ impl Session {
 
     /// The stack file's text for the environment that is meant, with what is asked of a preview.
     pub(crate) fn source(&self, args: &PreviewArgs) -> Result<Source> {
-        let mut source = self.stack_file()?.read(self.environment_name())?;
+        let file = self.stack_file()?;
+        let mut source = file.read(self.environment_name())?;
+        self.is_of(&file.shown, &source)?;
         let asked = args.from.is_some() || args.ttl.is_some() || args.owner.is_some();
         source.preview = asked.then(|| PreviewRequest {
             from: args.from.clone(),
@@ -275,6 +277,23 @@ impl Session {
             owner: args.owner.clone().or_else(|| self.user.clone().filter(|_| args.from.is_some())),
         });
         Ok(source)
+    }
+
+    /// Refuses the file of another stack than the one that `--env STACK/NAME` names: its environment of the same name is
+    /// not what is meant.
+    fn is_of(&self, shown: &str, source: &Source) -> Result<(), Diagnostic> {
+        let Some(EnvironmentArg::Full(id)) = &self.environment else { return Ok(()) };
+        let bytes = source.source_text.as_bytes();
+        let stack = orchestra_spec::outline(orchestra_spec::Source { path: shown, bytes }).stack;
+        match stack {
+            Some(stack) if stack != id.stack => {
+                let message = format!("{shown} is the stack `{stack}`, and `{id}` is an environment of `{}`", id.stack);
+                let help =
+                    format!("name the stack file of `{}` with `--file`, or write `--env {}`", id.stack, id.environment);
+                Err(Diagnostic::error(Code::UNKNOWN_ENVIRONMENT, message).help(help))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The stack file.

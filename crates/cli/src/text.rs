@@ -108,6 +108,24 @@ pub(crate) fn cut(text: &str, cells: usize) -> String {
     kept
 }
 
+/// The text on lines of at most `cells`, broken between words; all but the first are set in by two.
+pub(crate) fn wrap(text: &str, cells: usize) -> Vec<String> {
+    const INDENT: &str = "  ";
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    for word in text.split(' ') {
+        if !line.trim().is_empty() && width(&line) + 1 + width(word) > cells {
+            lines.push(std::mem::replace(&mut line, INDENT.to_owned()));
+        } else if !line.trim().is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    lines.push(line);
+    // A word that is longer than a line is the one thing that is cut.
+    lines.iter().map(|line| cut(line, cells)).collect()
+}
+
 /// A length of time for people: `340ms`, `1.3s`, `42s`, `3m05s`, `2h10m`, `4d3h`.
 pub fn age(milliseconds: u64) -> String {
     let seconds = milliseconds / 1000;
@@ -150,6 +168,14 @@ mod tests {
     }
 
     #[test]
+    fn sentences_are_broken_between_words() {
+        assert_eq!(wrap("a verdict is waited for", 11), ["a verdict", "  is waited", "  for"]);
+        assert_eq!(wrap("short", 80), ["short"]);
+        assert_eq!(wrap("", 10), [""]);
+        assert_eq!(wrap("one incomprehensibility", 12), ["one", "  incompreh…"]);
+    }
+
+    #[test]
     fn times_are_short() {
         let ages = [0, 340, 1_340, 42_900, 185_000, 7_800_000, 356_400_000];
         assert_eq!(ages.map(age), ["0ms", "340ms", "1.3s", "42s", "3m05s", "2h10m", "4d03h"]);
@@ -160,6 +186,14 @@ mod tests {
         fn nothing_printable_has_control_characters(text in any::<String>()) {
             prop_assert!(!printable(&text).chars().any(is_dangerous));
             prop_assert!(!log_line(text.as_bytes(), false).chars().any(is_dangerous));
+        }
+
+        #[test]
+        fn wrapped_text_fits_and_is_whole(words in prop::collection::vec("[a-zäß漢]{1,8}", 0..20), cells in 20usize..60) {
+            let lines = wrap(&words.join(" "), cells);
+            prop_assert!(lines.iter().all(|line| width(line) <= cells), "{lines:?}");
+            let again: Vec<&str> = lines.iter().flat_map(|line| line.split_whitespace()).collect();
+            prop_assert_eq!(again, words);
         }
 
         #[test]

@@ -138,7 +138,10 @@ fn describe(root: &Value, path: &str, schema: &Value, palette: Palette) -> Strin
         }
     }
     let mut table = Table::new(["KEY", "MEANING"]);
-    for part in &parts {
+    // Of a list, what each of its items may have.
+    let items = parts.iter().filter_map(|part| part.get("items")).flat_map(|items| self::parts(root, items, 0));
+    let items: Vec<&Value> = items.collect();
+    for part in parts.iter().chain(&items) {
         for (key, value) in part.get("properties").and_then(Value::as_object).into_iter().flatten() {
             let meaning = description(value).split("\n\n").next().unwrap_or_default().replace('\n', " ");
             table.row([key.clone().into(), meaning.into()]);
@@ -167,7 +170,9 @@ mod tests {
                     "command": {"description": "What runs.", "items": {"type": "string"}},
                     "health": {"anyOf": [{"$ref": "#/$defs/Health"}, {"type": "null"}]},
                     "env": {"additionalProperties": {"type": "string"}},
+                    "steps": {"description": "In order.", "items": {"anyOf": [{"$ref": "#/$defs/Step"}]}},
                 }},
+                "Step": {"properties": {"weight": {"description": "Share of the traffic."}}},
                 "Health": {"properties": {"ready": {"description": "Routes.", "default": "none"}}},
             },
         })
@@ -190,6 +195,8 @@ mod tests {
         let schema = schema();
         let text = describe(&schema, "services", find(&schema, "services").unwrap(), Palette::PLAIN);
         assert_eq!(text, "services\n\nPrograms.\n");
+        let text = describe(&schema, "services.steps", find(&schema, "services.steps").unwrap(), Palette::PLAIN);
+        assert_eq!(text, "services.steps\n\nIn order.\n\nKEY     MEANING\nweight  Share of the traffic.\n");
         let text = describe(&schema, "services.api", find(&schema, "services.api").unwrap(), Palette::PLAIN);
         insta::assert_snapshot!(text);
     }

@@ -12,6 +12,7 @@ use orchestra_model::{
 
 use crate::{
     args::{HistoryArgs, ShowArgs},
+    commands::rollout::mirrored,
     diff,
     exit::Exit,
     failure::{Failure, Result},
@@ -70,6 +71,7 @@ fn state(state: ReleaseState) -> (&'static str, Tone) {
         ReleaseState::Stable => ("stable", Tone::Good),
         ReleaseState::Retired => ("retired", Tone::Dim),
         ReleaseState::Failed => ("failed", Tone::Bad),
+        ReleaseState::Superseded => ("superseded", Tone::Dim),
     }
 }
 
@@ -98,12 +100,14 @@ pub(crate) async fn show(args: &ShowArgs, session: &Session, output: &mut Output
         release.run,
         printable(&release.reason)
     ))?;
-    if release.state == ReleaseState::Failed {
+    if release.state.never_was_in_force() {
         // Runs are kept for a shorter time than releases.
         match client.run(release.run).await {
             Ok(run) => {
+                // That it was superseded is no fault of its own.
+                let failed = if release.state == ReleaseState::Failed { "failed: " } else { "" };
                 for problem in &run.problems {
-                    output.line(&format!("failed: {}", printable(&problem.message)))?;
+                    output.line(&format!("{failed}{}", printable(&problem.message)))?;
                     for note in &problem.notes {
                         output.line(&format!("  {}", printable(note)))?;
                     }
@@ -126,13 +130,13 @@ pub(crate) async fn show(args: &ShowArgs, session: &Session, output: &mut Output
     Ok(Exit::Success)
 }
 
-/// The release that was in force before this one: the newest older one that did not fail. `None` if there is none, or if it
+/// The release that was in force before this one: the newest older one that ever was. `None` if there is none, or if it
 /// was forgotten meanwhile; then everything is shown as new.
 async fn before(client: &Client, environment: &EnvironmentId, number: ReleaseNumber) -> Result<Option<ReleaseRecord>> {
     let mut after = Some(number);
     loop {
         let page = client.releases(environment, &ReleasesQuery { after, limit: Some(PAGE) }).await?;
-        if let Some(found) = page.items.iter().find(|release| release.state != ReleaseState::Failed) {
+        if let Some(found) = page.items.iter().find(|release| !release.state.never_was_in_force()) {
             return match client.release(environment, found.number).await {
                 Ok(base) => Ok(Some(base)),
                 Err(error) if error.status() == Some(404) => Ok(None),
@@ -163,6 +167,9 @@ fn verdict(verdict: &VerdictRecord, output: &Output) -> String {
         verdict.baseline,
         printable(&verdict.reason)
     );
+    if let Some(flag) = &verdict.flag {
+        let _ = writeln!(text, "it turned flag {flag} off instead of turning the release back");
+    }
     let mut table = Table::new(["", "REQUESTS", "BROKEN", "SERVER ERRORS", "LATE", "CLIENT FAILED"]);
     for (key, name) in [("canary", "new"), ("stable", "old")] {
         let Some(arm) = verdict.evidence.get(key) else { continue };
@@ -179,6 +186,10 @@ fn verdict(verdict: &VerdictRecord, output: &Output) -> String {
     }
     if !table.is_empty() {
         text.push_str(&table.render(output.palette, output.columns()));
+    }
+    if let Some(copies) = verdict.evidence.get("mirrored") {
+        let of = |key: &str| copies[key].as_u64().unwrap_or(0);
+        let _ = writeln!(text, "{}", mirrored(of("agreed"), of("differed")));
     }
     let of = |key: &str| verdict.evidence.get(key).and_then(serde_json::Value::as_f64);
     if let (Some(chance), Some(alpha)) = (of("chance"), of("alpha")) {

@@ -1,10 +1,11 @@
 //! `orchestra promote`, `pause`, `abort` and `why`: move a rollout, and say what is waited for.
 
-use orchestra_api::{EnvironmentStatus, MoveRollout, Queue, RolloutStatus, ServiceStatus};
+use orchestra_api::{EnvironmentStatus, MoveRollout, Queue, RolloutStatus, ServiceState, ServiceStatus};
 use orchestra_model::{Code, Diagnostic, Name, rollout::RolloutCommand, rollout::RolloutPhase, time::UnixMillis};
 
 use crate::{
     args::{AbortArgs, PauseArgs, PromoteArgs, WhyArgs},
+    commands::{environments::left, status::wait},
     exit::Exit,
     failure::Result,
     output::Output,
@@ -88,8 +89,10 @@ pub(crate) async fn why(args: &WhyArgs, session: &Session, output: &mut Output) 
 
 fn unknown(name: &Name, status: &EnvironmentStatus) -> Diagnostic {
     let known: Vec<&str> = status.services.iter().map(|service| service.name.as_str()).collect();
-    Diagnostic::error(Code::NOT_FOUND, format!("there is no service {name} in {}", status.id))
-        .help(format!("services are: {}", known.join(", ")))
+    Diagnostic::error(Code::NOT_FOUND, format!("there is no service {name} in {}", status.id)).help(match &known[..] {
+        [] => "`orchestra up` starts the stack of this folder".to_owned(),
+        known => format!("services are: {}", known.join(", ")),
+    })
 }
 
 /// That nothing is decided, with the reason.
@@ -110,7 +113,7 @@ fn reasons(service: &ServiceStatus, now: UnixMillis) -> Vec<String> {
     }
     for instance in &service.instances {
         if let Some(waiting) = &instance.waits_for {
-            lines.push(format!("{} waits for {}", instance.id, waiting.reason));
+            lines.push(format!("{} {}", instance.id, wait(waiting, now)));
         }
         if let Some(in_flight) = &instance.in_flight {
             let (requests, streams) = (in_flight.requests, in_flight.streams);
@@ -121,6 +124,9 @@ fn reasons(service: &ServiceStatus, now: UnixMillis) -> Vec<String> {
                 if streams == 1 { "" } else { "s" }
             ));
         }
+    }
+    if service.scaling.is_empty() {
+        lines.extend(switched_off(service));
     }
     lines.extend(service.scaling.iter().cloned());
     if lines.is_empty() {
@@ -133,7 +139,7 @@ fn reasons(service: &ServiceStatus, now: UnixMillis) -> Vec<String> {
 pub(crate) fn sentences(service: &ServiceStatus, now: UnixMillis) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(paused) = &service.traffic_paused {
-        let left = age(paused.until.saturating_sub(now));
+        let left = left(paused.until, now);
         let by = printable(&paused.by);
         lines.push(format!(
             "new requests wait, by {by}: `orchestra traffic resume {}`, or in {left} by themselves",
@@ -148,22 +154,45 @@ pub(crate) fn sentences(service: &ServiceStatus, now: UnixMillis) -> Vec<String>
     lines.push(headline(rollout, now));
     match (&rollout.paused, &rollout.waits_for) {
         (Some(paused), _) => {
-            let left = age(paused.expires.saturating_sub(now));
-            lines.push(format!("paused ({}): {} must promote or abort within {left}", paused.reason, paused.owner));
+            let left = left(paused.expires, now);
+            let why =
+                paused.reason.strip_prefix("paused ").map_or_else(|| format!("({})", paused.reason), str::to_owned);
+            lines.push(format!("paused {why}: {} must promote or abort within {left}", paused.owner));
         }
-        (None, Some(waits)) => lines.push(format!("waits for {waits}")),
+        (None, Some(waits)) => {
+            // Which step it is at has just been said.
+            let step = waits.strip_prefix(&rollout.words[..]).and_then(|rest| rest.strip_prefix(": "));
+            lines.push(format!("waits for {}", step.unwrap_or(waits)));
+        }
         (None, None) => {}
     }
+    if let Some(mirrored) = &rollout.mirrored {
+        lines.push(self::mirrored(mirrored.agreed, mirrored.differed));
+    }
     lines
+}
+
+/// What came of copied requests: `mirror: 120 responses agreed, 3 differed`.
+pub(crate) fn mirrored(agreed: u64, differed: u64) -> String {
+    format!("mirror: {agreed} response{} agreed, {differed} differed", if agreed == 1 { "" } else { "s" })
+}
+
+/// Why nothing of a service runs, if nobody wants anything to.
+pub(crate) fn switched_off(service: &ServiceStatus) -> Option<String> {
+    let off = service.state == ServiceState::Stopped && service.desired == 0;
+    // What scales says itself since when it rests.
+    off.then(|| match service.scaling.first() {
+        Some(resting) => resting.clone(),
+        None => format!("set to 0: `orchestra scale {}=1` starts one", service.name),
+    })
 }
 
 fn headline(rollout: &RolloutStatus, now: UnixMillis) -> String {
     let (from, to) = (rollout.from, rollout.to);
     if rollout.phase == RolloutPhase::Warm {
-        let kept = rollout.kept_until.map_or_else(
-            || "until the run ends".to_owned(),
-            |until| format!("for another {}", age(until.saturating_sub(now))),
-        );
+        let kept = rollout
+            .kept_until
+            .map_or_else(|| "until the run ends".to_owned(), |until| format!("for another {}", left(until, now)));
         return format!(
             "release {to} {}; {} of release {from} {} kept ready {kept}",
             if rollout.kept_until.is_some() { "is in force" } else { "has all traffic" },
@@ -172,7 +201,16 @@ fn headline(rollout: &RolloutStatus, now: UnixMillis) -> String {
         );
     }
     format!(
-        "{} from release {from} to {to}: {}; {} of traffic, {} of {} new instances available, {} old ones ready",
-        rollout.strategy, rollout.words, rollout.weight, rollout.available, rollout.wanted, rollout.baseline
+        "{} from release {from} to {to}: {} ({} so far); {} of traffic, {} of {} new instances available, {} old ones ready",
+        rollout.strategy,
+        rollout.words,
+        age(now.saturating_sub(rollout.since)),
+        rollout.weight,
+        rollout.available,
+        rollout.wanted,
+        rollout.baseline
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -212,7 +212,11 @@ async fn conclude(run: &RunRecord, back: bool, client: &Client, output: &mut Out
     }
     if exit != Exit::Success {
         output.diagnostics(&run.problems);
-        let how = if exit == Exit::Cancelled { "was cancelled" } else { "failed" };
+        let how = match run.problems.first() {
+            Some(problem) if problem.code == Code::SUPERSEDED => "was superseded",
+            _ if exit == Exit::Cancelled => "was cancelled",
+            _ => "failed",
+        };
         let left = run.reverted.as_deref().map_or_else(|| "nothing had been changed".to_owned(), printable);
         let palette = output.error_palette;
         let text = format!("{} {how}: {left}", palette.bad(&run.id.to_string()));

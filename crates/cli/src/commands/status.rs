@@ -12,7 +12,7 @@ use crate::{
     args::StatusArgs,
     commands::{
         environments::left,
-        rollout::{blocked, sentences},
+        rollout::{blocked, sentences, switched_off},
     },
     exit::Exit,
     failure::Result,
@@ -21,7 +21,7 @@ use crate::{
     screen::Palette,
     session::Session,
     table::{Cell, Table, Tone},
-    text::{age, cut, printable},
+    text::{age, printable, wrap},
 };
 
 /// How often `--watch` looks again though no event came: ages and in-flight counts go on.
@@ -93,9 +93,12 @@ async fn watch(
         };
         let comparable = |status: &EnvironmentStatus| {
             let mut status = EnvironmentStatus { at: 0, ..status.clone() };
-            // When an ejection ends is reckoned from now each time.
-            let instances = status.services.iter_mut().flat_map(|service| &mut service.instances);
-            instances.flat_map(|instance| &mut instance.ejected).for_each(|ejected| ejected.until = 0);
+            // When an ejection or a pause ends is reckoned from now each time.
+            let jobs = status.jobs.iter_mut().flat_map(|job| &mut job.instances);
+            for instance in status.services.iter_mut().flat_map(|service| &mut service.instances).chain(jobs) {
+                instance.ejected.iter_mut().for_each(|ejected| ejected.until = 0);
+                instance.waits_for.iter_mut().for_each(|waiting| waiting.due = None);
+            }
             status
         };
         let is_new = last.as_ref().is_none_or(|last| comparable(last) != comparable(&status));
@@ -218,10 +221,7 @@ pub(crate) fn render(status: &EnvironmentStatus, now: UnixMillis, palette: Palet
         if at == 0 {
             text.push('\n');
         }
-        let line = printable(line);
-        let line = columns.map_or(line.clone(), |columns| cut(&line, columns));
-        text.push_str(&palette.busy(&line));
-        text.push('\n');
+        paragraph(&mut text, &printable(line), columns, |line| palette.busy(line));
     }
     let problems = status
         .services
@@ -233,11 +233,17 @@ pub(crate) fn render(status: &EnvironmentStatus, now: UnixMillis, palette: Palet
             text.push('\n');
         }
         let line = format!("{name}: [{}] {}", problem.code, printable(&problem.message));
-        let line = columns.map_or(line.clone(), |columns| cut(&line, columns));
-        text.push_str(&palette.bad(&line));
-        text.push('\n');
+        paragraph(&mut text, &line, columns, |line| palette.bad(line));
     }
     text
+}
+
+/// Adds a sentence on as many lines as it takes: its end says as much as its beginning.
+fn paragraph(text: &mut String, sentence: &str, columns: Option<usize>, paint: impl Fn(&str) -> String) {
+    for line in columns.map_or_else(|| vec![sentence.to_owned()], |columns| wrap(sentence, columns)) {
+        text.push_str(&paint(&line));
+        text.push('\n');
+    }
 }
 
 /// `preview of production, of ada, shares service.db; is taken down in 23h`
@@ -257,6 +263,14 @@ fn preview_line(preview: &PreviewStatus, now: UnixMillis) -> String {
         (None, None) => write!(line, "; stays until it is taken down"),
     };
     line
+}
+
+/// What is waited for, and how much longer if that is known: `waits 3.2s for its restart after exit code 1`.
+pub(crate) fn wait(waiting: &Waiting, now: UnixMillis) -> String {
+    match waiting.due.filter(|due| *due > now) {
+        Some(due) => format!("waits {} for {}", left(due, now), waiting.reason),
+        None => format!("waits for {}", waiting.reason),
+    }
 }
 
 fn waits(waiting: &[Waiting]) -> String {
@@ -290,7 +304,12 @@ fn services(status: &EnvironmentStatus) -> Table {
             format!("{}/{}", service.ready, service.desired).into(),
             service.release.map(|release| release.to_string()).unwrap_or_default().into(),
             urls.join(" ").into(),
-            if service.rollout.is_some() { String::new() } else { waits(&service.waits_for) }.into(),
+            if service.rollout.is_some() {
+                String::new()
+            } else {
+                switched_off(service).unwrap_or_else(|| waits(&service.waits_for))
+            }
+            .into(),
         ]);
     }
     table
@@ -353,7 +372,7 @@ fn instances(status: &EnvironmentStatus, now: UnixMillis) -> Table {
 fn note(instance: &InstanceStatus, now: UnixMillis) -> String {
     let mut parts = Vec::new();
     if let Some(waiting) = &instance.waits_for {
-        parts.push(format!("waits for {}", waiting.reason));
+        parts.push(wait(waiting, now));
     }
     for (name, check) in [("ready", &instance.ready), ("live", &instance.live)] {
         if let Some(check) = check.as_ref().filter(|check| check.state == CheckState::Failing) {
@@ -371,7 +390,10 @@ fn note(instance: &InstanceStatus, now: UnixMillis) -> String {
     if let (Some(exit), true) = (instance.last_exit, instance.restarts > 0 || instance.phase != InstancePhase::Ready) {
         parts.push(format!("last exit: {exit}"));
     }
-    parts.extend(instance.status_text.iter().map(|text| format!("“{text}”")));
+    // What is waited for quotes it already.
+    if instance.waits_for.is_none() {
+        parts.extend(instance.status_text.iter().map(|text| format!("“{text}”")));
+    }
     parts.join("; ")
 }
 

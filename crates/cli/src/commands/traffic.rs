@@ -5,12 +5,12 @@ use orchestra_model::{Code, Diagnostic};
 
 use crate::{
     args::{TrafficArgs, TrafficSubcommand},
+    commands::environments::left,
     exit::Exit,
     failure::Result,
     output::Output,
     patience::patiently,
     session::Session,
-    text::age,
 };
 
 pub(crate) async fn traffic(args: &TrafficArgs, session: &Session, output: &mut Output) -> Result<Exit> {
@@ -33,7 +33,7 @@ pub(crate) async fn traffic(args: &TrafficArgs, session: &Session, output: &mut 
     }
     match &status.paused {
         Some(paused) => {
-            let left = age(paused.until.saturating_sub((session.now)()));
+            let left = left(paused.until, (session.now)());
             let on = format!("orchestra traffic resume {service}");
             output
                 .line(&format!("new requests to {service} of {environment} wait for {left}; `{on}` lets them go on"))?;

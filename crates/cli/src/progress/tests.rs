@@ -11,7 +11,7 @@ fn news(resource: &str, state: ProgressState, ready: u32, elapsed_ms: u64) -> Pr
 }
 
 fn waiting(mut progress: Progress, reason: &str) -> Progress {
-    progress.waits_for.push(Waiting { on: None, until: None, reason: reason.into(), deadline: None });
+    progress.waits_for.push(Waiting { on: None, until: None, reason: reason.into(), deadline: None, due: None });
     progress
 }
 

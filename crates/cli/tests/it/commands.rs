@@ -70,6 +70,28 @@ async fn validate_and_plan_need_no_server_and_start_none() {
     test.finish();
 }
 
+/// `--env other/dev` in the folder of `shop` is a slip: the `dev` of `shop` is not what is meant.
+#[tokio::test]
+async fn the_file_of_another_stack_is_refused() {
+    for line in ["validate -e other/dev", "plan -e other/dev", "up -e other/dev", "up -e other/pr-7 --from dev"] {
+        let mut test = TestEnvironment::new();
+        if line.starts_with("plan") {
+            test.in_process(vec![]);
+        } else if line.starts_with("up") {
+            test.server(vec![]);
+        }
+        let outcome = test.run(line).await;
+        assert_eq!(outcome.exit, Exit::Invalid, "{line}: {}", outcome.stderr);
+        assert!(
+            outcome.stderr.starts_with("error[ORC0211]: orchestra.yaml is the stack `shop`, and `other/")
+                && outcome.stderr.contains("`--file`"),
+            "{line}: {}",
+            outcome.stderr
+        );
+        test.finish();
+    }
+}
+
 #[tokio::test]
 async fn plan_of_down_and_without_changes() {
     let mut test = TestEnvironment::new();
@@ -329,7 +351,7 @@ async fn history_lists_and_show_compares() {
     test.server(vec![
         Exchange::json(
             &format!("{path}?limit=1000"),
-            &json!({"items": [release(3, "stable"), release(2, "failed")], "next": "2"}),
+            &json!({"items": [release(4, "superseded"), release(3, "stable"), release(2, "failed")], "next": "2"}),
         ),
         Exchange::json(&format!("{path}?after=2&limit=1000"), &json!({"items": [release(1, "retired")]})),
     ]);
@@ -373,6 +395,24 @@ async fn history_lists_and_show_compares() {
     ]);
     let outcome = test.run("show 2 -e shop/dev").await;
     insta::assert_snapshot!("show_failed", outcome.page());
+    test.finish();
+
+    // One whose place was taken did not fail; what its mirror found is said beside its verdict.
+    let mut test = TestEnvironment::new();
+    let mut superseded = record(2, json!({"volume.a": volume("/new")}));
+    superseded["state"] = json!("superseded");
+    superseded["verdicts"] = json!([{"service": "api", "baseline": 1, "step": 2, "at": NOW, "outcome": "pass", "reason": "nothing bad",
+        "evidence": {"mirrored": {"agreed": 41, "differed": 2}}}]);
+    let mut attempt = run("cancelled");
+    attempt["problems"] = json!([Diagnostic::error(Code::SUPERSEDED, "release 2 was superseded by a newer release")]);
+    test.server(vec![
+        Exchange::json(&format!("{path}/2"), &superseded),
+        // Release 1 was never in force either.
+        Exchange::json(&format!("{path}?after=2&limit=1000"), &json!({"items": [release(1, "superseded")]})),
+        Exchange::json("GET /v1/runs/run_7", &attempt),
+    ]);
+    let outcome = test.run("show 2 -e shop/dev").await;
+    insta::assert_snapshot!("show_superseded", outcome.page());
     test.finish();
 }
 

@@ -228,6 +228,48 @@ async fn ctrl_c_twice_leaves_the_run_to_the_server() {
 }
 
 #[tokio::test]
+async fn ctrl_c_is_heard_while_a_silent_server_is_asked_for_the_reason() {
+    let mut test = TestEnvironment::new();
+    test.server(vec![
+        started(),
+        Exchange::events(EVENTS, &[progress("service.api", "running", 0, &json!({}))]).open(),
+        // After two seconds without news; the answer never comes.
+        Exchange::json(STATUS, &status()).chunks(Vec::new()).open(),
+    ]);
+    let command = test.start("up");
+    let (stderr, interrupts) = (test.stderr.clone(), test.interrupts.clone());
+    let presses = async {
+        while !test.is_exhausted() {
+            tokio::task::yield_now().await;
+        }
+        let pressed = std::time::Instant::now();
+        interrupts.send(()).await.unwrap();
+        while !stderr.text().contains("cancelling run_7") {
+            tokio::task::yield_now().await;
+        }
+        let heard = pressed.elapsed();
+        interrupts.send(()).await.unwrap();
+        heard
+    };
+    let (exit, heard) = tokio::join!(command, presses);
+    assert_eq!(exit, Exit::Interrupted);
+    assert!(heard < std::time::Duration::from_secs(1), "{heard:?}");
+}
+
+#[tokio::test]
+async fn a_run_whose_place_was_taken_says_so() {
+    let mut test = TestEnvironment::new();
+    let mut record = run("cancelled");
+    record["problems"] = json!([Diagnostic::error(Code::SUPERSEDED, "release 3 was superseded by a newer release")]);
+    record["reverted"] = json!("release 2 is in force again");
+    test.server(vec![started(), Exchange::events(EVENTS, &[done(&record)])]);
+    let outcome = test.run("up").await;
+    assert_eq!(outcome.exit, Exit::Cancelled, "{}", outcome.page());
+    assert!(outcome.stderr.ends_with("run_7 was superseded: release 2 is in force again\n"), "{}", outcome.stderr);
+    test.finish();
+}
+
+#[tokio::test]
 async fn a_killed_server_is_started_again_and_the_run_followed_to_its_end() {
     let mut test = TestEnvironment::new();
     test.server(vec![started(), Exchange::events(EVENTS, &[progress("job.migrate", "running", 0, &json!({}))]).open()]);

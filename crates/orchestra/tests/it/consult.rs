@@ -272,7 +272,9 @@ services:
     env.wait_for("the reason", |status| {
         let lines = find(status, "api")["scaling"].to_string();
         lines.contains("app_queue_depth is 1 of 5 per instance")
-            && lines.contains("app_requests_total{version=\\\"none\\\"}: no instance exports it on /metrics")
+            && lines.contains(
+                "app_requests_total{version=\\\"none\\\"}: no instance exports it as a finite number on /metrics",
+            )
     });
     replace(&env.path("queue"), "10");
     until(&env, 3);

@@ -189,9 +189,15 @@ fn a_full_disk_stops_nothing_that_runs_and_is_survived() {
         env.ok(&["scale", "api=3"]);
     }
     env.assert_consistent(&[("api", 3), ("worker", 1)], "after a full disk");
-    // Killed while it is full: the next one says what is wrong, or recovers; with room it recovers.
+    // Killed while it is full: the next one says what is wrong, or recovers; with room it recovers. The proxy cannot log
+    // that its server is gone, and serves on.
     fill_up(&fill);
+    let proxy = env.one(Role::Proxy).pid;
     env.one(Role::Server).kill();
+    for _ in 0..20 {
+        assert_eq!(crate::load::get(address, "/version").unwrap(), "one", "requests are served");
+    }
+    assert_eq!(env.one(Role::Proxy).pid, proxy);
     let status = env.run(&["status"]);
     assert!(status.code() == Some(0) || status.stderr.contains("ORC"), "{status}");
     fs::remove_file(&fill).unwrap();
@@ -209,7 +215,9 @@ fn whoever_waits_for_a_full_disk_is_told() {
     let env = TestEnvironment::new().with_home(mount.path().to_owned());
     let stack = |version: &str| {
         let canary = "rollout: {canary: {steps: [{weight: 10}, {pause: manual}], keep_warm: 0s}, drain";
-        STACK.replace("VERSION: one", &format!("VERSION: {version}")).replacen("rollout: {drain", canary, 1)
+        let stack =
+            STACK.replace("VERSION: one", &format!("VERSION: {version}")).replacen("rollout: {drain", canary, 1);
+        format!("{stack}\nflags: {{editor: true}}\n")
     };
     env.write(&stack("one"));
     env.ok(&["up"]);
@@ -220,12 +228,18 @@ fn whoever_waits_for_a_full_disk_is_told() {
     fill_up(&fill);
     let blocked = "nothing goes on: ";
     // The first that cannot be written holds up what comes after it: each says so, and ends once there is room.
+    let switch = env.spawn(&["flags", "off", "editor"]);
     let pause = env.spawn(&["pause", "api"]);
     up.complains(blocked);
     let abort = env.spawn(&["abort"]);
     abort.complains(blocked);
     drop(pause);
+    // Longer than a slow proxy would be waited for.
+    switch.complains(blocked);
+    std::thread::sleep(Duration::from_secs(6));
     fs::remove_file(&fill).unwrap();
+    let switched = switch.wait().expect(0);
+    assert!(switched.text().contains("everybody gets off (false)"), "{switched}");
     abort.wait().expect(0);
     up.wait().expect(5);
     assert_eq!(version(&env), "one");

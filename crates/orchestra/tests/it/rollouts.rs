@@ -135,7 +135,7 @@ fn people_promote_pause_and_abort() {
     let why = env.ok(&["why", "api"]).text();
     assert!(why.contains("ada to promote or abort"), "{why}");
     env.ok(&["promote", "api"]);
-    until(&env, "the second pause", |rollout| rollout["step"] == 4 && rollout["weight"] == 500);
+    until(&env, "the second pause", |rollout| rollout["step"] == 4 && rollout["weight"] == "50%");
     env.ok(&["pause", "api"]);
     assert_eq!(find(&env.status(), "api")["state"], "paused");
     // A pause on a pause is one: it takes one person to go on.
@@ -206,12 +206,17 @@ fn a_newer_release_supersedes_a_rollout_and_keeps_its_baseline() {
     env.run(&["up"]).expect(4);
     env.write(&stack(3, "", strategy));
     let second = env.spawn(&["up"]);
-    first.wait().expect(5);
+    let superseded = first.wait().expect(5).text();
+    let ended = superseded.lines().find(|line| line.contains("reverted")).expect("a last word of the service");
+    assert!(!ended.ends_with(" 0ms"), "{superseded}");
     let status = until(&env, "the second rollout", |rollout| rollout["step"] == 2 && rollout["to"] == 3);
     assert_eq!(find(&status, "api")["rollout"]["from"], 1, "{status:#}");
     env.ok(&["promote"]);
     second.wait().expect(0);
     assert!(versions(&env, 3).iter().all(|version| version == "3"));
+    let states: Vec<Value> =
+        env.ok(&["history", "--json"]).json().as_array().unwrap().iter().map(|r| r["state"].clone()).collect();
+    assert_eq!(states, ["stable", "superseded", "retired"]);
     // A rollback in the middle turns back.
     env.write(&stack(4, "", strategy));
     let third = env.spawn(&["up"]);
@@ -236,7 +241,7 @@ fn a_rollout_survives_its_server() {
     until(&env, "the pause", |rollout| rollout["step"] == 2);
     let server = env.one(Role::Server);
     processes::kill(server.pid, Signal::KILL);
-    until(&env, "the pause after the restart", |rollout| rollout["step"] == 2 && rollout["weight"] == 100);
+    until(&env, "the pause after the restart", |rollout| rollout["step"] == 2 && rollout["weight"] == "10%");
     env.ok(&["promote"]);
     up.wait().expect(0);
     assert!(versions(&env, 5).iter().all(|version| version == "2"));
@@ -370,5 +375,46 @@ fn a_release_that_failed_says_why_and_is_no_way_back() {
     env.ok(&["up"]);
     let shown = env.ok(&["show", "3"]).text();
     assert!(shown.contains("changes against release 1:") && shown.contains("VERSION: 1"), "{shown}");
+    env.finish();
+}
+
+/// The release is bad because of what its flag turns on: here, as long as a file exists.
+#[test]
+fn a_bad_verdict_turns_the_flag_off_instead_whatever_becomes_of_the_server() {
+    let env = TestEnvironment::new();
+    let stack = |version: u32, flag: bool, broken: &str| {
+        let strategy = "canary: {steps: [{weight: 50}, {analysis: 60s}], keep_warm: 0s}, \
+                        guard: {flag: editor, warm_up: 6s, inconclusive: roll_back}";
+        stack(version, broken, strategy).replace("services:", &format!("flags: {{editor: {flag}}}\nservices:"))
+    };
+    env.write(&stack(1, false, ""));
+    env.ok(&["up"]);
+    let clients = Clients::of(&env);
+    let broken = env.path("broken");
+    std::fs::write(&broken, "").unwrap();
+    env.write(&stack(2, true, ", FAIL_FILE: HERE/broken"));
+    let up = env.spawn(&["up"]);
+    let over = "by the verdict about release 2";
+    let deadline = Instant::now() + Duration::from_secs(40);
+    while !env.ok(&["flags"]).text().contains(over) {
+        assert!(Instant::now() < deadline, "{}", env.run(&["why"]).text());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    processes::kill(env.one(Role::Server).pid, Signal::KILL);
+    let why = env.ok(&["why", "api"]).text();
+    assert!(why.contains("since a bad one turned flag editor off"), "{why}");
+    // Programs hear of it a moment later. What they answer meanwhile is not held against the release.
+    std::thread::sleep(Duration::from_secs(1));
+    std::fs::remove_file(&broken).unwrap();
+    let ended = up.wait().expect(0).text();
+    assert!(ended.contains("(release 2)"), "{ended}");
+    let shown = env.ok(&["show", "2"]).text();
+    assert!(shown.contains("it turned flag editor off instead of turning the release back"), "{shown}");
+    assert!(shown.contains("verdict fail at step 2") && shown.contains("verdict pass at step 2"), "{shown}");
+    assert!(env.ok(&["flags"]).text().contains(over), "it stays off until a person clears it");
+    env.ok(&["flags", "clear", "editor"]);
+    let report = clients.stop();
+    let ours = report.failures.iter().filter(|failure| failure.problem != "status 500").count();
+    assert_eq!(ours, 0, "{report}");
     env.finish();
 }

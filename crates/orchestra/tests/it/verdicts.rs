@@ -194,7 +194,7 @@ fn one(env: &TestEnvironment, clients: &Clients, kind: Kind, version: usize) -> 
     clients.take();
     let up = env.spawn(&["up"]);
     if kind.outage {
-        env.wait_for("the canary to have its share", |status| find(status, "api")["rollout"]["weight"] == 200);
+        env.wait_for("the canary to have its share", |status| find(status, "api")["rollout"]["weight"] == "20%");
         // Three seconds of good answers before it, so that there is something to compare with.
         let enough = |clients: &Clients| clients.answers.lock().unwrap().len() > 150;
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -346,7 +346,7 @@ fn little_traffic_raises_the_share_and_a_dead_server_forgets_it_not() {
     let clients = Clients::of(env.address("api"), 5.0, 7);
     env.write(&quiet(2, "", steps, "raise_to: 30%"));
     let up = env.spawn(&["up"]);
-    let raised = |status: &Value| find(status, "api")["rollout"]["weight"] == 300;
+    let raised = |status: &Value| find(status, "api")["rollout"]["weight"] == "30%";
     env.wait_for("the share to be raised", raised);
     let why = env.ok(&["why", "api"]).text();
     assert!(why.contains("traffic raised to 30 %"), "{why}");
