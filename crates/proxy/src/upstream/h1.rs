@@ -45,8 +45,9 @@ const IDLE: Duration = Duration::from_secs(4);
 const IDLE_UNSAFE: Duration = Duration::from_millis(500);
 /// Idle for so short a time, a connection is taken for what it was.
 const FRESH: Duration = Duration::from_millis(1);
-/// Idle connections per endpoint.
-const IDLE_LIMIT: usize = 512;
+/// Idle connections per endpoint. Closing one blocks its local port for a minute, so a burst that comes again and again must
+/// find those that it left.
+const IDLE_LIMIT: usize = 4096;
 /// Longest response head.
 const MAX_HEAD: usize = 256 << 10;
 

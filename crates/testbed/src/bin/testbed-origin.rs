@@ -1,6 +1,7 @@
 //! An origin for measuring what stands in front of it: answers HTTP/1.1 with as little work as possible, on one thread.
 //!
-//! `testbed-origin` listens on `127.0.0.1`, on the port of every variable `PORT_…` of its environment.
+//! `testbed-origin` listens on `127.0.0.1` to `127.0.0.5`, on the port of every variable `PORT_…` of its environment: whoever
+//! connects has some 28,000 ports for each of these addresses, so that one who takes them all leaves those of others.
 //!
 //! | path | answer |
 //! |---|---|
@@ -38,10 +39,10 @@ fn main() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
         let mut listeners = JoinSet::new();
-        for port in ports {
+        for (port, last) in ports.into_iter().flat_map(|port| (1..=5).map(move |last| (port, last))) {
             let socket = TcpSocket::new_v4()?;
             socket.set_reuseaddr(true)?;
-            socket.bind((Ipv4Addr::LOCALHOST, port).into())?;
+            socket.bind((Ipv4Addr::new(127, 0, 0, last), port).into())?;
             listeners.spawn_local(accept(socket.listen(4096)?));
         }
         listeners.join_next().await.expect("there is a listener").map_err(io::Error::other)

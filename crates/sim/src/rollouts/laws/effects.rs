@@ -52,7 +52,10 @@ impl World {
         } else {
             self.acting(name)
         };
-        if let Some(replicas) = form.filter(|form| stops_first(form)).map(|form| form.replicas) {
+        if let Some(form) = form.filter(|form| stops_first(form)) {
+            // Until its turn on the way back, a set has the size that the release gave it, and what exits is started again.
+            let given = service_in(self.wanted(), name).filter(|_| back && key.attempt > 1);
+            let replicas = given.map_or(form.replicas, |given| given.replicas.max(form.replicas));
             let running: Vec<&Process> = self.processes.iter().filter(others).collect();
             let count = running.len();
             if let Some(other) = running.iter().find(|process| process.version != version) {
