@@ -5,6 +5,10 @@
 //! launches are asked for. Without a group, what has left the session of its program after its shim was killed is
 //! missed, and so is the time of ended children that their parent did not want to hear of.
 //!
+//! Processes are not looked at in one instant: the time of one that ends between the look at its parent and the look
+//! at itself is with neither. A sample of a tree is therefore taken again when one of it has ended or reaped meanwhile,
+//! or a rate that is made from two samples would fall below zero and then leap.
+//!
 //! Sources: <https://docs.kernel.org/admin-guide/cgroup-v2.html>, `proc_pid_stat(5)`, `proc_pid_smaps(5)`.
 
 use std::{
@@ -25,6 +29,9 @@ use crate::{
     shim::{Stat, stat},
 };
 
+/// How often a tree is looked at until nobody ends meanwhile; what forks without pause is taken as it is then.
+const LOOKS: usize = 3;
+
 /// Where the processes of a launch are found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -40,7 +47,7 @@ pub(super) fn sample(places: Vec<(LaunchKey, Place)>) -> Vec<(LaunchKey, Usage)>
     let measure = |(key, place): (LaunchKey, Place)| {
         let usage = match place {
             Place::Group(group) => of_group(&group),
-            Place::Tree { shim, session } => table.get_or_insert_with(Table::read).of_tree(shim, session),
+            Place::Tree { shim, session } => of_tree(&mut table, shim, session),
         };
         usage.filter(|usage| usage.processes > 0).map(|usage| (key, usage))
     };
@@ -101,6 +108,20 @@ fn proportional(pid: u32) -> Option<u64> {
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
+/// A tree as `table` has it, which is read again where the tree has changed since.
+fn of_tree(table: &mut Option<Table>, shim: u32, session: u32) -> Option<Usage> {
+    for _ in 1..LOOKS {
+        let seen = table.get_or_insert_with(Table::read);
+        let tree = seen.tree(shim, session);
+        if seen.holds(shim, &tree) {
+            return seen.usage(shim, &tree);
+        }
+        *table = None;
+    }
+    let seen = table.get_or_insert_with(Table::read);
+    seen.usage(shim, &seen.tree(shim, session))
+}
+
 /// All processes of the machine.
 struct Table {
     processes: HashMap<u32, Stat>,
@@ -121,7 +142,8 @@ impl Table {
         table
     }
 
-    fn of_tree(&self, shim: u32, session: u32) -> Option<Usage> {
+    /// Who belongs to a launch, its shim left out.
+    fn tree(&self, shim: u32, session: u32) -> Vec<u32> {
         let of = |map: &HashMap<u32, Vec<u32>>, key| map.get(&key).cloned().unwrap_or_default();
         let mut found = of(&self.sessions, session);
         found.extend(of(&self.children, shim));
@@ -133,7 +155,22 @@ impl Table {
         found.sort_unstable();
         found.dedup();
         found.retain(|pid| *pid != shim);
-        let stats = || found.iter().filter_map(|pid| Some((*pid, self.processes.get(pid)?)));
+        found
+    }
+
+    /// Whether nobody of a tree has ended, and nobody has reaped a child, since this table was read.
+    fn holds(&self, shim: u32, tree: &[u32]) -> bool {
+        let same =
+            |was: &Stat, is: &Stat| (was.start_time, was.used_by_children) == (is.start_time, is.used_by_children);
+        tree.iter().chain([&shim]).all(|pid| match (self.processes.get(pid), stat(*pid)) {
+            (Some(was), Some(is)) => same(was, &is),
+            (was, is) => was.is_none() && is.is_none(),
+        })
+    }
+
+    /// What a tree of this table uses. None where its shim is gone.
+    fn usage(&self, shim: u32, tree: &[u32]) -> Option<Usage> {
+        let stats = || tree.iter().filter_map(|pid| Some((*pid, self.processes.get(pid)?)));
         // What the shim has reaped were orphans, and commands beside the program.
         let ended = self.processes.get(&shim)?.used_by_children;
         let ticks = ended + stats().map(|(_, stat)| stat.used + stat.used_by_children).sum::<u64>();
@@ -188,12 +225,30 @@ mod tests {
         }
         let per_tick = Duration::from_secs(1) / u32::try_from(rustix::param::clock_ticks_per_second()).unwrap();
         let used = |shim, session| {
-            let usage = table.of_tree(shim, session).unwrap();
+            let usage = table.usage(shim, &table.tree(shim, session)).unwrap();
             (usage.cpu, usage.processes)
         };
         assert_eq!(used(10, 10), (per_tick * (7 + 20 + 5 + 30 + 40), 3));
         assert_eq!(used(30, 20), (per_tick * 3, 1));
-        assert_eq!(table.of_tree(99, 99), None, "its shim is gone");
+        assert_eq!(table.usage(99, &table.tree(99, 99)), None, "its shim is gone");
+    }
+
+    #[test]
+    fn a_table_is_read_again_when_somebody_of_the_tree_has_ended() {
+        const NOBODY: u32 = u32::MAX;
+        let own = std::process::id();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let before = Table::read();
+        let tree = [child.id()];
+        assert!(before.tree(own, NOBODY).contains(&child.id()));
+        assert!(before.holds(own, &tree));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!before.holds(own, &tree), "it ended");
+        assert!(before.holds(own, &[]) && before.usage(own, &tree).unwrap().processes == 1);
+        let mut table = Some(before);
+        let after = of_tree(&mut table, own, NOBODY).unwrap();
+        assert!(!table.unwrap().tree(own, NOBODY).contains(&child.id()), "{after:?}");
     }
 
     #[test]
