@@ -133,6 +133,23 @@ pub struct Observed {
     pub message: Option<String>,
 }
 
+impl Observed {
+    /// A launch of which nothing was seen yet.
+    pub fn new(key: LaunchKey) -> Self {
+        Self {
+            key,
+            pid: None,
+            started_at: None,
+            notified_ready: false,
+            line_matched: false,
+            status_text: None,
+            exit: None,
+            gone: false,
+            message: None,
+        }
+    }
+}
+
 /// What the processes of one launch use, at the moment at which a provider looked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {

@@ -303,8 +303,7 @@ impl Terminator {
             return;
         }
         let names = loaded.facts.names.join(", ");
-        let until = loaded.facts.not_after;
-        let until = orchestra_model::time::date(until * 1000);
+        let until = date(loaded.facts.not_after);
         tracing::info!(route = %self.route, %names, %until, "a certificate is in force");
         loading.loaded = Some(Arc::new(loaded));
         self.state.send_replace(State::Ready(config));
@@ -363,9 +362,13 @@ impl Terminator {
     }
 }
 
+/// The day of an instant in seconds, however far away.
+fn date(at: u64) -> String {
+    orchestra_model::time::date(at.saturating_mul(1000))
+}
+
 /// What clients will not like about a certificate that can be used.
 fn flaw(facts: &Facts, now: u64) -> Option<String> {
-    let date = |at: u64| orchestra_model::time::date(at.saturating_mul(1000));
     if facts.not_after <= now {
         return Some(format!("the certificate expired on {}", date(facts.not_after)));
     }

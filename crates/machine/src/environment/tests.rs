@@ -178,15 +178,10 @@ impl World {
             };
             let process = self.processes.iter().find(is_it).filter(|process| !process.forgotten)?;
             Some(Observed {
-                key: process.launch.key.clone(),
                 pid: (!process.exited).then_some(7),
-                started_at: None,
-                notified_ready: false,
-                line_matched: false,
-                status_text: None,
                 exit: process.exited.then_some(Exit::Code(1)),
                 gone: process.exited,
-                message: None,
+                ..Observed::new(process.launch.key.clone())
             })
         };
         let observed = self.disk.instances.iter().map(|(id, record)| (id.clone(), observed(record))).collect();

@@ -176,17 +176,8 @@ impl FakeWorld {
         state.next_pid += 1;
         let pid = 100_000 + state.next_pid;
         let missing = matches!(program, Program::Missing);
-        let observed = Observed {
-            key: key.clone(),
-            pid: (!missing).then_some(pid),
-            started_at: (!missing).then(now),
-            notified_ready: false,
-            line_matched: false,
-            status_text: None,
-            exit: None,
-            gone: false,
-            message: None,
-        };
+        let observed =
+            Observed { pid: (!missing).then_some(pid), started_at: (!missing).then(now), ..Observed::new(key.clone()) };
         let stubborn = matches!(program, Program::Stubborn);
         let spins_since = matches!(program, Program::Spin).then(Instant::now);
         let running = Running { launch, observed, stubborn, kill_at: None, usage: None, spins_since };

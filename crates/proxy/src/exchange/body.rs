@@ -425,10 +425,7 @@ impl InstanceBody {
         }
         // Looked at before each frame, so that an instance that never pauses cannot outrun a cut.
         if self.state == State::Flowing && self.poll_cut(cx, false) {
-            self.series.error(ErrorKind::Cut);
-            if let Some(inspection) = self.inspection.take() {
-                inspection.cut();
-            }
+            self.note_cut();
             if self.events.is_none() {
                 return self.fail(cx);
             }
@@ -479,6 +476,14 @@ impl InstanceBody {
         }
     }
 
+    /// Its instance was cut before it ended.
+    fn note_cut(&mut self) {
+        self.series.error(ErrorKind::Cut);
+        if let Some(inspection) = self.inspection.take() {
+            inspection.cut();
+        }
+    }
+
     /// Ready when it has to end though nobody takes anything of it: its instance is cut, or its time is over.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let cut = self.state == State::Flowing && self.poll_cut(cx, true);
@@ -486,10 +491,7 @@ impl InstanceBody {
             State::Done => return Poll::Pending,
             State::Ending | State::Failing => {}
             State::Flowing if cut => {
-                self.series.error(ErrorKind::Cut);
-                if let Some(inspection) = self.inspection.take() {
-                    inspection.cut();
-                }
+                self.note_cut();
             }
             State::Flowing => {
                 let Some(patience) = &mut self.patience else { return Poll::Pending };
@@ -572,10 +574,7 @@ impl Drop for InstanceBody {
             *active.connection().leash() = None;
             if self.state == State::Flowing && self.carried.as_ref().is_some_and(|c| c.flight.cut().is_cancelled()) {
                 // Its client did not even take the end.
-                self.series.error(ErrorKind::Cut);
-                if let Some(inspection) = self.inspection.take() {
-                    inspection.cut();
-                }
+                self.note_cut();
             }
         }
         // hyper does not ask again once it knows that nothing follows.

@@ -141,12 +141,17 @@ impl Body {
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ::h2::Error>>> {
         let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
         let frame = ready!(stream.poll_frame(cx));
-        if frame.is_none()
-            && let Some(sending) = self.sending.take()
-        {
-            sending.disarm();
+        if frame.is_none() {
+            self.ended();
         }
         Poll::Ready(frame)
+    }
+
+    /// The response came to its end: what is still being sent goes on.
+    fn ended(&mut self) {
+        if let Some(sending) = self.sending.take() {
+            sending.disarm();
+        }
     }
 
     pub(super) fn is_end_stream(&self) -> bool {
@@ -192,10 +197,8 @@ pub(super) async fn send(
     let response = response.map(|recv| {
         let stream = (!recv.is_end_stream()).then(|| source::Stream::new(recv, length));
         let mut body = Body { stream, sending };
-        if body.stream.is_none()
-            && let Some(sending) = body.sending.take()
-        {
-            sending.disarm();
+        if body.stream.is_none() {
+            body.ended();
         }
         body
     });

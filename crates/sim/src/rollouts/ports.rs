@@ -229,18 +229,14 @@ impl World {
             let seen = found.map(|index| {
                 let process = &self.processes[index];
                 Observed {
-                    key: process.key.clone(),
                     pid: process
                         .started
                         .filter(|_| process.is_alive())
                         .map(|_| u32::try_from(index).unwrap_or(0) + 1000),
-                    started_at: None,
                     notified_ready: process.notified,
-                    line_matched: false,
-                    status_text: None,
                     exit: process.exit,
                     gone: process.gone,
-                    message: None,
+                    ..Observed::new(process.key.clone())
                 }
             });
             observed.insert(record.id.clone(), seen);

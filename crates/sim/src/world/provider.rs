@@ -81,15 +81,12 @@ impl Provider {
         let process = self.launches.get(key)?;
         let notified = process.ready_seen;
         Some(Observed {
-            key: key.clone(),
             pid: process.started.filter(|_| process.is_alive()).map(|_| process.pid),
-            started_at: None,
             notified_ready: notified,
             line_matched: notified,
-            status_text: None,
             exit: process.exit.map(|(_, exit)| exit),
             gone: process.gone,
-            message: None,
+            ..Observed::new(key.clone())
         })
     }
 

@@ -101,7 +101,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         }
         if items.len() > METRICS {
             let message = || format!("{} metrics are too many", items.len());
-            invalid(self.report, entry.value.span, message, "16 are the most");
+            invalid(self.report, entry.value.span, message, &format!("{METRICS} are the most"));
         }
         items.iter().filter_map(|item| self.metric(item, resources)).collect()
     }

@@ -191,16 +191,9 @@ impl World {
 
     /// The control plane dies, and the next one finds everything running.
     fn restart(&mut self) {
-        let observed = |instance: &InstanceId, attempt: u32| Observed {
-            key: LaunchKey { environment: name("demo/dev"), instance: instance.clone(), attempt },
-            pid: Some(7),
-            started_at: None,
-            notified_ready: false,
-            line_matched: false,
-            status_text: None,
-            exit: None,
-            gone: false,
-            message: None,
+        let observed = |instance: &InstanceId, attempt: u32| {
+            let key = LaunchKey { environment: name("demo/dev"), instance: instance.clone(), attempt };
+            Observed { pid: Some(7), ..Observed::new(key) }
         };
         let found = self.disk.instances.values().map(|i| (i.id.clone(), Some(observed(&i.id, i.attempt)))).collect();
         let (machine, batch) = Environment::recover(self.disk.clone(), &found, Self::settings(), self.now);

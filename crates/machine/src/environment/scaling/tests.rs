@@ -254,17 +254,7 @@ impl World {
         let observed = |instance: &orchestra_model::record::InstanceRecord| {
             let environment = self.disk.environment.id.clone();
             let key = LaunchKey { environment, instance: instance.id.clone(), attempt: instance.attempt };
-            self.running.contains_key(&key).then_some(Observed {
-                key,
-                pid: Some(7),
-                started_at: None,
-                notified_ready: false,
-                line_matched: false,
-                status_text: None,
-                exit: None,
-                gone: false,
-                message: None,
-            })
+            self.running.contains_key(&key).then(|| Observed { pid: Some(7), ..Observed::new(key) })
         };
         let observed = self.disk.instances.values().map(|i| (i.id.clone(), observed(i))).collect();
         let (machine, batch) = Environment::recover(self.disk.clone(), &observed, Self::settings(), self.now);
