@@ -162,7 +162,7 @@ async fn respond(
     // Subscribed before the answer is made: a change in between is told.
     let mut changes = station.current.subscribe();
     let current = Arc::clone(&changes.borrow_and_update());
-    let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    let header = |name: &str| parts.headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let asked = ofrep::Request { method: parts.method.as_str(), path, header: &header, body: &body };
     let answered = ofrep::answer(&current.served, &asked);

@@ -115,13 +115,9 @@ struct Shared {
 }
 
 impl ProxyHandle {
-    /// Metrics, and who waits or is left out.
-    async fn account(&self) -> Result<(String, Standing), DataPlaneError> {
-        let peer = self.shared.peers.load().first().cloned().ok_or_else(absent)?;
-        match peer.call(wire::Request::Metrics, Vec::new()).await.map_err(DataPlaneError::Unavailable)? {
-            wire::Response::Metrics { text, standing } => Ok((text, standing)),
-            other => Err(unexpected(&other)),
-        }
+    /// The proxy that serves.
+    fn serving(&self) -> Result<Arc<Connection>, DataPlaneError> {
+        self.shared.peers.load().first().cloned().ok_or_else(absent)
     }
 
     /// Connects to the living proxy of this home, or starts one.
@@ -213,11 +209,22 @@ impl DataPlane for ProxyHandle {
     }
 
     fn metrics(&self) -> BoxFuture<'_, Result<String, DataPlaneError>> {
-        Box::pin(async move { Ok(self.account().await?.0) })
+        Box::pin(async move {
+            let answer = self.serving()?.call(wire::Request::Metrics, Vec::new()).await;
+            match answer.map_err(DataPlaneError::Unavailable)? {
+                wire::Response::Metrics { text, .. } => Ok(text),
+                other => Err(unexpected(&other)),
+            }
+        })
     }
 
     fn standing(&self) -> BoxFuture<'_, Result<Standing, DataPlaneError>> {
-        Box::pin(async move { Ok(self.account().await?.1) })
+        Box::pin(async move {
+            match self.serving()?.standing().await.map_err(DataPlaneError::Unavailable)? {
+                wire::Response::Standing(standing) | wire::Response::Metrics { standing, .. } => Ok(standing),
+                other => Err(unexpected(&other)),
+            }
+        })
     }
 
     fn take_events(&self) -> Option<mpsc::Receiver<DataPlaneEvent>> {

@@ -24,6 +24,7 @@ use tokio::{
     io::{AsyncRead as _, ReadBuf},
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +35,7 @@ use crate::{
         source::Source,
     },
     flags,
+    idle::{Awaits, Lull},
     state::{Arrival, Proxy},
     stream::Stream,
     tls::{self, stream::ClientStream},
@@ -56,9 +58,9 @@ const PIECE: usize = 4 << 10;
 /// Between two attempts to accept when descriptors or memory are used up.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
-/// How long a new connection waits for a place before idle ones make room.
+/// How long a new connection waits for a place before others make room.
 const CROWDED: Duration = Duration::from_millis(50);
-/// Connections that are let go at a time then.
+/// Idle connections that are let go at a time then.
 const EVICTED: usize = 16;
 
 /// How a listener is asked to end.
@@ -111,7 +113,7 @@ impl Listener {
         }
     }
 
-    /// A place for a connection. If there is none and somebody knocks, connections that are idle longest make room.
+    /// A place for a connection. If there is none and somebody knocks, connections that wait for their clients make room.
     async fn permit(&self) -> OwnedSemaphorePermit {
         loop {
             let permit = Arc::clone(&self.connections).acquire_owned();
@@ -178,18 +180,22 @@ async fn serve(proxy: Arc<Proxy>, mut arrival: Arrival, stream: Stream, drain: C
         let protocol = table.routes.get(socket).map(|plan| plan.protocol);
         (protocol, table.flags.contains_key(socket), table.tls.get(socket).cloned())
     };
+    let lull = Arc::new(Lull::default());
+    lull.begins(Awaits::Rest, Instant::now());
+    let among = proxy.connections.enter(stream.socket(), &lull);
     let mut stream = match tls {
         None => ClientStream::Plain(stream),
         Some(tls) => {
             arrival.secure = true;
             // In a box of its own: a connection lives longer than its handshake.
-            match Box::pin(tls::handshake::accept(&proxy, &tls, stream, &drain)).await {
+            match Box::pin(tls::handshake::accept(&proxy, &tls, stream, &lull, &drain)).await {
                 Some(stream) => stream,
                 None => return,
             }
         }
     };
     if protocol == Some(Protocol::Tcp) {
+        drop(among);
         return Box::pin(tunnel::tcp(&proxy, &arrival, stream)).await;
     }
     let begun = tokio::select! {
@@ -203,8 +209,7 @@ async fn serve(proxy: Arc<Proxy>, mut arrival: Arrival, stream: Stream, drain: C
     }
     let h2 = stream.agreed_on_h2().unwrap_or(h2);
     stream.rewind(prefix);
-    let client = Arc::new(ClientConnection::new(Arc::clone(stream.socket()), !h2));
-    let _among = proxy.connections.enter(&client);
+    let client = Arc::new(ClientConnection::new(Arc::clone(stream.socket()), lull, !h2));
     let answers = Answers { proxy: Arc::clone(&proxy), client: Arc::clone(&client), arrival, of_flags };
     if h2 {
         http2::serve(stream, answers, &client, &drain).await;
@@ -284,3 +289,6 @@ async fn first_bytes(stream: &mut ClientStream) -> io::Result<(bool, Bytes)> {
         bytes = [bytes, more].concat().into();
     }
 }
+
+#[cfg(test)]
+mod tests;

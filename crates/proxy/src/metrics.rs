@@ -426,7 +426,7 @@ impl Registry {
         let plain: [(&'static str, &str, &str, &AtomicU64); 6] = [
             ("orchestra_proxy_client_connections", "gauge", "Open connections of clients.", &self.connections),
             ("orchestra_proxy_client_connections_total", "counter", "Connections of clients.", &self.accepted),
-            ("orchestra_proxy_evicted_total", "counter", "Idle connections that made room.", &self.evicted),
+            ("orchestra_proxy_evicted_total", "counter", "Connections that made room.", &self.evicted),
             ("orchestra_proxy_holding", "gauge", "Requests that wait for a ready instance.", &self.holding),
             ("orchestra_proxy_holds_total", "counter", "Requests that had to wait.", &self.held),
             ("orchestra_proxy_table_version", "gauge", "Version of the route table in force.", &self.table),

@@ -157,7 +157,8 @@ pub(crate) fn send(
     let (seen, original) = oneshot::channel();
     proxy.tree.start(TaskKind::Connection, "copy of a request", async move {
         let gauge = series.gauge(false);
-        let copied = async {
+        let cut = Arc::clone(flight.cut());
+        let copied = async move {
             let (response, lease) = upstream.send(&head, body, false, None).await.ok()?;
             let (parts, mut body) = response.into_parts();
             let mut digest = Digest::default();
@@ -166,16 +167,16 @@ pub(crate) fn send(
                     digest.advance(data);
                 }
             }
-            lease.release(&mut body);
+            lease.release(&mut body, flight);
             Some(Seen { status: parts.status, body: digest.end() })
         };
         // Each arm that loses is dropped, which closes its connection or resets its stream.
         let copy = tokio::select! {
             biased;
-            () = flight.cut().cancelled() => return,
+            () = cut.cancelled() => return,
             copy = tokio::time::timeout(LIMIT, copied) => copy.ok().flatten(),
         };
-        drop((flight, gauge, slot));
+        drop((gauge, slot));
         compare(copy, original, &series, tally.as_deref()).await;
     });
     Some(Original { status, digest: Digest::default(), seen })

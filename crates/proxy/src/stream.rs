@@ -82,6 +82,11 @@ impl Socket {
         self.tcp.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
+    /// Ready when something arrives, an end among it.
+    pub(crate) fn poll_news(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.tcp.poll_read_ready(cx).map(drop)
+    }
+
     /// From now on, what is written is gathered until [`Self::poll_push`] is called, which whoever polls the connection
     /// must do after each poll.
     ///

@@ -7,6 +7,7 @@
 use std::{
     future::Future,
     io,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -103,10 +104,10 @@ pub(crate) async fn tcp(proxy: &Proxy, arrival: &Arrival, client: ClientStream) 
     let quiet = Quiet::new(&tunnel);
     let up = Pump { from: from_client, to: to_instance, frames: None, quiet: &quiet };
     let down = Pump { from: from_instance, to: to_client, frames: None, quiet: &quiet };
-    let both = async {
-        tokio::try_join!(up.run(|bytes| tunnel.series.received(bytes)), down.run(|bytes| tunnel.series.sent(bytes)))
-    };
-    let result = quiet.watch(both).await;
+    // They keep the connections until it is known how those are to be closed.
+    let mut up = pin!(up.run(|bytes| tunnel.series.received(bytes)));
+    let mut down = pin!(down.run(|bytes| tunnel.series.sent(bytes)));
+    let result = quiet.watch(async { tokio::try_join!(up.as_mut(), down.as_mut()) }).await;
     match result {
         Ok(_) => {}
         Err(End::Cut) => tunnel.series.error(quiet.kind()),

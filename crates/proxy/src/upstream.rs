@@ -18,7 +18,7 @@ use orchestra_task::TaskTree;
 
 use crate::{
     exchange::{headers::Head, interim::Interim, replay::RequestBody},
-    flight::Flight,
+    flight::{Flight, InFlight},
     metrics::{RetryKind, Series},
     outlier::Health,
     stream::Stream,
@@ -110,10 +110,11 @@ pub(crate) enum Lease {
 }
 
 impl Lease {
-    /// The response was read to its end: the connection may serve the next request.
-    pub(crate) fn release(self, body: &mut Incoming) {
+    /// The response was read to its end: the connection may serve the next request, unless this one is still being sent.
+    /// What is in flight ends with that.
+    pub(crate) fn release(self, body: &mut Incoming, flight: InFlight) {
         if let (Self::H1(lease), Incoming::H1(body)) = (self, body) {
-            lease.release(body);
+            lease.release(body, flight);
         }
     }
 }

@@ -82,6 +82,8 @@ pub(crate) enum Request {
     Cut { endpoint: EndpointKey },
     /// Asks for the metrics.
     Metrics,
+    /// Asks for what is asked often: who waits, and who is left out. Only of a proxy that said that it knows this.
+    Standing,
     /// Asks the proxy to leave: stop accepting, finish, exit.
     Leave,
 }
@@ -91,7 +93,14 @@ pub(crate) enum Request {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Response {
     /// Answer to `Hello`; brings all sockets of the snapshot, in its order.
-    Welcome { protocol: u32, pid: u32, snapshot: Snapshot },
+    Welcome {
+        protocol: u32,
+        pid: u32,
+        snapshot: Snapshot,
+        /// Whether it answers `Standing`; proxies of earlier versions say it with their metrics alone.
+        #[serde(default)]
+        knows_standing: bool,
+    },
     /// Answer to `Hello` while another server steers this proxy, or in another protocol.
     Busy { protocol: u32 },
     /// Done.
@@ -105,6 +114,8 @@ pub(crate) enum Response {
         #[serde(default, flatten)]
         standing: Standing,
     },
+    /// Answer to `Standing`.
+    Standing(Standing),
     /// The request could not be understood or done.
     Failed { message: String },
     /// By itself: a report about an endpoint, true for this version of the table.

@@ -19,9 +19,9 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{headers, inspect::Inspection, leash::Leash, replay::Upload, sse};
 use crate::{
-    clock,
     flags::Events,
     flight::InFlight,
+    idle::Lull,
     metrics::{ErrorKind, Gauge, Series},
     seek::Origin,
     stream::Socket,
@@ -51,8 +51,8 @@ pub(crate) struct ClientConnection {
     whole: AtomicBool,
     /// It asked in HTTP/1.0, where the end of the connection may be the end of a response.
     pub(crate) old: AtomicBool,
-    /// Since when nothing is asked on it, in milliseconds of [`clock`]; 0 while something is.
-    idle: AtomicU64,
+    /// What is awaited of the client.
+    pub(crate) lull: Arc<Lull>,
     /// HTTP/2: interim responses to be sent, and on which stream.
     interims: Mutex<Vec<(u32, Response<()>)>>,
     /// HTTP/1: what ends the response that is being sent, if it is a longer one.
@@ -60,7 +60,7 @@ pub(crate) struct ClientConnection {
 }
 
 impl ClientConnection {
-    pub(crate) fn new(socket: Arc<Socket>, h1: bool) -> Self {
+    pub(crate) fn new(socket: Arc<Socket>, lull: Arc<Lull>, h1: bool) -> Self {
         Self {
             active: AtomicU32::new(0),
             seen: AtomicU64::new(0),
@@ -68,7 +68,7 @@ impl ClientConnection {
             h1,
             old: AtomicBool::new(false),
             whole: AtomicBool::new(false),
-            idle: AtomicU64::new(0),
+            lull,
             interims: Mutex::default(),
             leash: Mutex::default(),
         }
@@ -101,18 +101,6 @@ impl ClientConnection {
     /// connection that is not in the socket.
     pub(crate) fn may_rest(&self) -> bool {
         self.h1 && self.whole.load(Ordering::Relaxed) && self.socket.is_flushed()
-    }
-
-    /// Notes since when nothing is asked on it, or that something is.
-    pub(crate) fn rests(&self, since: Option<Instant>) {
-        let since = since.map_or(0, |since| clock::millis(clock::of(since)));
-        self.idle.store(since, Ordering::Relaxed);
-    }
-
-    /// Since when it is idle, if it is.
-    pub(crate) fn idle_since(&self) -> Option<u64> {
-        let since = self.idle.load(Ordering::Relaxed);
-        (since > 0 && self.active.load(Ordering::Acquire) == 0).then_some(since)
     }
 }
 
@@ -330,8 +318,7 @@ impl InstanceBody {
         }
         if let Some(Carried { lease, flight, .. }) = self.carried.take() {
             // First the connection, then the count: who sees the count at zero finds the connection idle or closed.
-            lease.release(&mut self.incoming);
-            drop(flight);
+            lease.release(&mut self.incoming, flight);
         }
     }
 

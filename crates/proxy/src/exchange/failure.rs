@@ -32,9 +32,10 @@ impl Failure {
         Self { after, ..self }
     }
 
-    /// Whether the rest of the request is of no interest any more.
+    /// Whether nothing more is read of the client's connection: the rest of the request is of no interest any more, or has
+    /// no end that could be found.
     pub(crate) fn ends_connection(&self) -> bool {
-        matches!(self.kind, ErrorKind::BadRequest | ErrorKind::TooLarge | ErrorKind::ClientTimeout)
+        matches!(self.kind, ErrorKind::BadRequest | ErrorKind::TooLarge | ErrorKind::ClientTimeout | ErrorKind::Client)
     }
 
     fn status(&self) -> StatusCode {

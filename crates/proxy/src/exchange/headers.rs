@@ -14,6 +14,8 @@ use http::{
 
 use crate::state::Arrival;
 
+mod forwarded;
+
 pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -101,7 +103,7 @@ pub(crate) struct Head {
 pub(crate) fn prepare<B>(
     request: &mut Request<B>,
     arrival: &Arrival,
-    trusts: impl FnOnce(IpAddr) -> bool,
+    trusts: impl Fn(IpAddr) -> bool,
 ) -> Result<Head, Unacceptable> {
     let authority = authority(request, arrival)?;
     coding(request.headers())?;
@@ -360,7 +362,7 @@ fn join_cookies(headers: &mut HeaderMap) {
 
 /// Tells the instance who the client is. What the client itself says of that is believed only if it is on this
 /// machine, where a proxy that ends TLS may stand in front of this one, or if the stack names it as such.
-fn forwarded(headers: &mut HeaderMap, arrival: &Arrival, authority: &Authority, trusts: impl FnOnce(IpAddr) -> bool) {
+fn forwarded(headers: &mut HeaderMap, arrival: &Arrival, authority: &Authority, trusts: impl Fn(IpAddr) -> bool) {
     let peer = arrival.peer.ip().to_canonical();
     let said = [FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST, REAL_IP, header::FORWARDED];
     let told = said.iter().any(|name| headers.contains_key(name));
@@ -386,6 +388,7 @@ fn forwarded(headers: &mut HeaderMap, arrival: &Arrival, authority: &Authority, 
     }
     headers.reserve(6);
     if believed {
+        translate(headers, &trusts);
         tell(headers, peer, arrival.secure, authority);
     } else {
         TOLD.with_borrow_mut(|told| told.tell(headers, peer, arrival.secure, authority));
@@ -421,6 +424,24 @@ impl Told {
         for (name, value) in lines {
             headers.insert(name, value.clone());
         }
+    }
+}
+
+/// Says what `Forwarded` says of a client in the older headers, if it is all that the proxy in front sends: most programs,
+/// and whatever tells clients apart here, look at those.
+fn translate(headers: &mut HeaderMap, trusts: impl Fn(IpAddr) -> bool) {
+    if headers.contains_key(FORWARDED_FOR) {
+        return;
+    }
+    let Some(elements) = forwarded::read(headers) else { return };
+    let nodes: Vec<&str> = elements.iter().map(|element| element.node.as_str()).collect();
+    headers.insert(FORWARDED_FOR, HeaderValue::try_from(nodes.join(", ")).expect("nodes are visible ASCII"));
+    let Some(client) = forwarded::of_client(&elements, trusts) else { return };
+    if let (Some(proto), Entry::Vacant(entry)) = (client.proto, headers.entry(FORWARDED_PROTO)) {
+        entry.insert(HeaderValue::from_static(proto));
+    }
+    if let (Some(host), Entry::Vacant(entry)) = (&client.host, headers.entry(FORWARDED_HOST)) {
+        entry.insert(HeaderValue::from_str(host.as_str()).expect("an authority is visible ASCII"));
     }
 }
 
@@ -667,6 +688,30 @@ mod tests {
             forwarded(&older, "127.0.0.1:1"),
             "for=\"[2001:db8::7]\";host=\"a\\\"b\";proto=https, for=unknown, for=127.0.0.1"
         );
+    }
+
+    #[test]
+    fn a_proxy_that_sends_forwarded_alone_is_told_in_the_older_headers_too() {
+        let told = |headers: &[(&str, &str)], peer| {
+            let headers: Vec<_> = headers.iter().copied().chain([("host", "inner")]).collect();
+            let sent = sent(Version::HTTP_11, "/", &headers, peer, false);
+            ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"]
+                .map(|name| sent.headers()[name].to_str().unwrap().to_owned())
+        };
+        let line =
+            ("forwarded", "for=6.6.6.6;proto=http;host=lie, for=\"[2001:db8::7]:99\";proto=https;host=shop.example");
+        assert_eq!(told(&[line], "127.0.0.1:1"), ["6.6.6.6, 2001:db8::7, 127.0.0.1", "https", "shop.example"]);
+        // A second proxy on this machine: it is not the client that the first one tells of.
+        let two = ("forwarded", "for=127.0.0.1;proto=http;host=middle");
+        assert_eq!(told(&[line, two], "127.0.0.1:1")[1..], ["https", "shop.example"]);
+        let both = [("x-forwarded-for", "203.0.113.9"), line];
+        assert_eq!(
+            told(&both, "127.0.0.1:1"),
+            ["203.0.113.9, 127.0.0.1", "http", "inner"],
+            "a client may have sent it"
+        );
+        assert_eq!(told(&[line], "203.0.113.9:1"), ["203.0.113.9", "http", "inner"]);
+        assert_eq!(told(&[("forwarded", "for=\"oops")], "127.0.0.1:1"), ["127.0.0.1", "http", "inner"]);
     }
 
     #[test]

@@ -415,25 +415,33 @@ impl Replay {
     /// the answer away.
     pub(crate) fn linger(self, tree: &TaskTree) {
         let Self::Shared(shared) = self else { return };
-        let source = shared.lock().source.take();
-        let Some(mut source) = source.filter(|source| !source.is_end_stream()) else { return };
-        tree.start(TaskKind::Connection, "rest of a refused request", async move {
-            let read = async {
-                let mut size = 0;
-                while let Some(Ok(frame)) = source.frame().await {
-                    size += frame.data_ref().map_or(0, Bytes::len);
-                    if size > LINGER.1 {
-                        return;
-                    }
-                }
-            };
-            // Whoever still sends then is cut off.
-            let _ = tokio::time::timeout(LINGER.0, read).await;
-        });
+        if let Some(source) = shared.take_unread() {
+            tree.start(TaskKind::Connection, "rest of a refused request", linger(source));
+        }
     }
 }
 
+/// Reads what nobody wants.
+async fn linger(mut source: Source) {
+    let read = async {
+        let mut size = 0;
+        while let Some(Ok(frame)) = source.frame().await {
+            size += frame.data_ref().map_or(0, Bytes::len);
+            if size > LINGER.1 {
+                return;
+            }
+        }
+    };
+    // Whoever still sends then is cut off.
+    let _ = tokio::time::timeout(LINGER.0, read).await;
+}
+
 impl Shared {
+    /// Where the rest of it would come from.
+    fn take_unread(&self) -> Option<Source> {
+        self.lock().source.take().filter(|source| !source.is_end_stream())
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -445,6 +453,17 @@ pub(crate) struct RequestBody {
     shared: Option<Arc<Shared>>,
     attempt: u32,
     position: usize,
+}
+
+impl RequestBody {
+    /// Nobody takes the rest of it. A client of HTTP/1.1 is heard out for a while, as by [`Replay::linger`]; one of HTTP/2
+    /// hears that its stream is over.
+    pub(crate) async fn linger(self) {
+        let source = self.shared.as_ref().and_then(|shared| shared.take_unread());
+        if let Some(source @ Source::H1(_)) = source {
+            linger(source).await;
+        }
+    }
 }
 
 impl Drop for RequestBody {

@@ -37,6 +37,7 @@ type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Response>>>>>;
 pub(super) struct Connection {
     number: u64,
     pid: u32,
+    knows_standing: bool,
     patience: Duration,
     next: AtomicU64,
     outgoing: mpsc::Sender<(u64, Request, Vec<OwnedFd>)>,
@@ -68,9 +69,11 @@ impl Connection {
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the proxy does not answer"))??
             .ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the proxy closed the control connection"))?;
-        let (pid, snapshot) = match first.body {
-            Response::Welcome { protocol: PROTOCOL, pid, snapshot } if snapshot.sockets.len() == first.fds.len() => {
-                (pid, snapshot)
+        let (pid, snapshot, knows_standing) = match first.body {
+            Response::Welcome { protocol: PROTOCOL, pid, snapshot, knows_standing }
+                if snapshot.sockets.len() == first.fds.len() =>
+            {
+                (pid, snapshot, knows_standing)
             }
             Response::Busy { protocol } if protocol == PROTOCOL => {
                 return Ok(Greeting::Busy { reason: "another server steers it".to_owned() });
@@ -120,7 +123,7 @@ impl Connection {
                 let _ = news.send(News::Ended(number, cause)).await;
             }
         });
-        let connection = Self { number, pid, patience, next: AtomicU64::new(1), outgoing, waiting };
+        let connection = Self { number, pid, knows_standing, patience, next: AtomicU64::new(1), outgoing, waiting };
         Ok(Greeting::Welcome { connection: Arc::new(connection), snapshot, fds: first.fds })
     }
 
@@ -130,6 +133,11 @@ impl Connection {
 
     pub(super) fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Asks who waits and who is left out. Of an earlier proxy that is a part of its metrics, which it renders for it.
+    pub(super) async fn standing(&self) -> io::Result<Response> {
+        self.call(if self.knows_standing { Request::Standing } else { Request::Metrics }, Vec::new()).await
     }
 
     /// Asks, and waits for the answer at most as long as patience allows.
@@ -152,4 +160,43 @@ impl Connection {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::handle::events;
+
+    /// What a proxy that greets with `welcome` is asked when somebody wants to know who waits.
+    async fn asked(welcome: serde_json::Value) -> Request {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = wire::split(theirs);
+        let tree = TaskTree::new();
+        let (events, _receiver) = events::queue(&tree);
+        let reports = Reports::new(events, Arc::default(), tree.clone());
+        let (news, _fates) = mpsc::channel(1);
+        let greeting = Connection::greet(ours, 1, Duration::from_secs(10), news, reports, &tree);
+        let greeted = async {
+            assert!(matches!(reader.next().await.unwrap().unwrap().body, Request::Hello { .. }));
+            writer.send(0, json!({"welcome": welcome}), &[]).await.unwrap();
+        };
+        let (greeting, ()) = tokio::join!(greeting, greeted);
+        let Ok(Greeting::Welcome { connection, .. }) = greeting else { panic!("it is not ours") };
+        let heard = async { reader.next::<Request>().await.unwrap().unwrap().body };
+        // Both arms are cancel-safe; the answer never comes.
+        let heard = tokio::select! { heard = heard => heard, answer = connection.standing() => panic!("{answer:?}") };
+        tree.cancel();
+        heard
+    }
+
+    #[tokio::test]
+    async fn a_proxy_renders_its_metrics_only_for_those_who_want_them() {
+        let snapshot = json!({"table": null, "sockets": [], "chosen": []});
+        let of_today = json!({"protocol": PROTOCOL, "pid": 7, "snapshot": snapshot, "knows_standing": true});
+        assert!(matches!(asked(of_today).await, Request::Standing));
+        let earlier = json!({"protocol": PROTOCOL, "pid": 7, "snapshot": snapshot});
+        assert!(matches!(asked(earlier).await, Request::Metrics));
+    }
 }

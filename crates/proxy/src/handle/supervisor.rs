@@ -337,7 +337,7 @@ impl Books {
 }
 
 impl Reports {
-    fn new(events: Events, shared: Arc<Shared>, tree: TaskTree) -> Self {
+    pub(super) fn new(events: Events, shared: Arc<Shared>, tree: TaskTree) -> Self {
         Self(Arc::new(Inner { events, shared, tree, books: Mutex::default(), traffic: Mutex::default() }))
     }
 

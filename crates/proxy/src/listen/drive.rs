@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::HEAD_TIMEOUT;
-use crate::exchange::body::ClientConnection;
+use crate::{exchange::body::ClientConnection, idle::Awaits};
 
 /// Time between requests of a connection. Longer than that of common clients (90 s in Go and reqwest), so that they close
 /// first: a request that crosses our close would be lost.
@@ -102,7 +102,11 @@ pub(super) async fn drive(
                 // A head that begins where one is awaited keeps the deadline of the first byte.
                 phase = now_in;
                 since = Instant::now();
-                client.rests((phase == Phase::Idle).then_some(since));
+                match phase {
+                    Phase::Idle => client.lull.begins(Awaits::Request, since),
+                    Phase::Head => client.lull.begins(Awaits::Rest, since),
+                    Phase::Busy | Phase::Goodbye => client.lull.ends(),
+                }
             }
             if phase == Phase::Idle {
                 client.socket.rest();

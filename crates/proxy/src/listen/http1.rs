@@ -20,7 +20,7 @@ use super::{
     drive::{Connection, GOODBYE, IDLE_TIMEOUT, drive},
     piece,
 };
-use crate::{exchange::body::ClientConnection, tls::stream::ClientStream};
+use crate::{exchange::body::ClientConnection, idle::Awaits, tls::stream::ClientStream};
 
 /// Longest head of a request, and what is read ahead of a body.
 const MAX_HEAD: usize = 64 << 10;
@@ -57,7 +57,7 @@ pub(super) async fn serve(
             let _ = tokio::time::timeout(GOODBYE, stream.shutdown()).await;
             return;
         };
-        client.rests(None);
+        client.lull.begins(Awaits::Rest, Instant::now());
         stream.rewind(bytes);
     }
 }

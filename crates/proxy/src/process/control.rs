@@ -232,7 +232,8 @@ impl Control {
         let fd = |info: &wire::SocketInfo| self.sockets[&info.id].fd.try_clone();
         let fds: io::Result<Vec<OwnedFd>> = self.snapshot.sockets.iter().map(fd).collect();
         let snapshot = self.snapshot.clone();
-        Ok((Response::Welcome { protocol: PROTOCOL, pid: std::process::id(), snapshot }, fds?))
+        let pid = std::process::id();
+        Ok((Response::Welcome { protocol: PROTOCOL, pid, snapshot, knows_standing: true }, fds?))
     }
 
     async fn asked(&mut self, frame: Received<Request>, outgoing: mpsc::Sender<Outgoing>) {
@@ -246,6 +247,7 @@ impl Control {
             Request::Metrics => {
                 Response::Metrics { text: self.proxy.page(), standing: self.proxy.table.load().standing() }
             }
+            Request::Standing => Response::Standing(self.proxy.table.load().standing()),
             Request::AwaitDrained { endpoint } => {
                 if let Some(flight) = self.proxy.flight(&endpoint) {
                     self.proxy.tree.start(TaskKind::Connection, "drain of an endpoint", async move {

@@ -5,12 +5,19 @@ use std::{io, time::Duration};
 use bytes::BytesMut;
 use orchestra_model::desired::Protocol;
 use rustls::AlertDescription;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::Instant,
+};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::{Outcome, Terminator, stream::ClientStream};
-use crate::{state::Proxy, stream::Stream};
+use crate::{
+    idle::{Awaits, Lull},
+    state::Proxy,
+    stream::Stream,
+};
 
 /// Time until the first byte, then until there is a place, then for the handshake: who waits for us is not late.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,6 +37,7 @@ pub(crate) async fn accept(
     proxy: &Proxy,
     terminator: &Terminator,
     mut stream: Stream,
+    lull: &Lull,
     drain: &CancellationToken,
 ) -> Option<ClientStream> {
     let mut first = BytesMut::with_capacity(1024);
@@ -49,10 +57,13 @@ pub(crate) async fn accept(
     }
     stream.rewind(first.freeze());
     let socket = std::sync::Arc::clone(stream.socket());
+    // From here it waits for us, until it has a place.
+    lull.ends();
     let Ok(slot) = tokio::time::timeout(TIMEOUT, proxy.tls.slots.take(&socket)).await else {
         terminator.count(Outcome::Late);
         return None;
     };
+    lull.begins(Awaits::Rest, Instant::now());
     let handshake = async {
         match terminator.config().await {
             Some(config) => Ok(TlsAcceptor::from(config).accept(stream).await),

@@ -27,7 +27,12 @@ use orchestra_task::{TaskKind, TaskTree};
 use tokio::time::Instant;
 
 use super::{Incoming, SendError, Upstream};
-use crate::{exchange::interim::Interim, flight::Flight, metrics::RetryKind, stream::Stream};
+use crate::{
+    exchange::interim::Interim,
+    flight::{Flight, InFlight},
+    metrics::RetryKind,
+    stream::Stream,
+};
 
 pub(super) mod body;
 mod request;
@@ -43,6 +48,11 @@ use response::Parsed;
 const IDLE: Duration = Duration::from_secs(4);
 /// The same for a request that must not be sent twice.
 const IDLE_UNSAFE: Duration = Duration::from_millis(500);
+/// More than so many bytes of a request may be too many to read for a program that has answered already. It closes the
+/// connection then, though it said that it would not …
+const HEAVY: u64 = 16 << 10;
+/// … mostly within this time, in which no other request goes over it.
+const SETTLING: Duration = Duration::from_millis(50);
 /// Idle for so short a time, a connection is taken for what it was.
 const FRESH: Duration = Duration::from_millis(1);
 /// Idle connections per endpoint. Closing one blocks its local port for a minute, so a burst that comes again and again must
@@ -70,14 +80,29 @@ pub(crate) struct Lease {
     pool: Arc<Pool>,
     flight: Arc<Flight>,
     tree: TaskTree,
+    /// Bytes that were written before the request.
+    written: u64,
 }
 
 impl Lease {
-    pub(super) fn release(self, body: &mut Body) {
+    pub(super) fn release(self, body: &mut Body, flight: InFlight) {
         match body.reusable() {
+            Some(stream) if stream.socket().written() - self.written > HEAVY => self.settle(stream),
             Some(stream) => self.pool.put(stream, &self.flight, &self.tree),
-            None => body.close(),
+            None => body.leave(flight),
         }
+    }
+
+    /// Gives a connection back a little later, or closes it if it was closed meanwhile.
+    fn settle(self, stream: Stream) {
+        let Self { pool, flight, tree, .. } = self;
+        let of_pool = tree.clone();
+        tree.start(TaskKind::Connection, "connection after a long request", async move {
+            let news = poll_fn(|cx| stream.socket().poll_news(cx));
+            if tokio::time::timeout(SETTLING, news).await.is_err() {
+                pool.put(stream, &flight, &of_pool);
+            }
+        });
     }
 }
 
@@ -164,7 +189,7 @@ pub(super) async fn send(
             Ok(answer) => {
                 let (flight, tree) = (Arc::clone(&upstream.flight), upstream.tree.clone());
                 let response = answer.response(stream, outgoing, &tree);
-                return Ok((response, Lease { pool: Arc::clone(pool), flight, tree }));
+                return Ok((response, Lease { pool: Arc::clone(pool), flight, tree, written }));
             }
             // A reused connection that turns out closed before anything was written: the request is still whole.
             Err(Ended { of_client: false, .. }) if reused && stream.socket().written() == written => {
@@ -206,10 +231,19 @@ impl Answer {
             let (sending, socket) = (Arc::<Sending>::default(), Arc::clone(stream.socket()));
             let rest = Arc::clone(&sending);
             tree.start(TaskKind::Connection, "rest of a request", async move {
-                match poll_fn(|cx| outgoing.poll(cx, &socket)).await {
-                    Ok(()) => rest.done(),
+                let sent = tokio::select! {
+                    biased;
+                    sent = poll_fn(|cx| outgoing.poll(cx, &socket)) => sent.is_ok(),
+                    () = rest.overdue() => false,
+                };
+                if sent {
+                    rest.done();
+                    rest.ended();
+                } else {
                     // The instance must not take a part for the whole.
-                    Err(_) => socket.shut(),
+                    socket.shut();
+                    rest.ended();
+                    outgoing.give_up().await;
                 }
             });
             sending

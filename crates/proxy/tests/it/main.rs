@@ -4,6 +4,7 @@
 
 mod control;
 mod cut;
+mod early;
 mod flags;
 mod flip;
 mod frames;

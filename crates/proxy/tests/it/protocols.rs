@@ -248,6 +248,65 @@ async fn tcp_is_spliced_and_one_side_may_finish_first() {
     assert_eq!(answer, "got 3145728");
 }
 
+/// Closes with a reset, as a program does that gives up in the middle.
+fn reset(tcp: TcpStream) {
+    rustix::net::sockopt::set_socket_linger(&tcp, Some(Duration::ZERO)).unwrap();
+    drop(tcp);
+}
+
+/// What was sent before, and how it ended.
+async fn end(tcp: &mut TcpStream) -> (usize, Result<(), std::io::ErrorKind>) {
+    let (mut count, mut buffer) = (0, [0; 4096]);
+    loop {
+        match soon("the end", tcp.read(&mut buffer)).await {
+            Ok(0) => return (count, Ok(())),
+            Ok(received) => count += received,
+            Err(error) => return (count, Err(error.kind())),
+        }
+    }
+}
+
+#[tokio::test]
+async fn half_a_message_of_tcp_does_not_look_whole() {
+    const BROKEN: Result<(), std::io::ErrorKind> = Err(std::io::ErrorKind::ConnectionReset);
+    let world = World::new().await;
+    let (ended, mut ends) = tokio::sync::mpsc::channel(1);
+    let instance = Instance::raw(move |mut tcp| {
+        let ended = ended.clone();
+        async move {
+            let mut byte = [0];
+            tcp.read_exact(&mut byte).await.unwrap();
+            tcp.write_all(b"half").await.unwrap();
+            match &byte {
+                // Gives up once the client has read that much.
+                b"i" => {
+                    tcp.read_exact(&mut byte).await.unwrap();
+                    reset(tcp);
+                }
+                _ => ended.send(end(&mut tcp).await).await.unwrap(),
+            }
+        }
+    })
+    .await;
+    let address = world.serve(route("db", Protocol::Tcp, vec![endpoint(1, instance.address)])).await;
+    let begin = async |who: &[u8]| {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.write_all(who).await.unwrap();
+        tcp.read_exact(&mut [0; 4]).await.unwrap();
+        tcp
+    };
+    let mut tcp = begin(b"i").await;
+    tcp.write_all(b".").await.unwrap();
+    assert_eq!(end(&mut tcp).await, (0, BROKEN), "the instance gave up");
+    reset(begin(b"c").await);
+    assert_eq!(soon("the end at the instance", ends.recv()).await, Some((0, BROKEN)), "the client gave up");
+    // Whoever only has no more to say ends in order.
+    let mut tcp = begin(b"c").await;
+    tcp.shutdown().await.unwrap();
+    assert_eq!(end(&mut tcp).await, (0, Ok(())));
+    assert_eq!(soon("the end at the instance", ends.recv()).await, Some((0, Ok(()))));
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_frees_its_instance() {
     let mut world = World::new().await;

@@ -223,6 +223,27 @@ async fn chunks_are_taken_at_their_word_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn a_body_without_an_end_is_the_last_of_its_connection() {
+    let world = World::new().await;
+    let instance = Instance::http(crate::protocols::echo).await;
+    let address = world.serve(route("api", Protocol::Http, vec![endpoint(1, instance.address)])).await;
+    for (framing, body) in [
+        ("content-length: 10", "abc"),
+        ("transfer-encoding: chunked", "5\r\nabc"),
+        ("transfer-encoding: chunked", "3\r\nabcX\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n"),
+    ] {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.write_all(format!("POST / HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n{body}").as_bytes()).await.unwrap();
+        tcp.shutdown().await.unwrap();
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.matches("HTTP/1.1").count() == 1, "{body}: {answer}");
+        assert!(answer.contains("x-orchestra-error: client\r\n"), "{body}: {answer}");
+        assert!(answer.contains("connection: close\r\n"), "{body}: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn the_target_says_for_whom_a_request_is() {
     let world = World::new().await;
     let instance = Instance::http(crate::protocols::echo).await;

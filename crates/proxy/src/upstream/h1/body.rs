@@ -8,22 +8,28 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf as _, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Frame, SizeHint};
-use tokio::io::{AsyncRead as _, ReadBuf};
+use tokio::{
+    io::{AsyncRead as _, ReadBuf},
+    sync::Notify,
+};
 
 use super::response::Framing;
-use crate::stream::Stream;
+use crate::{flight::InFlight, stream::Stream};
 
 /// Most bytes that are received at a time.
 const RECEIVED: usize = 64 << 10;
+/// How long a request may be sent on after its response.
+const ALONE: Duration = Duration::from_secs(30);
 /// Longest line before a chunk, and longest trailer section.
 const MAX_LINE: usize = 4 << 10;
 const MAX_TRAILERS: usize = 64 << 10;
@@ -41,13 +47,51 @@ pub(super) fn poll_receive(stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io
     })
 }
 
-/// Whether the rest of a request still goes out beside its response.
+/// The rest of a request, which still goes out beside its response or after it.
 #[derive(Debug, Default)]
-pub(super) struct Sending(AtomicBool);
+pub(super) struct Sending {
+    sent: AtomicBool,
+    /// What counts once the response has ended, and the end of all.
+    after: Mutex<(Option<InFlight>, bool)>,
+    alone: Notify,
+}
 
 impl Sending {
+    fn after(&self) -> std::sync::MutexGuard<'_, (Option<InFlight>, bool)> {
+        self.after.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of it was sent.
     pub(super) fn done(&self) {
-        self.0.store(true, Ordering::Release);
+        self.sent.store(true, Ordering::Release);
+    }
+
+    /// Nothing more is sent.
+    pub(super) fn ended(&self) {
+        let flight = {
+            let mut after = self.after();
+            after.1 = true;
+            after.0.take()
+        };
+        drop(flight);
+    }
+
+    /// The response has ended, whole, before the request: that goes on by itself, and counts as in flight.
+    fn go_on(&self, flight: InFlight) {
+        let mut after = self.after();
+        if !after.1 {
+            after.0 = Some(flight);
+            self.alone.notify_one();
+        }
+    }
+
+    /// Ready when the rest of the request has had its time after the response, or its instance is cut.
+    pub(super) async fn overdue(&self) {
+        self.alone.notified().await;
+        let cut = self.after().0.as_ref().map(|flight| Arc::clone(flight.cut()));
+        let Some(cut) = cut else { return };
+        // It does not matter which.
+        let _ = tokio::time::timeout(ALONE, cut.cancelled()).await;
     }
 }
 
@@ -102,7 +146,7 @@ impl Body {
     /// The connection, if another request may be sent over it.
     pub(super) fn reusable(&mut self) -> Option<Stream> {
         // Bytes behind the end belong to nothing that was asked.
-        let sent = self.sending.as_ref().is_none_or(|sending| sending.0.load(Ordering::Acquire));
+        let sent = self.sending.as_ref().is_none_or(|sending| sending.sent.load(Ordering::Acquire));
         let whole = matches!(self.reading, Reading::Done) && self.rest.is_empty();
         if self.kept && sent && whole { self.stream.take() } else { None }
     }
@@ -112,6 +156,18 @@ impl Body {
         let mut stream = self.stream.take()?;
         stream.rewind(std::mem::take(&mut self.rest));
         Some(stream)
+    }
+
+    /// Leaves the connection to the rest of the request, if the response ended whole before that; else closes it.
+    pub(super) fn leave(&mut self, flight: InFlight) {
+        let whole = matches!(self.reading, Reading::Done) && self.rest.is_empty();
+        match &self.sending {
+            Some(sending) if whole => {
+                self.stream = None;
+                sending.go_on(flight);
+            }
+            _ => self.close(),
+        }
     }
 
     /// Closes the connection.

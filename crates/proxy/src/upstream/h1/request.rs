@@ -142,6 +142,13 @@ impl Outgoing {
         Poll::Ready(Ok(()))
     }
 
+    /// Nothing more of it can be sent.
+    pub(super) async fn give_up(self) {
+        if let Some(body) = self.body {
+            body.linger().await;
+        }
+    }
+
     fn advance(&mut self, mut count: usize) {
         let of_head = count.min(self.head.len() - self.sent);
         self.sent += of_head;

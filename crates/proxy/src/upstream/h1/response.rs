@@ -75,7 +75,13 @@ fn frame(response: &mut Response<()>, method: &Method) -> Result<(Framing, bool)
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED;
     if bodiless {
-        headers.remove(header::TRANSFER_ENCODING);
+        // RFC 9110 section 8.6: these have none, and clients of HTTP/2 take one for an error.
+        let never = status.is_informational() || status == StatusCode::NO_CONTENT;
+        if headers.remove(header::TRANSFER_ENCODING).is_some() || never {
+            headers.remove(header::CONTENT_LENGTH);
+        }
+        // That of a body that does not come goes on to the client.
+        length(headers)?;
         return Ok((Framing::Length(0), kept));
     }
     let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
@@ -88,7 +94,15 @@ fn frame(response: &mut Response<()>, method: &Method) -> Result<(Framing, bool)
         let both = headers.remove(header::CONTENT_LENGTH).is_some();
         return Ok((Framing::Chunked, kept && !both));
     }
-    let mut length = None;
+    match length(headers)? {
+        Some(length) => Ok((Framing::Length(length), kept)),
+        None => Ok((Framing::ToEnd, false)),
+    }
+}
+
+/// The length that is announced. The same one several times becomes one.
+fn length(headers: &mut HeaderMap) -> Result<Option<u64>, Malformed> {
+    let (mut length, mut times) = (None, 0);
     for value in headers.get_all(header::CONTENT_LENGTH) {
         for part in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
             let digits = !part.is_empty() && part.iter().all(u8::is_ascii_digit);
@@ -97,15 +111,15 @@ fn frame(response: &mut Response<()>, method: &Method) -> Result<(Framing, bool)
             if *length.get_or_insert(number) != number {
                 return Err("its response has two lengths");
             }
+            times += 1;
         }
     }
-    if let Some(length) = length {
-        if headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-        }
-        return Ok((Framing::Length(length), kept));
+    if let Some(length) = length
+        && times > 1
+    {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
-    Ok((Framing::ToEnd, false))
+    Ok(length)
 }
 
 /// RFC 9112 section 9.3.
@@ -152,6 +166,30 @@ mod tests {
         }
         let head = "HTTP/1.1 200 OK\ncontent-length: 3\n\n";
         assert_eq!(framed(&Method::HEAD, head), Ok((Framing::Length(0), true)));
+    }
+
+    #[test]
+    fn a_length_without_a_body_is_one_or_is_left_out() {
+        let announced = |method: &Method, head: &str| {
+            let bytes = Bytes::from(head.replace('\n', "\r\n"));
+            let parsed = parse(&bytes, method)?.expect("whole");
+            assert_eq!(parsed.framing, Framing::Length(0));
+            let values = parsed.response.headers().get_all(header::CONTENT_LENGTH).iter();
+            Ok::<_, Malformed>(values.map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>())
+        };
+        let (get, head) = (Method::GET, Method::HEAD);
+        let none: [&str; 0] = [];
+        assert_eq!(announced(&get, "HTTP/1.1 204 No Content\ncontent-length: 2\n\n").unwrap(), none);
+        assert_eq!(announced(&head, "HTTP/1.1 204 No Content\ncontent-length: 0\n\n").unwrap(), none);
+        assert_eq!(announced(&get, "HTTP/1.1 304 Not Modified\ncontent-length: 7\n\n").unwrap(), ["7"]);
+        assert_eq!(announced(&head, "HTTP/1.1 200 OK\ncontent-length: 7\ncontent-length: 7\n\n").unwrap(), ["7"]);
+        assert_eq!(announced(&head, "HTTP/1.1 200 OK\ncontent-length: 7, 7\n\n").unwrap(), ["7"]);
+        let both = "HTTP/1.1 200 OK\ncontent-length: 7\ntransfer-encoding: chunked\n\n";
+        assert_eq!(announced(&head, both).unwrap(), none);
+        for odd in ["-2", "7\ncontent-length: 8", "x"] {
+            let response = format!("HTTP/1.1 200 OK\ncontent-length: {odd}\n\n");
+            assert!(announced(&head, &response).is_err(), "{odd}");
+        }
     }
 
     #[test]
