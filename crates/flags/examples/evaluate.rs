@@ -39,7 +39,8 @@ fn main() {
     let served = Served { flags, changed_at: 0, settings: Settings::default() };
     let bodies: Vec<String> = contexts.iter().map(|context| json!({"context": context}).to_string()).collect();
     let ask = |path: &str, n: usize| {
-        let request = Request { method: "POST", path, header: &|_| None, body: bodies[n % bodies.len()].as_bytes() };
+        let request =
+            Request { method: "POST", path, header: &|_| Vec::new(), body: bodies[n % bodies.len()].as_bytes() };
         let response = answer(&served, &request);
         assert_eq!(response.status, 200);
         black_box(response);

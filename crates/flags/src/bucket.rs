@@ -1,7 +1,8 @@
 //! Who gets which variant of a split: a pure function of the flag's name, the variant's name and the key of whoever asks.
 //!
-//! The variants are gone through in order. At each one a number is drawn by hashing `FLAG NUL VARIANT NUL KEY`, and the
-//! variant is taken with the probability that its share has of what is left, itself included:
+//! The variants are gone through in the order of their names, so that it does not matter how they are written. At each one
+//! a number is drawn by hashing `FLAG NUL VARIANT NUL KEY`, and the variant is taken with the probability that its share has
+//! of what is left, itself included:
 //!
 //! ```text
 //! take variant i  if  hash / 2^32  <  share(i) / (share(i) + share(i+1) + … + share(n))

@@ -160,10 +160,13 @@ impl CompiledFlag {
             when: Ready::new(&rule.when),
             serve: match &rule.serve {
                 Serve::Variant(name) => CompiledServe::Variant(found(name)),
-                Serve::Split(split) => CompiledServe::Split {
-                    by: Path::new(&split.by),
-                    shares: split.shares.iter().map(|s| (found(&s.variant), s.share.as_thousandths())).collect(),
-                },
+                Serve::Split(split) => {
+                    let shares = split.shares.iter().map(|s| (found(&s.variant), s.share.as_thousandths()));
+                    let mut shares: Vec<(usize, u32)> = shares.collect();
+                    // Whoever only writes them in another order changes nobody's variant.
+                    shares.sort_by(|(a, _), (b, _)| variants[*a].0.cmp(&variants[*b].0));
+                    CompiledServe::Split { by: Path::new(&split.by), shares }
+                }
             },
         });
         Ok(Self {

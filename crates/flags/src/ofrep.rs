@@ -87,10 +87,17 @@ pub struct Request<'a> {
     pub method: &'a str,
     /// Path with query, [`Settings::prefix`] taken off.
     pub path: &'a str,
-    /// The header field with a name in lower case.
-    pub header: &'a dyn Fn(&str) -> Option<&'a str>,
+    /// The lines of the header field with a name in lower case, in their order: a list may come in several.
+    pub header: &'a dyn Fn(&str) -> Vec<&'a str>,
     /// At most [`MAX_BODY`] bytes; of a longer one at least a byte more.
     pub body: &'a [u8],
+}
+
+impl<'a> Request<'a> {
+    /// The first line of a header field.
+    pub(crate) fn first(&self, name: &str) -> Option<&'a str> {
+        (self.header)(name).first().copied()
+    }
 }
 
 /// A response.
@@ -195,11 +202,11 @@ fn admitted(settings: &Settings, request: &Request<'_>) -> bool {
     if settings.keys.is_empty() {
         return true;
     }
-    let bearer = (request.header)("authorization").and_then(|value| {
+    let bearer = request.first("authorization").and_then(|value| {
         let (scheme, key) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
     });
-    let shown = bearer.or_else(|| (request.header)("x-api-key").map(str::trim));
+    let shown = bearer.or_else(|| request.first("x-api-key").map(str::trim));
     shown.is_some_and(|key| settings.keys.contains(&Settings::digest_of_key(key)))
 }
 
@@ -229,7 +236,7 @@ fn all(served: &Served, request: &Request<'_>) -> Response {
     };
     let body = body::bulk(served, &context, &format!("{}{EVENTS}", served.settings.prefix));
     let etag = format!("\"{}\"", body::digest(&body));
-    if (request.header)("if-none-match").is_some_and(|seen| matches(seen, &etag)) {
+    if (request.header)("if-none-match").iter().any(|seen| matches(seen, &etag)) {
         return Response::empty(304).with("etag", etag);
     }
     Response::json(200, body).with("etag", etag)
@@ -237,7 +244,7 @@ fn all(served: &Served, request: &Request<'_>) -> Response {
 
 fn events(served: &Served, request: &Request<'_>) -> Response {
     let mut body = b"retry: 2000\n\n".to_vec();
-    if (request.header)("last-event-id") != Some(version(served)) {
+    if request.first("last-event-id") != Some(version(served)) {
         body.extend(change_event(served));
     }
     let headers = vec![
@@ -271,7 +278,7 @@ fn context(body: &[u8]) -> Result<Context, Failure> {
     Context::try_from(context).map_err(|error| invalid(error.to_string()))
 }
 
-/// Whether an `If-None-Match` names `etag` (RFC 9110, section 13.1.2: by weak comparison). Clients may have lost the quotes.
+/// Whether a line of `If-None-Match` names `etag` (RFC 9110, section 13.1.2: by weak comparison). Clients may have lost the quotes.
 fn matches(seen: &str, etag: &str) -> bool {
     seen.split(',').map(str::trim).any(|tag| {
         let tag = tag.strip_prefix("W/").unwrap_or(tag);

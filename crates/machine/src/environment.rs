@@ -17,6 +17,7 @@
 //! It is level-triggered: `settle` looks at what is and at what is wanted, so the same code carries a first start, an
 //! update, a revert, a crash of any part, and the time after a recovery.
 
+mod addresses;
 mod fill;
 mod flags;
 mod pairs;
@@ -713,11 +714,10 @@ impl Environment {
             self.note(kind, Some(id.clone()), None, None, format!("{on} {words}"));
         }
         let held = lost.iter().any(|on| on_loss(on) == Some(OnLoss::Hold));
-        let members: Vec<InstanceId> = self.workloads[id].members.iter().cloned().collect();
-        for member in members {
-            if self.instances.get(&member).is_some_and(|instance| instance.is_held() != held) {
-                self.tell_instance(now, &member, instance::Event::Held(held));
-            }
+        let differ = self.instances_of(&self.workloads[id]).filter(|instance| instance.is_held() != held);
+        let differ: Vec<InstanceId> = differ.map(|instance| instance.record().id.clone()).collect();
+        for member in differ {
+            self.tell_instance(now, &member, instance::Event::Held(held));
         }
     }
 }

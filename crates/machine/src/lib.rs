@@ -6,11 +6,11 @@
 
 pub mod autoscale;
 mod batch;
-pub mod environment;
+mod environment;
 pub mod health;
 pub mod instance;
-pub mod replacement;
-pub mod restart;
+mod replacement;
+mod restart;
 pub mod rng;
 pub mod rollout;
 pub mod status;

@@ -10,26 +10,26 @@ use orchestra_model::{
 
 /// What matters of one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
+pub(crate) struct Member {
     /// Which.
-    pub id: InstanceId,
+    pub(crate) id: InstanceId,
     /// Whose it is.
-    pub set: Set,
+    pub(crate) set: Set,
     /// Ready as far as its own check goes.
-    pub healthy: bool,
+    pub(crate) healthy: bool,
     /// Healthy, and the data plane has acknowledged that it sends requests there.
-    pub serving: bool,
+    pub(crate) serving: bool,
     /// Healthy for long enough, and the data plane has acknowledged that it sends requests there.
-    pub ready: bool,
+    pub(crate) ready: bool,
     /// Leaving, but not gone.
-    pub leaving: bool,
+    pub(crate) leaving: bool,
     /// Given up.
-    pub failed: bool,
+    pub(crate) failed: bool,
 }
 
 /// Which of the sets of instances one belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Set {
+pub(crate) enum Set {
     /// Launched with what the service wants now.
     Current,
     /// Launched with what a rollout replaces.
@@ -40,7 +40,7 @@ pub enum Set {
 
 /// How instances are replaced at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// A few at a time. With a surge of 0 an instance that is leaving still takes up room, so two versions never overlap
     /// in what they occupy.
     Rolling {
@@ -64,7 +64,7 @@ pub enum Mode {
 
 impl Mode {
     /// What a strategy does where no rollout takes steps: a first start, a way back, another number of instances.
-    pub fn direct(rollout: &Rollout, replicas: u32) -> Self {
+    pub(crate) fn direct(rollout: &Rollout, replicas: u32) -> Self {
         match &rollout.strategy {
             Strategy::Rolling { max_surge, max_unavailable } => {
                 let (surge, unavailable) = (max_surge.rounded_up(replicas), max_unavailable.rounded_down(replicas));
@@ -79,7 +79,7 @@ impl Mode {
     }
 
     /// Instances of the current set that are wanted of a service with `replicas`; `None` while nothing changes.
-    pub fn wanted(self, replicas: u32) -> Option<u32> {
+    pub(crate) fn wanted(self, replicas: u32) -> Option<u32> {
         match self {
             Self::Rolling { .. } | Self::StopFirst | Self::Keep => Some(replicas),
             Self::Beside { current } => Some(current),
@@ -90,17 +90,17 @@ impl Mode {
 
 /// The next allowed step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Decision {
+pub(crate) struct Decision {
     /// Instances to add to the current set.
-    pub start: u32,
+    pub(crate) start: u32,
     /// Instances to add to the baseline.
-    pub start_baseline: u32,
+    pub(crate) start_baseline: u32,
     /// Instances to retire, in order.
-    pub retire: Vec<InstanceId>,
+    pub(crate) retire: Vec<InstanceId>,
 }
 
 /// Decides the next step towards `replicas` current instances, or towards what a rollout wants meanwhile.
-pub fn decide(mode: Mode, replicas: u32, members: &[Member]) -> Decision {
+pub(crate) fn decide(mode: Mode, replicas: u32, members: &[Member]) -> Decision {
     let mut decision = Decision::default();
     match mode {
         Mode::Frozen => {}

@@ -15,16 +15,16 @@ use crate::rng::Rng;
 
 /// Restarts of one instance so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct History {
+pub(crate) struct History {
     /// Since the last reset.
-    pub recent: u32,
+    pub(crate) recent: u32,
     /// In all.
-    pub total: u32,
+    pub(crate) total: u32,
 }
 
 /// What follows from an exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub(crate) enum Decision {
     /// Start again after this pause.
     After(Duration),
     /// The policy does not want a restart.
@@ -35,7 +35,7 @@ pub enum Decision {
 
 impl History {
     /// Forgets recent restarts after `ready_for` of uninterrupted readiness, if that was long enough.
-    pub fn observe_readiness(&mut self, policy: &Restart, ready_for: Duration) {
+    pub(crate) fn observe_readiness(&mut self, policy: &Restart, ready_for: Duration) {
         if ready_for >= policy.reset_after.duration() {
             self.recent = 0;
         }
@@ -43,7 +43,7 @@ impl History {
 
     /// Decides about a restart after `exit`, and counts it. `forced` is a restart that was caused from outside
     /// (liveness, watchdog), which every policy but `never` wants.
-    pub fn decide(&mut self, policy: &Restart, exit: Exit, forced: bool, rng: &mut Rng) -> Decision {
+    pub(crate) fn decide(&mut self, policy: &Restart, exit: Exit, forced: bool, rng: &mut Rng) -> Decision {
         let wanted = match policy.policy {
             RestartPolicy::Always => true,
             RestartPolicy::OnFailure => forced || !exit.is_success(),

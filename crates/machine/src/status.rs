@@ -25,6 +25,8 @@ pub struct Status {
     pub run: Option<RunStatus>,
     /// Services and jobs, and volumes.
     pub resources: Vec<ResourceStatus>,
+    /// How much of its time a preview has left, if that ends; nothing once it is over.
+    pub preview_left: Option<Duration>,
 }
 
 /// A run at one moment. Its plan, which may be large and never changes, has [`Environment::run`].
@@ -155,6 +157,7 @@ impl Environment {
             stable: self.record().stable,
             run: self.run().map(RunStatus::of),
             resources: ids.into_iter().map(|id| self.resource_status(now, id)).collect(),
+            preview_left: self.preview_left(now),
         }
     }
 }

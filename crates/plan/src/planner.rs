@@ -321,8 +321,8 @@ fn still_used<'a>(
     leaving
 }
 
-/// A service goes after every rollout in steps of its release: should one be turned back, it was never stopped. Not where
-/// a service of the new release wants its port, which it would wait for in vain.
+/// A service goes after every rollout in steps of its release: should one be turned back, it was never stopped. It also
+/// goes after the one that its port is given to, which takes the address over when it is ready.
 fn wait_for_verdicts<'a>(
     leaving: &mut Leaving<'a>,
     doomed: &BTreeMap<&'a ResourceId, &ResourceRecord>,
@@ -334,18 +334,15 @@ fn wait_for_verdicts<'a>(
         step.action == Action::Roll && service(&step.resource).is_some_and(|it| it.rollout.strategy.stepped().is_some())
     };
     let judged: Vec<&ResourceId> = steps.iter().filter(in_steps).map(|step| &step.resource).collect();
-    if judged.is_empty() {
-        return;
-    }
-    let numbers = |service: &Service| service.ports.values().filter_map(|port| port.port).collect::<Vec<_>>();
-    let wanted: BTreeSet<u16> = resources.values().filter_map(Resource::as_service).flat_map(numbers).collect();
+    let numbers = |service: &Service| service.ports.values().filter_map(|port| port.port).collect::<BTreeSet<_>>();
     for (id, record) in doomed {
-        let Resource::Service(service) = &record.applied else { continue };
-        if numbers(service).iter().any(|number| wanted.contains(number)) {
-            continue;
+        let Resource::Service(going) = &record.applied else { continue };
+        let given = numbers(going);
+        let takes = |step: &&Step| service(&step.resource).is_some_and(|it| !numbers(it).is_disjoint(&given));
+        let heirs = steps.iter().filter(takes).map(|step| &step.resource);
+        for waits_for in judged.iter().copied().chain(heirs) {
+            leaving.entry(id).or_default().insert(waits_for.clone(), Wait::Until(Condition::Ready));
         }
-        let waits = leaving.entry(id).or_default();
-        waits.extend(judged.iter().map(|judged| ((*judged).clone(), Wait::Until(Condition::Ready))));
     }
 }
 

@@ -20,7 +20,7 @@ const MAX_HEADERS: usize = 1024;
 
 /// Adds to a response what lets the page read it.
 pub(super) fn allow(origins: &Origins, request: &Request<'_>, mut response: Response) -> Response {
-    let Some(origin) = (request.header)("origin") else { return response };
+    let Some(origin) = request.first("origin") else { return response };
     let allowed = match origins {
         Origins::Any => "*",
         Origins::Only(list) => {
@@ -33,11 +33,11 @@ pub(super) fn allow(origins: &Origins, request: &Request<'_>, mut response: Resp
         }
     };
     response = response.with("access-control-allow-origin", allowed);
-    let asked = (request.header)("access-control-request-method");
+    let asked = request.first("access-control-request-method");
     if request.method != "OPTIONS" || asked.is_none() {
         return response.with("access-control-expose-headers", "etag, retry-after");
     }
-    if let Some(headers) = (request.header)("access-control-request-headers").filter(|headers| are_names(headers)) {
+    if let Some(headers) = request.first("access-control-request-headers").filter(|headers| are_names(headers)) {
         response = response.with("access-control-allow-headers", headers);
     }
     response.with("access-control-allow-methods", "GET, POST, OPTIONS").with("access-control-max-age", "600")

@@ -62,8 +62,10 @@ fn serve(stream: &TcpStream, (current, changed): &(Mutex<Arc<Served>>, Condvar))
     let (method, path) = (first.next()?, first.next()?);
     let headers: Vec<(String, &str)> =
         lines.filter_map(|line| line.split_once(':')).map(|(n, v)| (n.to_ascii_lowercase(), v.trim())).collect();
-    let header = |name: &str| headers.iter().find(|(found, _)| found == name).map(|(_, value)| *value);
-    let length = header("content-length").map_or(0, |length| length.parse::<usize>().unwrap());
+    let header = |name: &str| -> Vec<&str> {
+        headers.iter().filter(|(found, _)| found == name).map(|(_, value)| *value).collect()
+    };
+    let length = header("content-length").first().map_or(0, |length| length.parse::<usize>().unwrap());
     let mut body = vec![0; length.min(MAX_BODY + 1)];
     reader.read_exact(&mut body).ok()?;
 
@@ -109,7 +111,7 @@ fn the_official_client_understands_us() {
         ("string", "banner", json!("mine"), "u", staff, json!(["Happy holidays", "festive", "TARGETING_MATCH"])),
         ("string", "banner", json!("mine"), "u", json!({"plan": "free"}), json!(["Hello", "plain", "UNKNOWN"])),
         ("string", "banner", json!("mine"), "u", json!({"plan": "trial"}), json!(["mine", "code", "TARGETING_MATCH"])),
-        ("integer", "replies", json!(0), "user-4", json!({}), json!([3, "few", "SPLIT"])),
+        ("integer", "replies", json!(0), "user-4", json!({}), json!([10, "many", "SPLIT"])),
         ("float", "tenants", json!(0.5), "u", json!({}), json!([1.0, "low", "UNKNOWN"])),
         (
             "object",

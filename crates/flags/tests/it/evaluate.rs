@@ -136,6 +136,21 @@ fn a_split_takes_texts_numbers_and_booleans() {
 }
 
 #[test]
+fn the_order_in_which_shares_are_written_changes_nobodys_variant() {
+    let mut set = serde_json::to_value(flags()).unwrap();
+    let chosen = |set: &serde_json::Value| -> Vec<String> {
+        let flags = Compiled::new(&serde_json::from_value(set.clone()).unwrap());
+        let variant = |n| flags.evaluate("replies", &Context::of(format!("user-{n}"))).unwrap().variant.to_string();
+        (0..200).map(variant).collect()
+    };
+    let before = chosen(&set);
+    assert!(before.iter().any(|variant| *variant != before[0]));
+    let shares = &mut set["flags"]["replies"]["rules"][0]["serve"]["split"]["shares"];
+    shares.as_array_mut().unwrap().reverse();
+    assert_eq!(chosen(&set), before);
+}
+
+#[test]
 fn failures_have_the_codes_of_openfeature() {
     let flags = Compiled::new(&flags());
     let code = |flag: &str, context: Context| flags.evaluate(flag, &context).unwrap_err().code;

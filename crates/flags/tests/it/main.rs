@@ -64,7 +64,7 @@ pub(crate) fn served(set: &FlagSet) -> Served {
 
 /// Asks without a socket.
 pub(crate) fn ask(served: &Served, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
-    let header = |name: &str| headers.iter().find(|(found, _)| *found == name).map(|(_, value)| *value);
+    let header = |name: &str| headers.iter().filter(|(found, _)| *found == name).map(|(_, value)| *value).collect();
     answer(served, &orchestra_flags::ofrep::Request { method, path, header: &header, body })
 }
 

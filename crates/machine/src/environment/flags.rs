@@ -211,9 +211,8 @@ impl Environment {
     /// Whether turning a flag off would change anything: it is served, nobody has decided about it, and it gives more than
     /// it gives while it is off.
     pub(super) fn flag_is_on(&self, flag: &FlagName) -> bool {
-        let gives_more = |flag: &Flag| flag.enabled && !(flag.rules.is_empty() && flag.default == flag.off);
         !self.record.flag_overrides.contains_key(flag)
-            && self.flags.as_ref().and_then(|served| served.set.flags.get(flag)).is_some_and(gives_more)
+            && self.flags.as_ref().and_then(|served| served.set.flags.get(flag)).is_some_and(Flag::differs_when_off)
     }
 
     /// Whether [`Event::Flag`](super::Event::Flag) would mean something; otherwise why not.

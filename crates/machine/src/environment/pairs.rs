@@ -73,7 +73,7 @@ impl Environment {
         let number = workload.pairs.number + 1;
         // Instances take turns.
         let one_of = |set: Set| -> Option<SocketAddr> {
-            let members = workload.members.iter().filter_map(|member| self.instances.get(member));
+            let members = self.instances_of(workload);
             let serving: Vec<u16> = members
                 .filter(|it| it.is_ready() && !super::is_leaving(it) && self.routes.admits(it))
                 .filter(|it| workload.set_of(&it.record().launch_digest) == set)

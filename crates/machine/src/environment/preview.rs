@@ -65,6 +65,11 @@ impl Environment {
         self.record.preview.as_deref().filter(|record| record.is_live())
     }
 
+    /// How much of its time it has left, if that ends. A changed clock changes nothing about it while a server lives.
+    pub(crate) fn preview_left(&self, now: Now) -> Option<Duration> {
+        self.preview()?.expires_at.map(|at| self.moment(at).since(now))
+    }
+
     /// Whether its time is over and nothing stands in the way of taking it down.
     pub fn preview_is_over(&self, now: Now) -> bool {
         let over = self.preview().and_then(|record| record.expires_at).is_some_and(|at| at <= self.wall(now));
@@ -149,10 +154,9 @@ impl Environment {
             && warn_at(record, end) <= now
         {
             let name = &self.record.id.environment;
-            let cause = format!(
-                "it is taken down in {}; `orchestra up --env {name}` begins its time anew",
-                rounded(end.since(now))
-            );
+            let left = end.since(now);
+            let when = if left.is_zero() { "now".to_owned() } else { format!("in {}", rounded(left)) };
+            let cause = format!("it is taken down {when}; `orchestra up --env {name}` begins its time anew");
             self.record.preview.as_mut().expect("seen above").warned = true;
             self.record_changed = true;
             self.note(EventKind::PreviewExpiring, None, None, None, cause);

@@ -98,7 +98,7 @@ impl Environment {
         // A person who goes back or restarts wants no steps; and with nothing that serves there is nothing to compare
         // with and nobody to protect.
         let stepped = run.kind == RunKind::Up;
-        let serves = workload.members.iter().filter_map(|member| self.instances.get(member)).any(|instance| {
+        let serves = self.instances_of(workload).any(|instance| {
             instance.is_ready() && !super::is_leaving(instance) && instance.record().launch_digest == want.launch_digest
         });
         if !stepped || !serves || service.replicas == 0 || old.replicas == 0 {
@@ -148,14 +148,20 @@ impl Environment {
         let workload = self.workloads.get_mut(id).expect("seen above");
         let Some(rollout) = &mut workload.rollout else { return };
         let (before, paused_since) = (rollout.split(), rollout.record().paused.as_ref().map(|paused| paused.since));
+        let place = |rollout: &Rollout| (rollout.record().step, rollout.analysis().is_some());
+        let place_before = place(rollout);
         let commands = rollout.handle(at, event, &seen);
         let thawed = paused_since.filter(|_| !rollout.is_frozen() && !rollout.keeps_both());
         let split_changed = rollout.split() != before;
+        let moved = place(rollout) != place_before;
         let deadline =
             if rollout.is_over() && self.run.is_none() { Some(rollout.cold_at()) } else { rollout.deadline() };
         if split_changed {
             self.routes.touch();
-            // Without a port there is no route whose answer would have it looked at again.
+        }
+        if split_changed || moved {
+            // Without a port there is no route whose answer would have it looked at again, nor traffic that would have
+            // the judge see that an analysis began.
             self.changed.insert(id.clone());
         }
         if let Some(deadline) = deadline {
@@ -218,8 +224,19 @@ impl Environment {
             .as_ref()
             .is_some_and(|run| run.record.state == RunState::Running && run.record.steps.contains_key(id));
         if of_run {
+            // Out of time: which instance kept it waiting, and why.
+            let late = if problem.code == Code::RUN_TIMED_OUT { self.newcomer_waits_for(id) } else { None };
+            let problem = late.into_iter().fold(problem, Diagnostic::note);
             self.fail_step(now, id, problem);
         }
+    }
+
+    /// What the first instance of the new set that waits for something waits for, in words.
+    fn newcomer_waits_for(&self, id: &ResourceId) -> Option<String> {
+        let workload = self.workloads.get(id)?;
+        let members = workload.members.iter().filter_map(|member| self.instances.get(member));
+        let mut new = members.filter(|i| workload.set_of(&i.record().launch_digest) == Set::Current);
+        new.find_map(|instance| instance.waits_for().map(|what| format!("{} waits for {what}", instance.record().id)))
     }
 
     /// Whether the answer of a hook would still mean something: nobody has promoted past it, and nothing turns back.
@@ -322,7 +339,7 @@ impl Environment {
 
     /// Instances that serve and export metrics, and those of the new set among them.
     fn exporting(&self, workload: &Workload, exporter: &Exporter) -> (Vec<ScrapeTarget>, BTreeSet<(InstanceId, u32)>) {
-        let members = workload.members.iter().filter_map(|member| self.instances.get(member));
+        let members = self.instances_of(workload);
         let serving = members.filter(|i| i.is_ready() && !super::is_leaving(i) && self.routes.admits(i));
         let (mut targets, mut canary) = (Vec::new(), BTreeSet::new());
         for instance in serving {
@@ -602,7 +619,7 @@ impl Environment {
         let workload = self.workloads.get(id)?;
         let want = workload.want.as_ref()?;
         let service = want.resource.as_service()?;
-        let current = workload.members.iter().filter_map(|member| self.instances.get(member)).filter(|instance| {
+        let current = self.instances_of(workload).filter(|instance| {
             instance.is_ready()
                 && !super::is_leaving(instance)
                 && instance.record().launch_digest == want.launch_digest
@@ -626,7 +643,7 @@ impl Environment {
         let seen = self.rollout_seen(id)?;
         let waits = rollout.waits_for(&seen);
         let of_instance = || {
-            let own = workload.members.iter().filter_map(|member| self.instances.get(member));
+            let own = self.instances_of(workload);
             let mut own = own.filter(|instance| instance.record().launch_digest == *digest);
             own.find_map(Instance::waits_for)
         };

@@ -113,6 +113,17 @@ impl Routes {
         self.in_force.contains_key(service)
     }
 
+    /// The address at which the data plane listens for a route.
+    pub(super) fn address(&self, id: &RouteId) -> Option<SocketAddr> {
+        let mut routes = self.in_force.get(&id.service).into_iter().flatten();
+        routes.find(|route| route.id == *id).map(|route| route.listen)
+    }
+
+    /// Whether the data plane listens for a route where it asks for it.
+    pub(super) fn listens(&self, route: &Route) -> bool {
+        self.address(&route.id) == Some(route.listen)
+    }
+
     pub(super) fn retry_at(&self) -> Option<Now> {
         self.whole_at.into_iter().chain(self.pause_until).min()
     }
@@ -284,7 +295,8 @@ impl Environment {
 
     fn current_routes(&self) -> Vec<Route> {
         let routes = self.workloads.iter().flat_map(|(id, workload)| self.routes_of(id, workload));
-        let routes = routes.chain(self.flags_route());
+        let mut routes: Vec<Route> = routes.chain(self.flags_route()).collect();
+        self.hand_over_addresses(&mut routes);
         let kept = |route: Route| {
             if !self.routes.avoid || !self.routes.problems.contains_key(&route.id) {
                 return Some(route);
@@ -292,7 +304,7 @@ impl Environment {
             let old = self.routes.in_force.get(&route.id.service)?.iter().find(|old| old.id == route.id)?;
             Some(Route { listen: old.listen, protocol: old.protocol, ..route })
         };
-        routes.filter_map(kept).collect()
+        routes.into_iter().filter_map(kept).collect()
     }
 
     fn routes_of(&self, id: &ResourceId, workload: &Workload) -> Vec<Route> {
@@ -309,10 +321,10 @@ impl Environment {
         // New requests wait through a pause.
         let pause = self.traffic_pause(&id.name).filter(|_| !leaving);
         let hold = prolonged(hold, pause);
-        let route = |(port, published): (&Name, &Port)| {
+        let route = |called: Name, port: &Name, published: &Port| {
             let chosen = self.record.chosen_ports.get(&id.name).and_then(|ports| ports.get(port)).copied();
             Route {
-                id: RouteId { environment: self.record.id.clone(), service: id.name.clone(), port: port.clone() },
+                id: RouteId { environment: self.record.id.clone(), service: id.name.clone(), port: called },
                 listen: SocketAddr::new(published.host, published.port.or(chosen).unwrap_or(0)),
                 protocol: published.protocol,
                 hold: if leaving { Timespan::default() } else { hold },
@@ -330,7 +342,13 @@ impl Environment {
                 flags: None,
             }
         };
-        service.ports.iter().chain(self.parting(workload, service)).map(route).collect()
+        let ports = service.ports.iter().chain(self.parting(workload, service));
+        let moving = self.moving(workload, service, &id.name);
+        let ports = ports.map(|(port, published)| (port.clone(), port, published));
+        ports
+            .chain(moving.iter().map(|(called, port, old)| (called.clone(), *port, old)))
+            .map(|(called, port, published)| route(called, port, published))
+            .collect()
     }
 
     /// Ports that a release on trial does not publish any more. They stay until it is promoted, because the old set still
@@ -344,11 +362,34 @@ impl Environment {
         let baseline = workload.baseline.as_ref().filter(|_| trying).and_then(|want| want.resource.as_service());
         let gone =
             baseline.into_iter().flat_map(|old| &old.ports).filter(|(port, _)| !service.ports.contains_key(*port));
-        gone.filter(|(_, port)| {
-            let wanted = self.workloads.values().filter_map(|other| other.want.as_ref()?.resource.as_service());
-            let mut numbers = wanted.flat_map(|other| other.ports.values()).filter_map(|other| other.port);
-            port.port.is_none_or(|number| numbers.all(|other| other != number))
-        })
+        gone.filter(|(_, port)| port.port.is_none_or(|number| !self.is_wanted(number)))
+    }
+
+    /// Addresses that a release on trial moves a port away from, each with a name for its route. They stay beside the new
+    /// ones until it is promoted: who calls them knows nothing of a trial. Not where somebody wants the number.
+    fn moving<'w>(&self, workload: &'w Workload, service: &'w Service, id: &Name) -> Vec<(Name, &'w Name, Port)> {
+        let trying = workload.rollout.as_ref().is_some_and(Rollout::is_trying);
+        let baseline = workload.baseline.as_ref().filter(|_| trying).and_then(|want| want.resource.as_service());
+        let chosen = |port: &Name| self.record.chosen_ports.get(id).and_then(|ports| ports.get(port)).copied();
+        let moves = |(port, new): (&'w Name, &Port)| {
+            let old = baseline?.ports.get(port)?;
+            let number = old.port.or_else(|| chosen(port))?;
+            // The same number on another address cannot always be listened for twice.
+            let stays = new.port.or_else(|| chosen(port)) == Some(number) || self.is_wanted(number);
+            let called: Name =
+                format!("{port}-before").parse().ok().filter(|name| !service.ports.contains_key(name))?;
+            let old = Port { host: old.host, port: Some(number), ..new.clone() };
+            (!stays).then_some((called, port, old))
+        };
+        service.ports.iter().filter_map(moves).collect()
+    }
+
+    /// Whether a service publishes a port under this number, by what is wanted of it or will be by the end of the run.
+    fn is_wanted(&self, number: u16) -> bool {
+        let wanted = self.workloads.values().filter_map(|other| Some(&*other.want.as_ref()?.resource));
+        let coming = self.target().into_iter().flat_map(|target| target.resources.values());
+        let services = wanted.chain(coming).filter_map(Resource::as_service);
+        services.flat_map(|service| service.ports.values()).any(|port| port.port == Some(number))
     }
 
     /// Endpoints of a port; of one that is not `wanted` any more only those of the old set.

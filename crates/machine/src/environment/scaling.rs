@@ -394,7 +394,7 @@ impl Environment {
         if open || scaling.exports.look_at > now {
             return;
         }
-        let members = workload.members.iter().filter_map(|member| self.instances.get(member));
+        let members = self.instances_of(workload);
         let running = members.filter(|instance| instance.is_started() && !is_leaving(instance));
         let target = |instance: &Instance| {
             let record = instance.record();
@@ -429,8 +429,8 @@ impl Environment {
         self.look_at_exports(now, id);
         let Some(workload) = self.workloads.get(id) else { return };
         let Some(scaling) = &workload.scaling else { return };
-        let mut members = workload.members.iter().filter_map(|member| self.instances.get(member));
-        let woke = scaling.autoscaler.is_starting_cold() && members.any(|i| i.is_ready() && !is_leaving(i));
+        let serves = || self.instances_of(workload).any(|i| i.is_ready() && !is_leaving(i));
+        let woke = scaling.autoscaler.is_starting_cold() && serves();
         let sample = if woke || scaling.decide_at() <= now { self.sample(id, workload, scaling, now) } else { None };
         let scaling = self.workloads.get_mut(id).and_then(|workload| workload.scaling.as_mut()).expect("seen above");
         let decision = sample.and_then(|sample| scaling.autoscaler.handle(now, &sample));
@@ -446,7 +446,7 @@ impl Environment {
         if !workload.scaling.as_ref().is_some_and(|scaling| scaling.measures() && scaling.measure_at <= now) {
             return;
         }
-        let members = workload.members.iter().filter_map(|member| self.instances.get(member));
+        let members = self.instances_of(workload);
         let running = members.filter(|instance| instance.is_started() && !is_leaving(instance));
         let keys: Vec<LaunchKey> = running.map(|i| self.launch_key(&i.record().id, i.record().attempt)).collect();
         let scaling = self.workloads.get_mut(id).and_then(|workload| workload.scaling.as_mut()).expect("seen above");
@@ -479,7 +479,7 @@ impl Environment {
         let want = workload.want.as_ref()?;
         let service = want.resource.as_service()?;
         let over = workload.rollout.as_ref().is_some_and(Rollout::is_over);
-        let members = workload.members.iter().filter_map(|member| self.instances.get(member));
+        let members = self.instances_of(workload);
         let instances = members.map(|instance| {
             let digest = &instance.record().launch_digest;
             let program = workload.want_of(digest).unwrap_or(want).resource.program();
@@ -507,8 +507,7 @@ impl Environment {
     /// or is not asleep, starting or restarting.
     pub(super) fn cold_start(&self, workload: &Workload, service: &Service) -> Option<Timespan> {
         let to_zero = service.scale.as_ref()?.to_zero?;
-        let mut members = workload.members.iter().filter_map(|member| self.instances.get(member));
-        let serves = members.any(|instance| instance.is_ready() && !is_leaving(instance));
+        let serves = self.instances_of(workload).any(|instance| instance.is_ready() && !is_leaving(instance));
         let rolls = workload.rollout.as_ref().is_some_and(|rollout| !rollout.is_over());
         (!rolls && !serves).then_some(to_zero.cold_start)
     }

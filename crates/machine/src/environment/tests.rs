@@ -13,7 +13,7 @@ use orchestra_model::{
     plan::{Action, Step, Wait},
     quantity::{Amount, Timespan},
     record::{EnvironmentState, InstanceRecord, ReleaseState, RunKind, RunState},
-    rollout::{Hook, HookCall, PauseStep, RolloutStep, Stepped},
+    rollout::{AnalysisStep, Guard, Hook, HookCall, PauseStep, PrometheusMetric, RolloutStep, Stepped},
     route::Route,
 };
 
@@ -40,6 +40,9 @@ fn beside() -> Strategy {
     stepped(vec![until_promoted()])
 }
 
+/// What the data plane chooses.
+const CHOSEN: u16 = 40_000;
+
 /// A program.
 struct Process {
     launch: Launch,
@@ -61,6 +64,8 @@ struct World {
     answers: bool,
     /// Hooks that were asked.
     hooks: u32,
+    /// When somebody was asked for numbers.
+    consulted: Vec<Now>,
 }
 
 impl fixture::World for World {
@@ -101,12 +106,16 @@ impl fixture::World for World {
                 self.hooks += 1;
                 Vec::new()
             }
+            Effect::Consult { .. } => {
+                self.consulted.push(self.now);
+                Vec::new()
+            }
             Effect::SetRoutes { revision, .. } if !self.answers => {
                 vec![Event::RoutesRefused { revision, problems: BTreeMap::new() }]
             }
             Effect::SetRoutes { revision, routes } => {
                 let address = |route: &Route| {
-                    let port = if route.listen.port() == 0 { 40_000 } else { route.listen.port() };
+                    let port = if route.listen.port() == 0 { CHOSEN } else { route.listen.port() };
                     (route.id.clone(), SocketAddr::new(route.listen.ip(), port))
                 };
                 let addresses = routes.iter().map(address).collect();
@@ -133,6 +142,7 @@ impl World {
             doomed: BTreeSet::new(),
             answers: true,
             hooks: 0,
+            consulted: Vec::new(),
         }
     }
 
@@ -277,6 +287,27 @@ fn the_time_of_a_person_does_not_count_for_a_rollout_without_steps() {
 }
 
 #[test]
+fn how_often_it_was_restarted_in_vain_is_said_in_words() {
+    for (budget, words) in [
+        (0, "instance api-r1-1 exited, and no restart is allowed: "),
+        (1, "instance api-r1-1 was restarted once without success: "),
+        (2, "instance api-r1-1 was restarted 2 times without success: "),
+    ] {
+        let mut world = World::new();
+        let mut wanted = service(1, rolling());
+        wanted.restart.budget = Some(budget);
+        world.up(&wanted);
+        world.doomed.insert("1".to_owned());
+        world.processes[0].exited = true;
+        world.die(0);
+        for _ in 0..10 {
+            world.pass(2);
+        }
+        assert!(world.said(EventKind::InstanceFailed, words), "{budget}: {:?}", world.notes);
+    }
+}
+
+#[test]
 fn restarts_are_counted_whatever_servers_die() {
     let mut world = World::new();
     let mut wanted = service(1, rolling());
@@ -346,6 +377,23 @@ fn a_port_that_a_release_on_trial_removes_stays_until_it_is_promoted() {
 }
 
 #[test]
+fn a_port_that_a_release_on_trial_moves_is_served_at_both_addresses_until_it_is_promoted() {
+    for promoted in [true, false] {
+        let mut world = World::new();
+        world.release(&[("api", &at(9000, 1, rolling()))]);
+        world.release(&[("api", &at(9001, 2, beside()))]);
+        assert_eq!((world.ports(), world.listens()), (vec!["http", "http-before"], vec![("api", 9001), ("api", 9000)]));
+        assert_eq!(world.routes[0].backends, world.routes[1].backends);
+        world.die(0);
+        assert_eq!(world.listens(), [("api", 9001), ("api", 9000)]);
+        let command = if promoted { RolloutCommand::Promote } else { RolloutCommand::Abort };
+        world.send(Event::Rollout { service: None, command, by: "ada".to_owned() });
+        assert!(world.ended().is_some());
+        assert_eq!(world.listens(), [("api", if promoted { 9001 } else { 9000 })]);
+    }
+}
+
+#[test]
 fn a_port_that_a_release_on_trial_gives_to_another_one_is_not_claimed_twice() {
     let mut world = World::new();
     let mut first = service(1, rolling());
@@ -357,6 +405,86 @@ fn a_port_that_a_release_on_trial_gives_to_another_one_is_not_claimed_twice() {
     second.program.ports = ["web".parse().unwrap()].into();
     world.up(&second);
     assert_eq!(world.ports(), ["web"]);
+}
+
+/// A service with a number.
+fn at(number: u16, version: u32, strategy: Strategy) -> Service {
+    let mut wanted = service(version, strategy);
+    wanted.ports.values_mut().for_each(|port| port.port = Some(number));
+    wanted
+}
+
+impl World {
+    /// Who is listened for, and where; 0 is somewhere that nobody knows.
+    fn listens(&self) -> Vec<(&str, u16)> {
+        let number = |route: &Route| Some(route.listen.port()).filter(|port| *port != CHOSEN).unwrap_or(0);
+        self.routes.iter().map(|route| (route.id.service.as_str(), number(route))).collect()
+    }
+
+    /// A release with these services; those of the one before that it has not are removed once these are ready.
+    fn release(&mut self, wanted: &[(&str, &Service)]) {
+        let record = self.machine.record().clone();
+        let id = |name: &str| service_id(&name.parse().unwrap());
+        let desired = Desired {
+            environment: record.id.clone(),
+            target: Target::Process,
+            resources: wanted.iter().map(|(name, it)| (id(name), Resource::Service((*it).clone()))).collect(),
+            flags: FlagSet::default(),
+            preview: None,
+        };
+        let mut steps: Vec<Step> = wanted.iter().map(|(name, _)| step(id(name), Action::Update)).collect();
+        for index in 1..steps.len() {
+            let before = steps[index - 1].resource.clone();
+            steps[index].after.insert(before, Wait::Until(Condition::Ready));
+        }
+        for gone in self.disk.resources.keys().filter(|gone| !desired.resources.contains_key(*gone)) {
+            let mut step = step(gone.clone(), Action::Delete);
+            step.after = wanted.iter().map(|(name, _)| (id(name), Wait::Until(Condition::Ready))).collect();
+            steps.push(step);
+        }
+        let plan = fixture::plan(&record, Some(desired), steps);
+        self.send(requested(&record, RunKind::Up, plan));
+    }
+}
+
+#[test]
+fn a_service_that_is_renamed_keeps_its_address_until_the_new_one_is_ready() {
+    let mut world = World::new();
+    world.release(&[("api", &at(9000, 1, rolling()))]);
+    let mut slow = silent(2, rolling());
+    slow.ports = at(9000, 2, rolling()).ports;
+    slow.health.start_deadline = Timespan::seconds(5);
+    world.release(&[("front", &slow)]);
+    assert_eq!(world.listens(), [("api", 9000), ("front", 0)]);
+    // It never becomes ready: nothing was taken away.
+    world.pass(10);
+    assert_eq!(world.ended(), Some(RunState::Failed));
+    assert_eq!((world.listens(), world.processes[0].exited), (vec![("api", 9000)], false));
+    world.release(&[("front", &at(9000, 3, rolling()))]);
+    assert_eq!(world.ended(), None, "the old one is drained at an address that nobody knows");
+    assert_eq!(world.listens(), [("api", 0), ("front", 9000)]);
+    world.die(0);
+    assert_eq!(world.listens(), [("api", 0), ("front", 9000)]);
+    world.pass(60);
+    assert_eq!((world.ended(), world.listens()), (Some(RunState::Succeeded), vec![("front", 9000)]));
+}
+
+#[test]
+fn services_that_swap_or_pass_on_their_ports_change_them_at_one_moment() {
+    for (first, second) in [((9000, 9001), (9001, 9000)), ((9000, 9001), (9001, 9002))] {
+        let mut world = World::new();
+        world.release(&[("api", &at(first.0, 1, rolling())), ("web", &at(first.1, 1, rolling()))]);
+        // The first one waits for a person, and the step of the second for the first.
+        world.release(&[("api", &at(second.0, 2, beside())), ("web", &at(second.1, 1, rolling()))]);
+        assert_eq!(world.ended(), None);
+        // What nobody wants stays beside the new one until a person has decided.
+        let before = [("api", first.0)].into_iter().filter(|_| first.0 != second.1);
+        let expected: Vec<(&str, u16)> =
+            [("api", second.0)].into_iter().chain(before).chain([("web", second.1)]).collect();
+        assert_eq!(world.listens(), expected);
+        world.send(Event::Rollout { service: None, command: RolloutCommand::Abort, by: "ada".to_owned() });
+        assert_eq!(world.listens(), [("api", first.0), ("web", first.1)]);
+    }
 }
 
 #[test]
@@ -396,6 +524,20 @@ fn it_is_said_that_an_old_set_stays_because_the_new_one_cannot_serve() {
 }
 
 #[test]
+fn a_rollout_that_runs_out_of_time_names_the_instance_that_it_waited_for() {
+    let mut world = World::new();
+    world.up(&service(1, rolling()));
+    let mut slow = silent(2, stepped(vec![RolloutStep::Scale(Amount::Count(1)), until_promoted()]));
+    slow.rollout.deadline = Timespan::seconds(5);
+    world.up(&slow);
+    world.pass(10);
+    assert_eq!(world.ended(), Some(RunState::Failed));
+    let problem = &world.disk.run.as_ref().unwrap().problems[0];
+    assert_eq!(problem.code, Code::RUN_TIMED_OUT);
+    assert!(problem.notes.iter().any(|note| note.starts_with("api-r2-1 waits for its ready check")), "{problem:?}");
+}
+
+#[test]
 fn no_hook_is_asked_about_what_is_turned_back() {
     let mut world = World::new();
     world.up(&service(1, rolling()));
@@ -409,6 +551,43 @@ fn no_hook_is_asked_about_what_is_turned_back() {
     world.die(0);
     assert_eq!(world.ended(), Some(RunState::Failed));
     assert_eq!(world.hooks, 1);
+}
+
+/// A worker has no port: no route is acknowledged and no traffic reported that would wake anybody.
+#[test]
+fn a_prometheus_server_is_asked_as_soon_as_an_analysis_begins() {
+    let mut world = World::new();
+    let without_ports = |version, strategy| {
+        let mut wanted = service(version, strategy);
+        wanted.ports.clear();
+        wanted.program.ports.clear();
+        wanted
+    };
+    world.up(&without_ports(1, rolling()));
+    let metric = PrometheusMetric {
+        name: "queue".to_owned(),
+        address: "http://127.0.0.1:9090".to_owned(),
+        query: "up".to_owned(),
+        success: Some("result == 1".to_owned()),
+        failure: None,
+        every: Timespan::seconds(1),
+        initial_delay: Timespan::default(),
+        timeout: Timespan::seconds(1),
+        count: None,
+        failure_limit: None,
+        inconclusive_limit: None,
+        error_limit: None,
+        success_limit: None,
+        token: None,
+        ca: None,
+        dry_run: false,
+    };
+    let guard = Some(Guard { prometheus: vec![metric], ..fixture::guard() });
+    let analysis = AnalysisStep { duration: Timespan::seconds(60), inconclusive: None };
+    let steps = vec![RolloutStep::Scale(Amount::Count(1)), RolloutStep::Analysis(analysis)];
+    let canary = Strategy::Canary(Stepped { steps, keep_warm: Timespan::default(), guard });
+    world.up(&without_ports(2, canary));
+    assert_eq!(world.consulted, [world.now]);
 }
 
 /// What is still asked of a hook then is ended: a check of a set that is gone proves nothing and may do harm.

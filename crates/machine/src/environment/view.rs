@@ -71,7 +71,7 @@ impl Environment {
         let service = workload.want.as_ref()?.resource.as_service()?;
         let seen = self.rollout_seen(id)?;
         let ready = |set: Set| {
-            let members = workload.members.iter().filter_map(|member| self.instances.get(member));
+            let members = self.instances_of(workload);
             let ready =
                 members.filter(|i| i.is_ready() && !is_leaving(i) && workload.set_of(&i.record().launch_digest) == set);
             u32::try_from(ready.count()).unwrap_or(u32::MAX)
@@ -91,7 +91,7 @@ impl Environment {
 
     fn fill_instances(&self, now: Now, status: &mut ResourceStatus) -> Vec<&Instance> {
         let Some(workload) = self.workloads.get(&status.id) else { return Vec::new() };
-        let instances: Vec<&Instance> = workload.members.iter().filter_map(|m| self.instances.get(m)).collect();
+        let instances: Vec<&Instance> = self.instances_of(workload).collect();
         for instance in &instances {
             let current = workload.want.as_ref().is_some_and(|w| w.launch_digest == instance.record().launch_digest);
             status.instances.push(InstanceStatus::of(instance, current && !is_leaving(instance), now));

@@ -97,6 +97,18 @@ impl Workload {
 }
 
 impl Environment {
+    /// The instances of a workload in the order of their ids, those that leave included.
+    pub(super) fn instances_of<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Instance> + Clone {
+        let ends = workload.members.first().zip(workload.members.last());
+        let range = ends.into_iter().flat_map(|(first, last)| self.instances.range(first..=last));
+        // Both are in order: one walk along them, and not a search for each of what may be thousands.
+        let mut members = workload.members.iter().peekable();
+        range.filter_map(move |(id, instance)| {
+            while members.next_if(|member| *member < id).is_some() {}
+            members.next_if(|member| *member == id).map(|_| instance)
+        })
+    }
+
     /// Sets what is wanted of a service; instances follow as the strategy allows.
     pub(super) fn want_service(&mut self, now: Now, id: &ResourceId, want: Option<(Resource, ReleaseNumber)>) {
         self.index_dependencies(id, want.as_ref().map(|(resource, _)| resource));
@@ -225,7 +237,7 @@ impl Environment {
         let workload = &self.workloads[id];
         let min_ready = service.rollout.min_ready.duration();
         let mut wake = None;
-        let ids = workload.members.iter().filter_map(|id| self.instances.get(id));
+        let ids = self.instances_of(workload);
         // One of a release that had none of these ports is as ready as it can be without a route.
         let routable =
             |instance: &Instance| service.ports.keys().any(|port| instance.record().ports.contains_key(port));
@@ -327,17 +339,10 @@ impl Environment {
     pub(super) fn launch_pending(&mut self, now: Now, id: &ResourceId) {
         let Some(workload) = self.workloads.get(id) else { return };
         let Some(want) = workload.want.clone() else { return };
-        let pending: Vec<InstanceId> = workload
-            .members
-            .iter()
-            .filter(|member| {
-                self.instances.get(*member).is_some_and(|i| {
-                    !is_leaving(i)
-                        && matches!(i.phase(), Phase::Pending { until, .. } if until.is_none_or(|at| at <= now))
-                })
-            })
-            .cloned()
-            .collect();
+        let is_due =
+            |i: &&Instance| matches!(i.phase(), Phase::Pending { until, .. } if until.is_none_or(|at| at <= now));
+        let due = self.instances_of(workload).filter(is_due).filter(|i| !is_leaving(i));
+        let pending: Vec<InstanceId> = due.map(|i| i.record().id.clone()).collect();
         if pending.is_empty() {
             return;
         }
@@ -370,7 +375,13 @@ impl Environment {
 
     /// Forgets instances of which nothing is left.
     fn bury(&mut self, id: &ResourceId) {
-        let Some(workload) = self.workloads.get_mut(id) else { return };
+        let Some(workload) = self.workloads.get(id) else { return };
+        // This is looked at with each event of each of them.
+        let there = self.instances_of(workload).filter(|i| *i.phase() != Phase::Gone);
+        if there.count() == workload.members.len() {
+            return;
+        }
+        let workload = self.workloads.get_mut(id).expect("seen above");
         let gone: Vec<InstanceId> = workload
             .members
             .iter()
@@ -405,7 +416,7 @@ impl Environment {
             ResourceKind::Service => self.workloads.get(id).is_some_and(|workload| {
                 let wanted_none =
                     workload.want.as_ref().and_then(|w| w.resource.as_service()).is_some_and(|s| s.replicas == 0);
-                wanted_none || workload.members.iter().any(|m| self.instances.get(m).is_some_and(Instance::is_ready))
+                wanted_none || self.instances_of(workload).any(Instance::is_ready)
             }),
         }
     }
@@ -415,7 +426,7 @@ impl Environment {
         self.workloads.get(id).is_some_and(|workload| {
             let wanted_none =
                 workload.want.as_ref().and_then(|w| w.resource.as_service()).is_some_and(|s| s.replicas == 0);
-            wanted_none || workload.members.iter().any(|m| self.instances.get(m).is_some_and(Instance::is_started))
+            wanted_none || self.instances_of(workload).any(Instance::is_started)
         })
     }
 
@@ -427,18 +438,14 @@ impl Environment {
                 Condition::Completed | Condition::Ready => self.resources.get(id).is_some_and(|r| r.completed),
                 Condition::Started => {
                     self.resources.get(id).is_some_and(|r| r.completed)
-                        || self.workloads.get(id).is_some_and(|w| {
-                            w.members.iter().any(|m| self.instances.get(m).is_some_and(Instance::is_started))
-                        })
+                        || self.workloads.get(id).is_some_and(|w| self.instances_of(w).any(Instance::is_started))
                 }
             },
             ResourceKind::Service => self.workloads.get(id).is_some_and(|workload| {
                 let Some(want) = &workload.want else { return false };
                 let Some(service) = want.resource.as_service() else { return false };
-                let count = workload
-                    .members
-                    .iter()
-                    .filter_map(|m| self.instances.get(m))
+                let count = self
+                    .instances_of(workload)
                     .filter(|i| !is_leaving(i) && i.record().launch_digest == want.launch_digest)
                     .filter(|i| match condition {
                         Condition::Started => i.is_started(),

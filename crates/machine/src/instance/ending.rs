@@ -123,11 +123,12 @@ impl Instance {
                 let problem = if self.policy.completes {
                     Diagnostic::error(Code::JOB_FAILED, format!("job {} failed: {cause}", id.workload))
                 } else if looping {
-                    let count = self.history.recent;
-                    Diagnostic::error(
-                        Code::CRASH_LOOP,
-                        format!("instance {id} was restarted {count} times without success: {cause}"),
-                    )
+                    let often = match self.history.recent {
+                        0 => "exited, and no restart is allowed".to_owned(),
+                        1 => "was restarted once without success".to_owned(),
+                        count => format!("was restarted {count} times without success"),
+                    };
+                    Diagnostic::error(Code::CRASH_LOOP, format!("instance {id} {often}: {cause}"))
                 } else if hopeless {
                     self.problem.take().unwrap_or_else(|| {
                         Diagnostic::error(Code::START_FAILED, format!("instance {id} could not be started"))

@@ -37,7 +37,7 @@ impl Rollout {
             HookState::Refused(since, reason) => {
                 if self.record.hook_calls > hook.retries {
                     let message = format!("{} did not agree: {reason}", hook_words(&hook.name));
-                    out.push(Command::Fail(Diagnostic::error(Code::HOOK, message)));
+                    out.push(Command::Fail(refused(message)));
                 } else if at >= self.after(since, HOOK_PAUSE) {
                     self.call_hook(hook, out);
                 }
@@ -49,7 +49,7 @@ impl Rollout {
             }
             HookState::Asked if at >= self.after(self.record.since, hook_time(hook)) => {
                 let message = format!("{} did not answer", hook_words(&hook.name));
-                out.push(Command::Fail(Diagnostic::error(Code::HOOK, message)));
+                out.push(Command::Fail(refused(message)));
                 false
             }
             HookState::Asked => false,
@@ -91,6 +91,11 @@ impl Rollout {
 /// A hook by its name, unless that is the one that all have.
 pub(super) fn hook_words(name: &str) -> String {
     if name == "hook" { "the hook".to_owned() } else { format!("hook {name}") }
+}
+
+fn refused(message: String) -> Diagnostic {
+    Diagnostic::error(Code::HOOK, message)
+        .help("correct what it complains about, or the hook, and run `orchestra up` again; `orchestra events` has all its answers")
 }
 
 pub(super) fn hook_time(hook: &Hook) -> Duration {

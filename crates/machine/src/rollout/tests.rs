@@ -56,7 +56,10 @@ impl Bench {
             match command {
                 Command::Note(kind, cause) => self.log.push(format!("{}: {cause}", kind.as_str())),
                 Command::CallHook(call, _) => self.hooks.push(call),
-                Command::Fail(problem) => self.failed = Some(problem.message),
+                Command::Fail(problem) => {
+                    assert!(problem.help.is_some() || problem.code != Code::HOOK, "what to do about it: {problem:?}");
+                    self.failed = Some(problem.message);
+                }
                 Command::Persist => {}
             }
         }

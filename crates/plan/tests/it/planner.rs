@@ -209,8 +209,19 @@ fn a_service_goes_after_the_rollouts_in_steps_of_its_release() {
     };
     let waits = step(&canary(9090), "service.web").after.clone();
     assert_eq!(waits, [(rid("service.api"), Wait::Until(Condition::Ready))].into());
-    // The rollout would wait for the port, and what has it for the rollout.
-    assert!(step(&canary(8080), "service.web").after.is_empty());
+    // So it does where the rollout takes its port over.
+    assert_eq!(step(&canary(8080), "service.web").after, waits);
+}
+
+#[test]
+fn a_service_goes_after_the_one_that_its_port_is_given_to() {
+    let mut to = stack();
+    let web = to.resources.remove(&rid("service.web")).unwrap();
+    to.resources.insert(rid("service.front"), web);
+    let plan = plan_of(&applied(&stack()), &to);
+    assert_eq!(actions(&plan), ["Create service.front", "Delete service.web"]);
+    let after = [(rid("service.front"), Wait::Until(Condition::Ready))].into();
+    assert_eq!(step(&plan, "service.web").after, after);
 }
 
 #[test]

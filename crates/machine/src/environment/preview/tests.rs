@@ -130,6 +130,8 @@ fn it_is_warned_then_over_then_gone() {
     assert_eq!((record.created_at, record.expires_at), (EPOCH, Some(EPOCH + 24 * HOUR)));
     world.pass(23 * HOUR - 1);
     assert_eq!(world.said(EventKind::PreviewExpiring), 0);
+    let left = |world: &World| world.machine.status(world.now).preview_left;
+    assert_eq!(left(&world), Some(Duration::from_millis(HOUR + 1)));
     world.pass(1);
     assert_eq!(world.said(EventKind::PreviewExpiring), 1, "an hour before");
     world.pass(HOUR - 1);
@@ -138,9 +140,11 @@ fn it_is_warned_then_over_then_gone() {
     world.pass(1);
     assert!(world.machine.preview_is_over(world.now));
     assert!(world.machine.deadline().is_some_and(|at| at <= world.now), "the driver would sleep");
+    assert_eq!(left(&world), Some(Duration::ZERO));
     world.send(Event::PreviewOver);
     world.down();
     assert_eq!(world.record().removed_at, Some(EPOCH + 24 * HOUR));
+    assert_eq!(left(&world), None);
     assert_eq!(world.machine.preview(), None);
     assert_eq!((world.machine.deadline(), world.machine.preview_is_over(world.now)), (None, false));
 }
@@ -175,6 +179,9 @@ fn a_run_that_goes_on_is_waited_for() {
     assert!(world.machine.run().is_some() && !world.machine.preview_is_over(world.now));
     world.send(Event::VolumeDone { resource: data(), result: Ok(()) });
     assert!(world.machine.preview_is_over(world.now));
+    world.send(Event::Tick);
+    let said = world.notes.iter().find(|(kind, _)| *kind == EventKind::PreviewExpiring).map(|(_, words)| &words[..]);
+    assert!(said.is_some_and(|words| words.starts_with("it is taken down now; ")), "{said:?}");
     // Taking it down goes on: no second try beside it.
     world.send(Event::PreviewOver);
     world.down();

@@ -34,9 +34,9 @@ impl Environment {
             .get(id)
             .into_iter()
             .filter(|_| !again)
-            .flat_map(|w| w.members.iter())
-            .filter(|m| self.instances.get(*m).is_some_and(Instance::is_failed))
-            .cloned()
+            .flat_map(|workload| self.instances_of(workload))
+            .filter(|instance| instance.is_failed())
+            .map(|instance| instance.record().id.clone())
             .collect();
         for instance in failed {
             self.tell_instance(now, &instance, Event::Stop { cause: "it is replaced".to_owned() });
@@ -63,10 +63,9 @@ impl Environment {
                 self.index_dependencies(id, wanted.as_ref().map(|w| &*w.resource));
                 let workload = self.workloads.entry(id.clone()).or_default();
                 workload.want.clone_from(&wanted);
-                let runs = workload.members.iter().any(|m| {
-                    self.instances.get(m).is_some_and(|i| {
-                        !is_leaving(i) && wanted.as_ref().is_some_and(|w| w.launch_digest == i.record().launch_digest)
-                    })
+                let workload = &self.workloads[id];
+                let runs = self.instances_of(workload).any(|i| {
+                    !is_leaving(i) && wanted.as_ref().is_some_and(|w| w.launch_digest == i.record().launch_digest)
                 });
                 if let Some(want) = wanted
                     && !runs
@@ -102,8 +101,7 @@ impl Environment {
             }
             ResourceKind::Job => {
                 let Some(workload) = self.workloads.get(id) else { return TargetState::Moving };
-                let mut instances =
-                    workload.members.iter().filter_map(|m| self.instances.get(m)).filter(|i| !is_leaving(i));
+                let mut instances = self.instances_of(workload).filter(|i| !is_leaving(i));
                 if let Some(failed) = instances.clone().find(|i| i.is_failed()) {
                     let problem = failed
                         .problem()
@@ -121,7 +119,7 @@ impl Environment {
         let Some(workload) = self.workloads.get(id) else { return TargetState::Moving };
         let Some(want) = &workload.want else { return TargetState::Moving };
         let Some(service) = want.resource.as_service() else { return TargetState::Moving };
-        let instances = || workload.members.iter().filter_map(|m| self.instances.get(m)).filter(|i| !is_leaving(i));
+        let instances = || self.instances_of(workload).filter(|i| !is_leaving(i));
         let current = |i: &&Instance| i.record().launch_digest == want.launch_digest;
         // One that was given up, or that was not ready in time, decides; one that only exited may still recover.
         let hopeless = instances().filter(current).find(|i| {
@@ -144,8 +142,12 @@ impl Environment {
         }
         let kept = |i: &&Instance| rollout.is_some() && workload.set_of(&i.record().launch_digest) == Set::Baseline;
         let enough = ready.count() == service.replicas as usize;
-        let no_old = instances().all(|i| current(&i) || kept(&i));
-        let exact = instances().filter(|i| !kept(i)).count() == service.replicas as usize;
-        if enough && no_old && exact && self.routes_in_force(id) { TargetState::Reached } else { TargetState::Moving }
+        let no_old = || instances().all(|i| current(&i) || kept(&i));
+        let exact = || instances().filter(|i| !kept(i)).count() == service.replicas as usize;
+        if enough && no_old() && exact() && self.routes_in_force(id) {
+            TargetState::Reached
+        } else {
+            TargetState::Moving
+        }
     }
 }

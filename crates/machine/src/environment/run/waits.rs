@@ -69,7 +69,7 @@ impl Environment {
             let volume = self.volumes.get(id).filter(|v| v.busy.is_some()).map(|_| "its directory".to_owned());
             return volume.or_else(routes);
         };
-        let instances = || workload.members.iter().filter_map(|m| self.instances.get(m));
+        let instances = || self.instances_of(workload);
         let own = |i: &&Instance| workload.want.as_ref().is_none_or(|w| i.record().launch_digest == w.launch_digest);
         let current = instances().filter(own).find_map(|i| i.waits_for().map(|w| format!("{}: {w}", i.record().id)));
         current
@@ -85,7 +85,7 @@ impl Environment {
         let workload = self.workloads.get(id).filter(|workload| workload.rollout.is_none())?;
         let want = workload.want.as_ref()?;
         let service = want.resource.as_service()?;
-        let ready = workload.members.iter().filter_map(|member| self.instances.get(member));
+        let ready = self.instances_of(workload);
         let ready = ready.filter(|instance| instance.is_ready() && !is_leaving(instance));
         let (new, old): (Vec<_>, Vec<_>) =
             ready.partition(|instance| instance.record().launch_digest == want.launch_digest);
@@ -112,7 +112,7 @@ impl Environment {
         let want = workload.want.as_ref()?;
         let service = want.resource.as_service()?;
         let wanted = self.mode(id, service).wanted(service.replicas)?;
-        let staying = workload.members.iter().filter_map(|member| self.instances.get(member));
+        let staying = self.instances_of(workload);
         let current = |i: &&Instance| !is_leaving(i) && i.record().launch_digest == want.launch_digest;
         let extra = u32::try_from(staying.filter(current).count()).unwrap_or(u32::MAX).saturating_sub(wanted);
         (extra > 0).then(|| {
