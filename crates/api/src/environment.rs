@@ -101,7 +101,8 @@ pub struct ServiceStatus {
     pub release: Option<ReleaseNumber>,
     /// Instances that should be ready.
     pub desired: u32,
-    /// Instances that are.
+    /// Instances that are: of the newer release alone while it takes over from another one, whose ready ones are in
+    /// `rollout.baseline`.
     pub ready: u32,
     /// Where it is reached.
     pub addresses: Vec<Address>,

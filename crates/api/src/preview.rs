@@ -44,6 +44,9 @@ pub struct PreviewStatus {
     /// When it is taken down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<UnixMillis>,
+    /// How long until then as the server counts, whatever the clock of whoever asks says; `0s` once its time is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in: Option<Timespan>,
     /// When it was taken down; nothing of it is left then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removed_at: Option<UnixMillis>,

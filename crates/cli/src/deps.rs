@@ -121,6 +121,8 @@ pub struct Spawned {
 pub struct Ended {
     /// Exit status in words.
     pub status: String,
+    /// By `SIGKILL`, which says nothing about the server itself.
+    pub killed: bool,
     /// What it wrote on standard output: why it could not start, as `--json` prints errors.
     pub last_words: String,
 }

@@ -141,41 +141,52 @@ pub(crate) async fn follow(
             News::Interrupt if cancelled => return Err(leave(&mut screen, output, run, true)),
             News::Interrupt => {
                 cancelled = true;
-                screen.say(
-                    output,
-                    &format!(
-                        "cancelling {}: it stops safely and puts back what it changed; Ctrl-C again leaves it to the server",
-                        run.id
-                    ),
-                )?;
-                let mut cancel = std::pin::pin!(client.cancel_run(run.id));
-                // Both arms are cancel-safe: the request goes on below.
-                let answer = tokio::select! {
-                    biased;
-                    () = interrupts.pressed() => None,
-                    answer = &mut cancel => Some(answer),
-                };
-                let Some(answer) = answer else {
-                    // The wish to cancel must not be lost because somebody was in a hurry.
-                    let confirmed = tokio::time::timeout(CONFIRM, cancel).await.is_ok_and(|answer| answer.is_ok());
-                    return Err(leave(&mut screen, output, run, confirmed));
-                };
-                match answer.map_err(Failure::from) {
-                    Ok(_) => {}
-                    Err(failure @ Failure::Silent(_)) => return Err(failure),
-                    // It ended in this moment, or the server is being replaced: the stream says which.
-                    Err(Failure::Told(diagnostics)) => {
-                        // That a run has ended is what was asked for; the stream says how.
-                        for diagnostic in diagnostics.iter().filter(|it| it.code != Code::RUN_CANCELLED) {
-                            screen
-                                .say(output, &format!("the cancellation was not accepted: {}", diagnostic.message))?;
-                        }
-                    }
-                    Err(Failure::OutputClosed) => return Err(Failure::OutputClosed),
-                }
+                cancel(&mut screen, output, interrupts, &client, run).await?;
             }
         }
     }
+}
+
+/// Asks the server to cancel a run; the stream says what comes of it.
+async fn cancel(
+    screen: &mut Screen,
+    output: &mut Output,
+    interrupts: &mut Interrupts,
+    client: &Client,
+    run: &RunRecord,
+) -> Result<()> {
+    screen.say(
+        output,
+        &format!(
+            "cancelling {}: it stops safely and puts back what it changed; Ctrl-C again leaves it to the server",
+            run.id
+        ),
+    )?;
+    let mut cancel = std::pin::pin!(client.cancel_run(run.id));
+    // Both arms are cancel-safe: the request goes on below.
+    let answer = tokio::select! {
+        biased;
+        () = interrupts.pressed() => None,
+        answer = &mut cancel => Some(answer),
+    };
+    let Some(answer) = answer else {
+        // The wish to cancel must not be lost because somebody was in a hurry.
+        let confirmed = tokio::time::timeout(CONFIRM, cancel).await.is_ok_and(|answer| answer.is_ok());
+        return Err(leave(screen, output, run, confirmed));
+    };
+    match answer.map_err(Failure::from) {
+        Ok(_) => {}
+        Err(failure @ Failure::Silent(_)) => return Err(failure),
+        // It ended in this moment, or the server is being replaced: the stream says which.
+        Err(Failure::Told(diagnostics)) => {
+            // That a run has ended is what was asked for; the stream says how.
+            for diagnostic in diagnostics.iter().filter(|it| it.code != Code::RUN_CANCELLED) {
+                screen.say(output, &format!("the cancellation was not accepted: {}", diagnostic.message))?;
+            }
+        }
+        Err(Failure::OutputClosed) => return Err(Failure::OutputClosed),
+    }
+    Ok(())
 }
 
 /// Says what becomes of a run that is not followed any more.

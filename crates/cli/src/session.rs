@@ -26,6 +26,9 @@ const START: Duration = Duration::from_secs(30);
 /// How long after a server that found the state locked another one is started, if none answers; doubles each time.
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// How often a server that was killed before it answered is started again.
+const KILLS: u32 = 2;
+
 /// How long a server that hangs up may take until it is gone.
 const ENDING: Duration = Duration::from_secs(5);
 
@@ -196,6 +199,17 @@ impl Session {
         self.server(output).await.map(Some)
     }
 
+    /// A server and the environment that is meant. Where nothing was ever up no server is started only to say so.
+    pub(crate) async fn known(&self, output: &mut Output) -> Result<(Client, EnvironmentId)> {
+        let Some(client) = self.server_if_state(output).await? else {
+            return Err(Diagnostic::error(Code::NOT_FOUND, "nothing is up")
+                .help("`orchestra up` starts the stack of this folder")
+                .into());
+        };
+        let environment = self.environment(&client).await?;
+        Ok((client, environment))
+    }
+
     /// Something that answers `validate` and `plan`: the server, or if none runs this process.
     pub(crate) async fn reader(&self, output: &mut Output) -> Result<Client> {
         if self.is_remote() {
@@ -223,7 +237,7 @@ impl Session {
         };
         let mut spawned = spawn()?;
         let deadline = Instant::now() + START;
-        let mut again = AGAIN;
+        let (mut again, mut kills) = (AGAIN, 0);
         let mut pause = Duration::from_millis(2);
         let mut ended = None;
         loop {
@@ -239,12 +253,13 @@ impl Session {
                 // other one answers once it has replayed its journal.
                 let errors = errors_of(last);
                 let is_locked = errors.iter().any(|error| error.code == Code::STATE_LOCKED);
-                if !is_locked || Instant::now() > deadline {
+                if !(is_locked || last.killed && kills < KILLS) || Instant::now() > deadline {
                     return Err(could_not_start(last, errors, &spawned.log).into());
                 }
                 // Or the owner was killed and was still leaving, and nobody else comes.
                 if Instant::now() > *since + again {
                     again *= 2;
+                    kills += u32::from(last.killed);
                     spawned = spawn()?;
                     ended = None;
                 }
@@ -421,7 +436,11 @@ fn could_not_start(ended: &Ended, errors: Vec<Diagnostic>, log: &Path) -> Vec<Di
         let diagnostic =
             Diagnostic::error(Code::SERVER_UNREACHABLE, format!("the server ended at once ({})", ended.status))
                 .note(log_note)
-                .help("look for the reason with `orchestra doctor`");
+                .help(if ended.killed {
+                    "somebody killed it, or the system did for want of memory; repeat the command"
+                } else {
+                    "look for the reason with `orchestra doctor`"
+                });
         return vec![with_notes(diagnostic, last_lines(log))];
     }
     errors.into_iter().map(|error| error.note(log_note.clone())).collect()

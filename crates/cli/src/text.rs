@@ -4,8 +4,9 @@
 //! the window title or answer for the user, and a bidirectional override could make a line read differently from what
 //! it says. Nothing of the kind reaches a terminal except where the user asked for raw bytes.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
+use orchestra_model::time::UnixMillis;
 use unicode_width::UnicodeWidthChar;
 
 /// Whether a character could do anything but occupy its cells.
@@ -137,6 +138,21 @@ pub fn age(milliseconds: u64) -> String {
         3_600_000..86_400_000 => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
         _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3600 % 24),
     }
+}
+
+/// The time until `at`.
+pub(crate) fn left(at: UnixMillis, now: UnixMillis) -> String {
+    rest(Duration::from_millis(at.saturating_sub(now)))
+}
+
+/// A time that is left, rounded to what is shown of it: one that has just begun has all of it left.
+pub(crate) fn rest(left: Duration) -> String {
+    let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+    age(match left {
+        0..60_000 => left,
+        60_000..3_600_000 => left + 500,
+        _ => left.saturating_add(30_000),
+    })
 }
 
 #[cfg(test)]

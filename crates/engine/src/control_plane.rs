@@ -21,7 +21,7 @@ use orchestra_model::{
     time::UnixMillis,
 };
 use orchestra_probe::{Limits, Prober};
-use orchestra_provider::{DataPlane, LogLine, LogQuery, Provider};
+use orchestra_provider::{DataPlane, DataPlaneError, LogLine, LogQuery, Provider};
 use orchestra_store::{Reader, Store};
 use orchestra_task::{TaskKind, TaskTree};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -610,12 +610,17 @@ impl ControlPlane {
 
     /// Metrics of the data plane in Prometheus text format.
     pub async fn data_plane_metrics(&self) -> Result<String, EngineError> {
-        self.inner.data_plane.metrics().await.map_err(|error| {
-            EngineError::Refused(vec![
-                Diagnostic::error(Code::PROXY_UNAVAILABLE, "the proxy does not answer").caused_by(&error),
-            ])
-        })
+        self.inner.data_plane.metrics().await.map_err(|error| unavailable(&error))
     }
+
+    /// Whether the data plane answers at all; otherwise why not.
+    pub async fn data_plane_answers(&self) -> Result<(), EngineError> {
+        self.inner.data_plane.standing().await.map(|_| ()).map_err(|error| unavailable(&error))
+    }
+}
+
+fn unavailable(error: &DataPlaneError) -> EngineError {
+    EngineError::Refused(vec![Diagnostic::error(Code::PROXY_UNAVAILABLE, "the proxy does not answer").caused_by(error)])
 }
 
 /// The driver's ends of an environment's channels.

@@ -21,7 +21,7 @@ pub use clock::Clock;
 pub use control_plane::{ControlPlane, Options, RunRequest, StartedRun};
 pub use error::EngineError;
 pub use orchestra_machine::{FlagSwitch, FlagsStatus, TrafficMove};
-pub use orchestra_spec::PreviewContext;
+pub use orchestra_spec::{IMPLICIT_ENVIRONMENT, Outline, PreviewContext};
 pub use planning::{LoadedStack, StackSource, load, outline, plan_down, plan_stack};
 pub use previews::{PreviewWish, UsageNow, find_preview};
 pub use route_hub::ShownCertificate;

@@ -67,7 +67,7 @@ pub fn find_preview(
     };
     let live =
         |environment: &Name| record(environment).and_then(|record| record.preview.as_deref()).filter(|p| p.is_live());
-    let is_named = outline.environments.contains(name) || name.as_str() == "dev";
+    let is_named = outline.defines(name);
     let there = live(name);
     let from = match (asked, there) {
         (None, None) => return no_preview(name, wish, is_named, record(name)).map(|()| None),

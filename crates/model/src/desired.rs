@@ -80,11 +80,6 @@ impl Resource {
         if let Self::Service(service) = self { Some(service) } else { None }
     }
 
-    /// The job in it.
-    pub fn as_job(&self) -> Option<&Job> {
-        if let Self::Job(job) = self { Some(job) } else { None }
-    }
-
     /// The program it runs, if it is a workload.
     pub fn program(&self) -> Option<&Program> {
         match self {

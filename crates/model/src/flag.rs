@@ -131,6 +131,15 @@ impl fmt::Display for FlagKind {
     }
 }
 
+impl Flag {
+    /// Whether anybody gets another value than they would if it were off.
+    pub fn differs_when_off(&self) -> bool {
+        let value = |variant: &VariantName| self.variants.get(variant);
+        let given = self.rules.iter().flat_map(|rule| rule.serve.variants()).chain([&self.default]);
+        self.enabled && given.into_iter().any(|variant| value(variant) != value(&self.off))
+    }
+}
+
 /// Who gets what.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rule {
@@ -150,6 +159,19 @@ pub enum Serve {
     Variant(VariantName),
     /// Each one gets always the same of several variants.
     Split(Split),
+}
+
+impl Serve {
+    /// All that somebody may get.
+    fn variants(&self) -> Vec<&VariantName> {
+        match self {
+            Self::Variant(variant) => vec![variant],
+            Self::Split(split) => {
+                let given = split.shares.iter().filter(|share| share.share > Percent::default());
+                given.map(|share| &share.variant).collect()
+            }
+        }
+    }
 }
 
 /// A division of everybody into variants. Who is in which one depends only on the flag's name, the variant's name and the

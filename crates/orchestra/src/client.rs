@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     fs::File,
     io::{self, IsTerminal, Read, Seek},
-    os::unix::process::CommandExt,
+    os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     sync::Arc,
@@ -15,7 +15,7 @@ use orchestra_cli::{Deps, Ended, ServerControl, ServerOptions, Serving, Spawned,
 use orchestra_model::{Code, Diagnostic};
 use orchestra_server::{Backend, InProcess};
 use orchestra_task::TaskTree;
-use rustix::fs::MemfdFlags;
+use rustix::{fs::MemfdFlags, process::Signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::daemon;
@@ -152,14 +152,14 @@ impl ServerControl for Servers {
         let mut child = tokio::process::Command::from(command).spawn()?;
         let pid = child.id().unwrap_or_default();
         let exited = Box::pin(async move {
-            let status = match child.wait().await {
-                Ok(status) => status.to_string(),
-                Err(error) => error.to_string(),
+            let (status, killed) = match child.wait().await {
+                Ok(status) => (status.to_string(), status.signal() == Some(Signal::KILL.as_raw())),
+                Err(error) => (error.to_string(), false),
             };
             let mut last_words = Vec::new();
             // Without them the log is what there is to read.
             let _ = words.rewind().and_then(|()| words.take(LAST_WORDS).read_to_end(&mut last_words));
-            Ended { status, last_words: String::from_utf8_lossy(&last_words).into_owned() }
+            Ended { status, killed, last_words: String::from_utf8_lossy(&last_words).into_owned() }
         });
         Ok(Spawned { pid, log, exited })
     }

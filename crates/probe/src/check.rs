@@ -200,6 +200,12 @@ fn timed_out(after: Duration) -> String {
     format!("timeout after {}", Timespan::millis(millis))
 }
 
+/// That nothing came in time, and at what `stage`: `no answer within 5s while connecting`.
+pub(crate) fn no_answer(within: Duration, stage: &str) -> String {
+    let millis = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+    format!("no answer within {} {stage}", Timespan::millis(millis)).trim_end().to_owned()
+}
+
 /// Whether this side lacks something that the connection needs.
 fn is_starved(error: &io::Error) -> bool {
     const ENOMEM: i32 = 12;

@@ -12,7 +12,7 @@ use futures_util::{StreamExt, stream};
 use orchestra_model::consult::{Answer, Question, ScrapeTarget, Scraped, Selector};
 
 use crate::{
-    check::{Fault, clean, words},
+    check::{Fault, clean, no_answer, words},
     http::Request,
     target::HttpCheck,
 };
@@ -36,7 +36,7 @@ pub async fn ask(question: Question, timeout: Duration) -> Answer {
             match tokio::time::timeout(timeout, asked).await {
                 Ok(Ok(values)) => Answer::Values(values),
                 Ok(Err(why)) => Answer::Error(clean(&why)),
-                Err(_) => Answer::Error(format!("no answer within {} ms {stage}", timeout.as_millis())),
+                Err(_) => Answer::Error(no_answer(timeout, stage)),
             }
         }
     }
@@ -62,7 +62,7 @@ async fn fetch(check: &HttpCheck, limit: usize, timeout: Duration) -> Result<(u1
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(Fault::Answer(answer))) => Err(answer),
         Ok(Err(Fault::Io(error))) => Err(format!("{} {stage}", words(&error))),
-        Err(_) => Err(format!("no answer within {} ms {stage}", timeout.as_millis())),
+        Err(_) => Err(no_answer(timeout, stage)),
     }
 }
 

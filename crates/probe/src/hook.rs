@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    check::{Fault, clean},
+    check::{Fault, clean, no_answer},
     http::Request,
     outside::Place,
     target::HttpCheck,
@@ -44,10 +44,7 @@ pub async fn ask(call: &HookCall, directory: &str, document: &str, timeout: Dura
         }
     };
     let answer = tokio::time::timeout(timeout, asked).await;
-    answer.unwrap_or_else(|_| {
-        let blank = if stage.is_empty() { "" } else { " " };
-        Err(format!("no answer within {} ms{blank}{stage}", timeout.as_millis()))
-    })
+    answer.unwrap_or_else(|_| Err(no_answer(timeout, stage)))
 }
 
 async fn webhook(url: &str, document: &str, stage: &mut &'static str) -> Result<(), String> {
@@ -181,7 +178,7 @@ mod tests {
         let refused = command("echo first >&2; echo 'too many errors' >&2; exit 3", 5000).await;
         assert_eq!(refused, Err("exit code 3: too many errors".to_owned()));
         assert_eq!(command("kill -9 $$", 5000).await, Err("signal 9".to_owned()));
-        assert!(command("sleep 60", 50).await.unwrap_err().contains("no answer within 50 ms"));
+        assert!(command("sleep 60", 50).await.unwrap_err().contains("no answer within 50ms"));
         // What it leaves behind holds its pipes open, and is nobody's answer.
         assert_eq!(command("sleep 6 & exit 0", 3_000).await, Ok(()));
         assert_eq!(command("sleep 6 & echo late >&2; exit 4", 3_000).await, Err("exit code 4: late".to_owned()));
@@ -264,7 +261,7 @@ mod tests {
         for (scheme, stage) in [("http", "while waiting for the answer"), ("https", "while agreeing on TLS")] {
             let call = HookCall::Webhook { url: format!("{scheme}://{address}/") };
             let said = ask(&call, "/", "{}", Duration::from_millis(300)).await;
-            assert_eq!(said, Err(format!("no answer within 300 ms {stage}")));
+            assert_eq!(said, Err(format!("no answer within 300ms {stage}")));
         }
     }
 }

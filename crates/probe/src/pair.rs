@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use crate::{check::Fault, http::Request, target::HttpCheck};
+use crate::{
+    check::{Fault, no_answer},
+    http::Request,
+    target::HttpCheck,
+};
 
 /// Asks `path` of an instance once with `GET`. A complete answer with a status from 200 to 399 within `timeout` is a
 /// good one.
@@ -26,7 +30,7 @@ pub async fn ask(address: SocketAddr, path: &str, timeout: Duration) -> Result<(
         Ok(Ok(_)) => Ok(()),
         Ok(Err(Fault::Answer(answer))) => Err(answer),
         Ok(Err(Fault::Io(error))) => Err(format!("{error} {stage}")),
-        Err(_) => Err(format!("no answer within {} ms {stage}", timeout.as_millis())),
+        Err(_) => Err(no_answer(timeout, stage)),
     }
 }
 
@@ -51,6 +55,6 @@ mod tests {
         assert!(ask(([127, 0, 0, 1], 1).into(), "/", Duration::from_secs(5)).await.is_err());
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let late = ask(silent.local_addr().unwrap(), "/", Duration::from_millis(50)).await;
-        assert!(late.as_ref().is_err_and(|why| why.contains("no answer within 50 ms")), "{late:?}");
+        assert!(late.as_ref().is_err_and(|why| why.contains("no answer within 50ms")), "{late:?}");
     }
 }

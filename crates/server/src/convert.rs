@@ -1,5 +1,7 @@
 //! From the engine's views to the API's types.
 
+use std::time::Duration;
+
 use orchestra_api::{
     Address, CheckState, Cost, Ejected, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, HealthStatus,
     InFlight, InstancePhase, InstanceStatus, JobState, JobStatus, Mirrored, PreviewStatus, Progress, ProgressState,
@@ -15,6 +17,7 @@ use orchestra_model::{
     desired::Protocol,
     plan::Step,
     preview::{Preview, PreviewRecord},
+    quantity::Timespan,
     record::{RunState, StepState},
     route::Standing,
 };
@@ -159,7 +162,7 @@ pub(crate) fn summary(view: &View) -> EnvironmentSummary {
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     EnvironmentSummary {
         id: view.record.id.clone(),
-        preview: view.record.preview.as_deref().map(preview),
+        preview: preview_of(view),
         usage: None,
         source: view.record.source.clone(),
         health: environment_health(view),
@@ -193,7 +196,7 @@ pub(crate) fn status(view: &View) -> EnvironmentStatus {
         release: view.status.stable,
         at: view.at,
         run: run(view),
-        preview: view.record.preview.as_deref().map(preview),
+        preview: preview_of(view),
         trouble: view.trouble.clone(),
         services: Vec::new(),
         jobs: Vec::new(),
@@ -241,7 +244,12 @@ pub(crate) fn status(view: &View) -> EnvironmentStatus {
 }
 
 /// What is written down of a preview.
-pub(crate) fn preview(record: &PreviewRecord) -> PreviewStatus {
+fn preview_of(view: &View) -> Option<PreviewStatus> {
+    view.record.preview.as_deref().map(|record| preview(record, view.status.preview_left))
+}
+
+/// `left` is how much of its time it has left, if that ends.
+pub(crate) fn preview(record: &PreviewRecord, left: Option<Duration>) -> PreviewStatus {
     let Preview { from, ttl, owner, shared, prices } = &record.preview;
     PreviewStatus {
         from: from.clone(),
@@ -250,6 +258,7 @@ pub(crate) fn preview(record: &PreviewRecord) -> PreviewStatus {
         shared: shared.clone(),
         created_at: record.created_at,
         expires_at: record.expires_at,
+        expires_in: left.map(|left| Timespan::millis(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))),
         removed_at: record.removed_at,
         used: record.used,
         cost: Cost { millionths: record.used.cost(prices), currency: prices.currency.clone() },

@@ -13,8 +13,8 @@ const FEW_FILES: u64 = 4096;
 pub(crate) async fn report(app: &App) -> DoctorReport {
     let mut checks = vec![state(app).await, space(app), files()];
     if let Backend::Live(control) = &app.backend {
-        checks.push(match control.data_plane_metrics().await {
-            Ok(_) => DoctorCheck::ok("proxy", "it answers"),
+        checks.push(match control.data_plane_answers().await {
+            Ok(()) => DoctorCheck::ok("proxy", "it answers"),
             Err(error) => DoctorCheck::failed(
                 "proxy",
                 error.to_string(),

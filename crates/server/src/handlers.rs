@@ -1,6 +1,6 @@
 //! One handler per operation of `orchestra_api::ROUTES`, in its order.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -314,6 +314,7 @@ async fn environments(State(app): State<App>, Query(query): Query<PageQuery>) ->
 /// What is recorded of environments, while no server runs: whether they serve is not known then.
 async fn recorded_environments(app: &App) -> Result<Page<EnvironmentSummary>, Failure> {
     let records = app.read(orchestra_store::Reader::environments).await?.unwrap_or_default();
+    let now = orchestra_engine::Clock::wall();
     let items = records
         .into_iter()
         .map(|record| EnvironmentSummary {
@@ -328,7 +329,10 @@ async fn recorded_environments(app: &App) -> Result<Page<EnvironmentSummary>, Fa
             ready: 0,
             services: 0,
             run: None,
-            preview: record.preview.as_deref().map(convert::preview),
+            preview: record.preview.as_deref().map(|preview| {
+                let end = preview.expires_at.filter(|_| preview.is_live());
+                convert::preview(preview, end.map(|end| Duration::from_millis(end.saturating_sub(now))))
+            }),
             usage: None,
         })
         .collect();

@@ -4,7 +4,7 @@
 //! environments is said once.
 
 use orchestra_api::{Source, ValidEnvironment};
-use orchestra_engine::{EngineError, LoadedStack, PreviewContext, StackSource};
+use orchestra_engine::{EngineError, IMPLICIT_ENVIRONMENT, LoadedStack, Outline, PreviewContext, StackSource};
 use orchestra_model::{Code, Diagnostic, Name, Severity, preview::BaseResource};
 
 use crate::{backend::App, handlers};
@@ -20,13 +20,14 @@ pub(crate) struct Others {
 /// Validates every environment that the file names.
 pub(crate) async fn others(app: &App, source: &Source) -> Result<Others, EngineError> {
     let mut others = Others::default();
-    for name in names(source.clone()).await? {
+    let outline = outline(source.clone()).await?;
+    for name in names(&outline) {
         let source = Source { environment: Some(name.clone()), ..source.clone() };
         match handlers::load(app, source.clone()).await {
             Ok(stack) => {
                 add(&mut others.warnings, within(&name, stack.warnings.clone()));
                 // Only a file that speaks of previews has anything to say of them.
-                if source.source_text.contains("preview") {
+                if outline.previews {
                     let errors = in_a_preview(app, &source, &name, &stack).await?;
                     let note = format!("in a preview of `{name}`");
                     add(&mut others.errors, errors.into_iter().map(|error| error.note(note.clone())).collect());
@@ -83,19 +84,23 @@ async fn in_a_preview(
     }
 }
 
-async fn names(source: Source) -> Result<Vec<Name>, EngineError> {
-    let names = tokio::task::spawn_blocking(move || {
+async fn outline(source: Source) -> Result<Outline, EngineError> {
+    let outline = tokio::task::spawn_blocking(move || {
         let shown = source.shown_path().to_owned();
         let source =
             StackSource { path: source.source_path, shown, text: source.source_text, environment: None, preview: None };
-        let mut names = orchestra_engine::outline(&source).environments;
-        // A file without environments is one all the same, and previews can be made of it.
-        if names.is_empty() && source.text.contains("preview") {
-            names.extend("dev".parse::<Name>());
-        }
-        names
+        orchestra_engine::outline(&source)
     });
-    names.await.map_err(|_| EngineError::ShuttingDown)
+    outline.await.map_err(|_| EngineError::ShuttingDown)
+}
+
+/// Environments to look at beside the default one.
+fn names(outline: &Outline) -> Vec<Name> {
+    // A file without environments is one all the same, and previews can be made of it.
+    if outline.environments.is_empty() && outline.previews {
+        return IMPLICIT_ENVIRONMENT.parse().into_iter().collect();
+    }
+    outline.environments.clone()
 }
 
 fn within(name: &Name, diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {

@@ -22,7 +22,7 @@ mod table;
 mod tables;
 mod yaml;
 
-pub use load::{Context, Loaded, Outline, load, outline};
+pub use load::{Context, IMPLICIT_ENVIRONMENT, Loaded, Outline, load, outline};
 pub use preview::PreviewContext;
 pub use render::render_text;
 pub use schema::{json_schema, reference_tables};

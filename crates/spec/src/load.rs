@@ -90,6 +90,15 @@ pub struct Outline {
     pub stack: Option<Name>,
     /// Environments that it defines, in the order of their names.
     pub environments: Vec<Name>,
+    /// Whether it says anything of previews: what lies over them, or what they share.
+    pub previews: bool,
+}
+
+impl Outline {
+    /// Whether an environment can be made of the file: one that it defines, or the one that is always there.
+    pub fn defines(&self, environment: &Name) -> bool {
+        environment.as_str() == IMPLICIT_ENVIRONMENT || self.environments.contains(environment)
+    }
 }
 
 /// Looks through a stack file without judging it.
@@ -104,22 +113,38 @@ pub fn outline(source: Source<'_>) -> Outline {
         Value::Scalar(_, text) => text.parse().ok(),
         _ => None,
     });
-    Outline { stack, environments: names.into_iter().collect() }
+    let previews = root.as_ref().is_some_and(|root| {
+        let overlays = entries.iter().map(|entry| &entry.value);
+        root.get("previews").is_some() || [root].into_iter().chain(overlays).any(|layer| shares(layer))
+    });
+    Outline { stack, environments: names.into_iter().collect(), previews }
 }
+
+/// Whether a resource of a file or of an overlay says what a preview has of it.
+fn shares(layer: &Node<'_>) -> bool {
+    let sections =
+        ["services", "jobs", "volumes"].into_iter().filter_map(|section| layer.get(section)?.value.entries());
+    sections.flatten().any(|resource| resource.value.get("preview").is_some())
+}
+
+/// What exists, in the order of the file's sections.
+type Resources = Vec<(ResourceId, Resource)>;
+/// Line of the file on which each begins.
+type Lines = Vec<(ResourceId, u32)>;
 
 /// A result in lists: maps grown one by one would be half empty.
 struct Parts {
     environment: EnvironmentId,
-    resources: Vec<(ResourceId, Resource)>,
+    resources: Resources,
     flags: FlagSet,
     environments: Vec<Name>,
-    lines: Vec<(ResourceId, u32)>,
+    lines: Lines,
     preview: Option<Preview>,
     preview_limit: u32,
 }
 
 /// The environment that is there without being defined: the stack as it is written, on this machine.
-const DEV: &str = "dev";
+pub const IMPLICIT_ENVIRONMENT: &str = "dev";
 /// The beginning of the first source.
 const START: Span = Span { source: 0, start: 0, end: 0 };
 
@@ -151,7 +176,7 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
     let made_from = context.preview.as_ref();
     // What is made from an environment that nobody defined shares nothing with it: that alone is to be said.
     let alone = Context { preview: None, ..context.clone() };
-    let is_there = |from: &Name| environments.contains(from) || from.as_str() == DEV;
+    let is_there = |from: &Name| environments.contains(from) || from.as_str() == IMPLICIT_ENVIRONMENT;
     let context = if made_from.is_some_and(|made| !is_there(&made.from)) { &alone } else { context };
 
     let section = |report: &mut Report<'_>, key: &str| -> Option<Rc<Node<'a>>> {
@@ -173,8 +198,29 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
     let stack = stack.unwrap_or_else(stand_in);
     let environment = environment.unwrap_or_else(stand_in);
     let sections = [services.as_deref(), jobs.as_deref(), volumes.as_deref(), flags.as_deref()];
-    let scope = Scope::read(report, context, stack.clone(), environment.clone(), sections);
+    let mut scope = Scope::read(report, context, stack.clone(), environment.clone(), sections);
+    let flags = flags.as_deref().map(|node| decode::flags(report, node)).unwrap_or_default();
+    let idle = flags.flags.iter().filter(|(_, flag)| !flag.differs_when_off());
+    scope.idle_flags = idle.map(|(name, _)| name.to_string()).collect();
 
+    let (resources, lines) = resources(report, &scope);
+    if scope.services.is_empty() && scope.jobs.is_empty() {
+        let message = || "the stack has no services and no jobs".to_owned();
+        report.warning(Code::MISSING_KEY, START, message, help("add one under `services`"));
+    }
+    Some(Parts {
+        environment: EnvironmentId { stack, environment },
+        resources,
+        flags,
+        environments,
+        lines,
+        preview: made_from.map(|from| previews.preview(from, scope.shared.clone())),
+        preview_limit: previews.limit,
+    })
+}
+
+/// Decodes everything that the environment has of its own, with the line on which each begins.
+fn resources<'a>(report: &mut Report<'a>, scope: &Scope<'_, 'a>) -> (Resources, Lines) {
     let count = scope.volumes.len() + scope.jobs.len() + scope.services.len();
     let mut resources = Vec::with_capacity(count);
     let mut lines = Vec::with_capacity(count);
@@ -190,7 +236,7 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
         if scope.shared.contains(&ResourceId::new(kind, name.clone())) {
             continue;
         }
-        let decoder = Decoder::new(report, &scope, &mut expanded, &mut edges, kind, name.clone());
+        let decoder = Decoder::new(report, scope, &mut expanded, &mut edges, kind, name.clone());
         let resource = match kind {
             ResourceKind::Service => decoder.service(entry).map(Resource::Service),
             _ => decoder.job(entry).map(Resource::Job),
@@ -200,20 +246,7 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
         resources.extend(resource.map(|resource| (id, resource)));
     }
     graph::check(report, &edges);
-    let flags = flags.as_deref().map(|node| decode::flags(report, node)).unwrap_or_default();
-    if scope.services.is_empty() && scope.jobs.is_empty() {
-        let message = || "the stack has no services and no jobs".to_owned();
-        report.warning(Code::MISSING_KEY, START, message, help("add one under `services`"));
-    }
-    Some(Parts {
-        environment: EnvironmentId { stack, environment },
-        resources,
-        flags,
-        environments,
-        lines,
-        preview: made_from.map(|from| previews.preview(from, scope.shared.clone())),
-        preview_limit: previews.limit,
-    })
+    (resources, lines)
 }
 
 /// Checks the version before anything else: another one may mean anything else by its keys.
@@ -253,7 +286,7 @@ fn environment<'a>(
         }
     }
     let names: Vec<Name> = found.keys().cloned().collect();
-    let dev: Name = DEV.parse().expect("it is a name");
+    let dev: Name = IMPLICIT_ENVIRONMENT.parse().expect("it is a name");
     let below = context.preview.as_ref().map(|preview| &preview.from);
     let chosen = match below.or(context.environment.as_ref()) {
         Some(name) => name.clone(),
@@ -316,7 +349,7 @@ fn check_target(report: &mut Report<'_>, entry: &Entry<'_>) -> bool {
 fn undefined(report: &mut Report<'_>, fields: &Fields<'_, '_>, chosen: &Name, names: &[Name]) {
     let message = || format!("the environment `{chosen}` is not defined");
     let span = fields.get("environments").map_or(START, |entry| entry.key_span);
-    let near = nearest(chosen.as_str(), names.iter().map(Name::as_str).chain([DEV]));
+    let near = nearest(chosen.as_str(), names.iter().map(Name::as_str).chain([IMPLICIT_ENVIRONMENT]));
     let list = names.iter().take(12).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     report.error(Code::UNKNOWN_ENVIRONMENT, span, message, |diagnostic, sources| match near {
         Some(near) => diagnostic.help(format!("did you mean `{near}`?")),

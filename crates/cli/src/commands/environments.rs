@@ -1,7 +1,9 @@
 //! `orchestra environments`
 
+use std::time::Duration;
+
 use orchestra_api::{EnvironmentHealth, EnvironmentSummary, PreviewStatus, UsageNow};
-use orchestra_model::{preview::Used, time::UnixMillis};
+use orchestra_model::{preview::Used, quantity::Timespan, time::UnixMillis};
 
 use crate::{
     args::EnvironmentsArgs,
@@ -11,11 +13,11 @@ use crate::{
     output::Output,
     session::Session,
     table::{Cell, Table, Tone},
-    text::age,
+    text::{age, rest},
 };
 
 /// Time before its end from which a preview is shown as going.
-const SOON: u64 = 3_600_000;
+const SOON: Duration = Duration::from_secs(3_600);
 
 pub(crate) async fn environments(args: &EnvironmentsArgs, session: &Session, output: &mut Output) -> Result<Exit> {
     let Some(client) = session.server_if_state(output).await? else {
@@ -74,7 +76,7 @@ fn list(environments: &[EnvironmentSummary], now: UnixMillis) -> Table {
             environment.release.map(|release| release.to_string()).unwrap_or_default().into(),
             preview.map(|preview| preview.from.to_string()).unwrap_or_default().into(),
             preview.map(|preview| age(now.saturating_sub(preview.created_at))).unwrap_or_default().into(),
-            preview.map(|preview| expires(preview, now)).unwrap_or_default(),
+            preview.map(expires).unwrap_or_default(),
             preview.and_then(|preview| preview.owner.clone()).unwrap_or_default().into(),
             measured(usage.instances.to_string()).into(),
             measured(cores(&usage)).into(),
@@ -96,26 +98,15 @@ fn account(environments: &[EnvironmentSummary]) -> Table {
 }
 
 /// When a preview is taken down.
-pub(crate) fn expires(preview: &PreviewStatus, now: UnixMillis) -> Cell {
-    match (preview.removed_at, preview.expires_at) {
-        (Some(_), _) => Cell::default(),
-        (None, None) => "never".into(),
-        (None, Some(at)) if at <= now => Cell::new("now", Tone::Bad),
-        (None, Some(at)) => {
-            let tone = if at - now <= SOON { Tone::Busy } else { Tone::Plain };
-            Cell::new(left(at, now), tone)
-        }
+pub(crate) fn expires(preview: &PreviewStatus) -> Cell {
+    if preview.removed_at.is_some() {
+        return Cell::default();
     }
-}
-
-/// The time until `at`, rounded to what is shown of it: one that has just begun has all of it left.
-pub(crate) fn left(at: UnixMillis, now: UnixMillis) -> String {
-    let left = at.saturating_sub(now);
-    age(match left {
-        0..60_000 => left,
-        60_000..3_600_000 => left + 500,
-        _ => left + 30_000,
-    })
+    match preview.expires_in.map(Timespan::duration) {
+        None => "never".into(),
+        Some(Duration::ZERO) => Cell::new("now", Tone::Bad),
+        Some(left) => Cell::new(rest(left), if left <= SOON { Tone::Busy } else { Tone::Plain }),
+    }
 }
 
 fn cores(usage: &UsageNow) -> String {
@@ -147,19 +138,20 @@ fn cost(preview: &PreviewStatus) -> String {
 #[cfg(test)]
 mod tests {
     use orchestra_api::Cost;
-    use orchestra_model::{quantity::Timespan, time::UnixMillis};
 
     use super::*;
     use crate::screen::Palette;
 
-    fn preview(expires_at: Option<UnixMillis>, used: Used) -> PreviewStatus {
+    fn preview(expires_in: Option<Timespan>, used: Used) -> PreviewStatus {
         PreviewStatus {
             from: "production".parse().unwrap(),
             ttl: Timespan::seconds(86_400),
             owner: Some("ada".to_owned()),
             shared: [].into(),
             created_at: 1_000,
-            expires_at,
+            // By this clock its time is over; that of the server counts.
+            expires_at: expires_in.map(|_| 2_000),
+            expires_in,
             removed_at: None,
             used,
             cost: Cost {
@@ -189,7 +181,7 @@ mod tests {
         let used = Used { cpu_ms: 7_200_000, memory_mib_s: 2 * 1_024 * 7_200 };
         let environments = [
             summary("production", None),
-            summary("preview-42", Some(preview(Some(86_401_000), used))),
+            summary("preview-42", Some(preview(Some(Timespan::seconds(79_200)), used))),
             summary("preview-43", Some(preview(None, Used::default()))),
         ];
         let palette = Palette { color: false };

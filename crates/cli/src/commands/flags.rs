@@ -2,7 +2,6 @@
 
 use orchestra_api::{FlagState, FlagStatus, SwitchFlag, SwitchTo};
 use orchestra_model::{
-    Code, Diagnostic,
     flag::{FlagName, Override, OverrideBy, OverrideServe},
     time::UnixMillis,
 };
@@ -29,13 +28,8 @@ pub(crate) async fn flags(args: &FlagsArgs, session: &Session, output: &mut Outp
     }
 }
 
-fn nothing() -> Diagnostic {
-    Diagnostic::error(Code::NOT_FOUND, "nothing is up").help("`orchestra up` starts the stack of this folder")
-}
-
 async fn list(session: &Session, output: &mut Output) -> Result<Exit> {
-    let Some(client) = session.server_if_state(output).await? else { return Err(nothing().into()) };
-    let environment = session.environment(&client).await?;
+    let (client, environment) = session.known(output).await?;
     let flags = client.flags(&environment).await?;
     if output.json {
         output.json(&flags)?;
@@ -77,8 +71,7 @@ async fn switch(
     session: &Session,
     output: &mut Output,
 ) -> Result<Exit> {
-    let Some(client) = session.server_if_state(output).await? else { return Err(nothing().into()) };
-    let environment = session.environment(&client).await?;
+    let (client, environment) = session.known(output).await?;
     let request = SwitchFlag { to, reason, by: session.user.clone() };
     let asked = client.switch_flag(&environment, flag, &request);
     let status = patiently(session, &client, output, asked).await?;

@@ -5,13 +5,13 @@ use orchestra_model::{Code, Diagnostic, Name, rollout::RolloutCommand, rollout::
 
 use crate::{
     args::{AbortArgs, PauseArgs, PromoteArgs, WhyArgs},
-    commands::{environments::left, status::wait},
+    commands::status::wait,
     exit::Exit,
     failure::Result,
     output::Output,
     patience::patiently,
     session::Session,
-    text::{age, printable},
+    text::{age, left, printable},
 };
 
 pub(crate) async fn promote(args: &PromoteArgs, session: &Session, output: &mut Output) -> Result<Exit> {
@@ -28,12 +28,7 @@ pub(crate) async fn abort(_args: &AbortArgs, session: &Session, output: &mut Out
 }
 
 async fn ask(service: Option<Name>, command: RolloutCommand, session: &Session, output: &mut Output) -> Result<Exit> {
-    let Some(client) = session.server_if_state(output).await? else {
-        return Err(Diagnostic::error(Code::NOT_FOUND, "nothing is up")
-            .help("`orchestra up` starts the stack of this folder")
-            .into());
-    };
-    let environment = session.environment(&client).await?;
+    let (client, environment) = session.known(output).await?;
     let word = match command {
         RolloutCommand::Promote => "promoted",
         RolloutCommand::PromoteFully => "promoted without further steps",
@@ -51,7 +46,7 @@ async fn ask(service: Option<Name>, command: RolloutCommand, session: &Session, 
         // What an earlier run keeps warm was not moved by this.
         let moves = |service: &&ServiceStatus| service.rollout.as_ref().is_some_and(|r| Some(r.to) == run.release);
         for service in status.services.iter().filter(moves) {
-            for line in sentences(service, (session.now)()) {
+            for line in sentences(service, status.at) {
                 output.line(&format!("  {}: {line}", service.name))?;
             }
         }
@@ -60,12 +55,7 @@ async fn ask(service: Option<Name>, command: RolloutCommand, session: &Session, 
 }
 
 pub(crate) async fn why(args: &WhyArgs, session: &Session, output: &mut Output) -> Result<Exit> {
-    let Some(client) = session.server_if_state(output).await? else {
-        return Err(Diagnostic::error(Code::NOT_FOUND, "nothing is up")
-            .help("`orchestra up` starts the stack of this folder")
-            .into());
-    };
-    let environment = session.environment(&client).await?;
+    let (client, environment) = session.known(output).await?;
     let status = client.environment(&environment).await?;
     let concerned = |service: &&ServiceStatus| args.service.as_ref().is_none_or(|name| *name == service.name);
     let services: Vec<&ServiceStatus> = status.services.iter().filter(concerned).collect();
@@ -80,7 +70,7 @@ pub(crate) async fn why(args: &WhyArgs, session: &Session, output: &mut Output) 
         output.line(&format!("{}: {}", status.id, blocked(trouble)))?;
     }
     for service in services {
-        for line in reasons(service, (session.now)()) {
+        for line in reasons(service, status.at) {
             output.line(&format!("{}: {line}", service.name))?;
         }
     }

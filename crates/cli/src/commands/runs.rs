@@ -1,22 +1,19 @@
 //! `up`, `down`, `restart`, `scale` and `rollback`: start a run and see it through.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use orchestra_api::{
     Apply, Client, ClientError, Down, PreviewStatus, Restart, Rollback, RunEvent, Scale, StartRun, StartedRun, Up,
 };
 use orchestra_model::{
     Code, Diagnostic, EnvironmentId,
+    quantity::Timespan,
     record::{RunKind, RunRecord, RunState},
-    time::UnixMillis,
 };
 
 use crate::{
     args::{DownArgs, RestartArgs, RollbackArgs, ScaleArgs, UpArgs},
-    commands::{
-        environments::left,
-        status::{addresses, lost},
-    },
+    commands::status::{addresses, lost},
     exit::Exit,
     failure::{Failure, Result},
     follow::{ATTEMPTS, Interrupts, PAUSE, follow},
@@ -25,7 +22,7 @@ use crate::{
     progress::verb,
     saved_plan,
     session::Session,
-    text::{age, printable},
+    text::{age, printable, rest},
 };
 
 pub(crate) async fn up(
@@ -52,7 +49,7 @@ pub(crate) async fn down(
     output: &mut Output,
     interrupts: &mut Interrupts,
 ) -> Result<Exit> {
-    let (client, environment) = interrupts.guard(known(session, output)).await?;
+    let (client, environment) = interrupts.guard(session.known(output)).await?;
     let request = StartRun::Down(Down { environment, volumes: args.volumes });
     start(&request, args.detach.detach, client, session, output, interrupts).await
 }
@@ -63,7 +60,7 @@ pub(crate) async fn restart(
     output: &mut Output,
     interrupts: &mut Interrupts,
 ) -> Result<Exit> {
-    let (client, environment) = interrupts.guard(known(session, output)).await?;
+    let (client, environment) = interrupts.guard(session.known(output)).await?;
     let request = StartRun::Restart(Restart { environment, services: args.services.clone() });
     start(&request, args.detach.detach, client, session, output, interrupts).await
 }
@@ -81,7 +78,7 @@ pub(crate) async fn scale(
             return Err(Diagnostic::error(Code::INVALID_VALUE, message).help("give each service once").into());
         }
     }
-    let (client, environment) = interrupts.guard(known(session, output)).await?;
+    let (client, environment) = interrupts.guard(session.known(output)).await?;
     let request = StartRun::Scale(Scale { environment, replicas });
     start(&request, args.detach.detach, client, session, output, interrupts).await
 }
@@ -92,21 +89,9 @@ pub(crate) async fn rollback(
     output: &mut Output,
     interrupts: &mut Interrupts,
 ) -> Result<Exit> {
-    let (client, environment) = interrupts.guard(known(session, output)).await?;
+    let (client, environment) = interrupts.guard(session.known(output)).await?;
     let request = StartRun::Rollback(Rollback { environment, to: args.to });
     start(&request, args.detach.detach, client, session, output, interrupts).await
-}
-
-/// A server and the environment that is meant.
-async fn known(session: &Session, output: &mut Output) -> Result<(Client, orchestra_model::EnvironmentId)> {
-    // Nothing was ever up here: no server is started only to say so.
-    let Some(client) = session.server_if_state(output).await? else {
-        return Err(Diagnostic::error(Code::NOT_FOUND, "nothing is up")
-            .help("`orchestra up` starts the stack of this folder")
-            .into());
-    };
-    let environment = session.environment(&client).await?;
-    Ok((client, environment))
 }
 
 async fn start(
@@ -182,10 +167,12 @@ async fn begin(
 }
 
 /// `preview of production, taken down in 24h; sooner: orchestra down --env preview-42`
-fn words(preview: &PreviewStatus, environment: &EnvironmentId, now: UnixMillis) -> String {
+fn words(preview: &PreviewStatus, environment: &EnvironmentId) -> String {
     let name = &environment.environment;
-    let when = match preview.expires_at {
-        Some(at) => format!("taken down in {}; sooner", left(at, now)),
+    let when = match preview.expires_in.map(Timespan::duration) {
+        // A run may take longer than a short one stays.
+        Some(Duration::ZERO) => return format!("preview of {}, taken down now: its time is over", preview.from),
+        Some(left) => format!("taken down in {}; sooner", rest(left)),
         None => "it stays until it is taken down".to_owned(),
     };
     format!("preview of {}, {when}: orchestra down --env {name}", preview.from)
@@ -251,7 +238,7 @@ async fn conclude(run: &RunRecord, back: bool, client: &Client, output: &mut Out
             output.line(&output.palette.bad(&lost))?;
         }
         if let Some(preview) = &status.preview {
-            output.line(&words(preview, environment, status.at))?;
+            output.line(&words(preview, environment))?;
         }
         let table = addresses(&status).render(output.palette, output.columns());
         if status.services.iter().any(|service| !service.addresses.is_empty()) {

@@ -4,16 +4,13 @@ use std::{fmt::Write as _, time::Duration};
 
 use orchestra_api::{
     CheckState, Client, EnvironmentHealth, EnvironmentStatus, EnvironmentSummary, EventsQuery, InstancePhase,
-    InstanceStatus, JobState, PreviewStatus, ServiceState, VolumeState, Waiting,
+    InstanceStatus, JobState, PreviewStatus, ServiceState, ServiceStatus, VolumeState, Waiting,
 };
-use orchestra_model::{EnvironmentId, record::RunState, time::UnixMillis};
+use orchestra_model::{EnvironmentId, quantity::Timespan, record::RunState, rollout::RolloutPhase, time::UnixMillis};
 
 use crate::{
     args::StatusArgs,
-    commands::{
-        environments::left,
-        rollout::{blocked, sentences, switched_off},
-    },
+    commands::rollout::{blocked, sentences, switched_off},
     exit::Exit,
     failure::Result,
     output::Output,
@@ -21,7 +18,7 @@ use crate::{
     screen::Palette,
     session::Session,
     table::{Cell, Table, Tone},
-    text::{age, printable, wrap},
+    text::{age, left, printable, rest, wrap},
 };
 
 /// How often `--watch` looks again though no event came: ages and in-flight counts go on.
@@ -53,7 +50,7 @@ pub(crate) async fn status(args: &StatusArgs, session: &Session, output: &mut Ou
     if output.json {
         output.json(&status)?;
     } else {
-        let text = render(&status, (session.now)(), output.palette, output.columns());
+        let text = render(&status, status.at, output.palette, output.columns());
         output.text(&text)?;
     }
     Ok(Exit::Success)
@@ -108,13 +105,13 @@ async fn watch(
             }
         } else if output.terminal.stdout {
             let (columns, rows) = output.size();
-            let text = render(&status, (session.now)(), output.palette, Some(columns));
+            let text = render(&status, status.at, output.palette, Some(columns));
             let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
             lines.truncate(rows.saturating_sub(1));
             let text = in_place.redraw(&lines);
             output.text(&text)?;
         } else if is_new {
-            let text = render(&status, (session.now)(), output.palette, None);
+            let text = render(&status, status.at, output.palette, None);
             output.line(&text)?;
         }
         last = Some(status);
@@ -194,12 +191,13 @@ pub(crate) fn render(status: &EnvironmentStatus, now: UnixMillis, palette: Palet
         text.push('\n');
     }
     if let Some(run) = &status.run {
+        let begun = age(now.saturating_sub(run.started_at));
         let doing = if run.state == RunState::Reverting {
-            "has been putting back what it changed"
+            format!("is putting back what it changed, {begun} after it began")
         } else {
-            "has been going on"
+            format!("has been going on for {begun}")
         };
-        let line = format!("{} ({}) {doing} for {}", run.id, verb(&run.kind), age(now.saturating_sub(run.started_at)));
+        let line = format!("{} ({}) {doing}", run.id, verb(&run.kind));
         text.push_str(&palette.busy(&line));
         text.push('\n');
     }
@@ -256,10 +254,10 @@ fn preview_line(preview: &PreviewStatus, now: UnixMillis) -> String {
         let shared: Vec<String> = preview.shared.iter().map(ToString::to_string).collect();
         let _ = write!(line, ", shares {}", shared.join(", "));
     }
-    let _ = match (preview.removed_at, preview.expires_at) {
+    let _ = match (preview.removed_at, preview.expires_in.map(Timespan::duration)) {
         (Some(at), _) => write!(line, "; was removed {} ago", age(now.saturating_sub(at))),
-        (None, Some(at)) if at > now => write!(line, "; is taken down in {}", left(at, now)),
-        (None, Some(_)) => write!(line, "; its time is over"),
+        (None, Some(Duration::ZERO)) => write!(line, "; its time is over"),
+        (None, Some(left)) => write!(line, "; is taken down in {}", rest(left)),
         (None, None) => write!(line, "; stays until it is taken down"),
     };
     line
@@ -282,7 +280,7 @@ fn waits(waiting: &[Waiting]) -> String {
 }
 
 fn services(status: &EnvironmentStatus) -> Table {
-    let mut table = Table::new(["SERVICE", "STATE", "READY", "RELEASE", "ADDRESS", "NOTE"]);
+    let mut table = Table::new(["SERVICE", "STATE", "READY", "NEW", "RELEASE", "ADDRESS", "NOTE"]);
     for service in &status.services {
         let (word, tone) = match service.state {
             ServiceState::Waiting => ("waiting", Tone::Dim),
@@ -298,10 +296,12 @@ fn services(status: &EnvironmentStatus) -> Table {
             ServiceState::Failed => ("failed", Tone::Bad),
         };
         let urls: Vec<&str> = service.addresses.iter().map(|address| &address.url[..]).collect();
+        let (ready, new) = readiness(service);
         table.row([
             service.name.to_string().into(),
             Cell::new(word, tone),
-            format!("{}/{}", service.ready, service.desired).into(),
+            format!("{ready}/{}", service.desired).into(),
+            new.unwrap_or_default().into(),
             service.release.map(|release| release.to_string()).unwrap_or_default().into(),
             urls.join(" ").into(),
             if service.rollout.is_some() {
@@ -313,6 +313,22 @@ fn services(status: &EnvironmentStatus) -> Table {
         ]);
     }
     table
+}
+
+/// How many instances are ready, whatever release they are of; and of the newer release, while another one serves beside
+/// it, how many are and should be: what `kubectl get deployment` calls up to date.
+fn readiness(service: &ServiceStatus) -> (u32, Option<String>) {
+    let of = |wanted| Some(format!("{}/{wanted}", service.ready));
+    let new = match &service.rollout {
+        // What is kept warm is in reserve.
+        Some(rollout) if rollout.phase == RolloutPhase::Warm => None,
+        Some(rollout) => of(rollout.wanted),
+        None if service.state == ServiceState::Rolling => of(service.desired),
+        None => None,
+    };
+    let ready = service.instances.iter().filter(|instance| instance.phase == InstancePhase::Ready).count();
+    let ready = if new.is_some() { u32::try_from(ready).unwrap_or(u32::MAX) } else { service.ready };
+    (ready, new)
 }
 
 /// Jobs and volumes.

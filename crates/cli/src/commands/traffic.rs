@@ -1,25 +1,19 @@
 //! `orchestra traffic`: new requests to a service wait, or go on.
 
 use orchestra_api::{MoveTraffic, TrafficAction};
-use orchestra_model::{Code, Diagnostic};
 
 use crate::{
     args::{TrafficArgs, TrafficSubcommand},
-    commands::environments::left,
     exit::Exit,
     failure::Result,
     output::Output,
     patience::patiently,
     session::Session,
+    text::left,
 };
 
 pub(crate) async fn traffic(args: &TrafficArgs, session: &Session, output: &mut Output) -> Result<Exit> {
-    let Some(client) = session.server_if_state(output).await? else {
-        return Err(Diagnostic::error(Code::NOT_FOUND, "nothing is up")
-            .help("`orchestra up` starts the stack of this folder")
-            .into());
-    };
-    let environment = session.environment(&client).await?;
+    let (client, environment) = session.known(output).await?;
     let (service, action, duration) = match &args.command {
         TrafficSubcommand::Pause { service, duration } => (service, TrafficAction::Pause, Some(*duration)),
         TrafficSubcommand::Resume { service } => (service, TrafficAction::Resume, None),

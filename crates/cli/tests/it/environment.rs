@@ -91,6 +91,7 @@ struct Control {
     running: Mutex<Vec<ScriptedServer>>,
     spawned: Mutex<Vec<(Option<String>, Option<String>)>>,
     last_words: Mutex<Option<String>>,
+    kills: Mutex<u32>,
     random: Mutex<u128>,
 }
 
@@ -104,7 +105,14 @@ impl ServerControl for Handle {
         if let Some(words) = self.0.last_words.lock().unwrap().clone() {
             std::fs::create_dir_all(&options.home)?;
             std::fs::write(&log, "starting\n\na line of the log\n")?;
-            let ended = Ended { status: "exit code 1".to_owned(), last_words: words };
+            let ended = Ended { status: "exit code 1".to_owned(), killed: false, last_words: words };
+            return Ok(Spawned { pid: 9, log, exited: Box::pin(std::future::ready(ended)) });
+        }
+        let mut kills = self.0.kills.lock().unwrap();
+        if *kills > 0 {
+            *kills -= 1;
+            let status = "signal: 9 (SIGKILL)".to_owned();
+            let ended = Ended { status, killed: true, last_words: String::new() };
             return Ok(Spawned { pid: 9, log, exited: Box::pin(std::future::ready(ended)) });
         }
         let mut scripts = self.0.scripts.lock().unwrap();
@@ -271,6 +279,11 @@ impl TestEnvironment {
     /// Servers that are started end at once, with this on their standard output.
     pub(crate) fn spawn_fails(&self, last_words: &str) {
         *self.control.last_words.lock().unwrap() = Some(last_words.to_owned());
+    }
+
+    /// As many servers are killed as soon as they are started.
+    pub(crate) fn spawns_are_killed(&self, times: u32) {
+        *self.control.kills.lock().unwrap() = times;
     }
 
     /// What is answered without a server.

@@ -56,6 +56,23 @@ async fn a_server_that_ends_at_once_says_why() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_killed_while_it_starts_is_started_again() {
+    let mut test = TestEnvironment::new();
+    test.spawns_are_killed(2);
+    test.spawns(Vec::new());
+    let outcome = test.run("server start").await;
+    assert_eq!((outcome.exit, test.spawned().len()), (Exit::Success, 3), "{}", outcome.page());
+    test.finish();
+    // Somebody means it.
+    let mut test = TestEnvironment::new();
+    test.spawns_are_killed(3);
+    let outcome = test.run("server start").await;
+    assert_eq!((outcome.exit, test.spawned().len()), (Exit::NoServer, 3), "{}", outcome.page());
+    assert!(outcome.stderr.contains("(signal: 9 (SIGKILL))"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("help: somebody killed it"), "{}", outcome.stderr);
+}
+
+#[tokio::test]
 async fn of_two_commands_that_start_a_server_both_get_the_one_that_won() {
     let mut test = TestEnvironment::new();
     let locked = Diagnostic::error(Code::STATE_LOCKED, "another server owns the state directory");

@@ -5,7 +5,8 @@
 //! lot is below its version's bound: which requests fail is chance, and is repeated by the seed. In the outage every instance of both
 //! releases answers 500, because a file says so that stands for what they share.
 //!
-//! `ORCHESTRA_VERDICTS` is the number of canaries of each kind, `ORCHESTRA_VERDICTS_SEED` the seed.
+//! `ORCHESTRA_VERDICTS` is the number of canaries of each kind, `ORCHESTRA_VERDICTS_SEED` the seed, `ORCHESTRA_VERDICTS_KIND` a part of the name of
+//! the kinds that are tried, `ORCHESTRA_VERDICTS_LANES` the number of platforms that have canaries at the same time.
 
 use std::{
     fmt::Write as _,
@@ -228,6 +229,29 @@ fn one(env: &TestEnvironment, clients: &Clients, kind: Kind, version: usize) -> 
     }
 }
 
+/// Canaries of one kind, so many one after the other, on a platform of their own.
+fn lane(kind: Kind, seed: u64, count: usize) -> Vec<Outcome> {
+    let env = TestEnvironment::new();
+    env.write(&stack(1, USUAL, kind.steps));
+    env.ok(&["up"]);
+    let clients = Clients::of(env.address("api"), kind.rate, seed);
+    let outcomes = (0..count).map(|at| one(&env, &clients, kind, at + 2)).collect();
+    clients.runtime.shutdown_timeout(Duration::from_secs(30));
+    env.finish();
+    outcomes
+}
+
+/// So many canaries of one kind, on so many platforms beside each other.
+fn canaries(kind: Kind, seed: u64, count: usize, lanes: usize) -> Vec<Outcome> {
+    let share = |lane: usize| count / lanes + usize::from(lane < count % lanes);
+    std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..lanes.min(count))
+            .map(|at| scope.spawn(move || lane(kind, seed + 1000 * u64::try_from(at).unwrap(), share(at))))
+            .collect();
+        lanes.into_iter().flat_map(|lane| lane.join().unwrap()).collect()
+    })
+}
+
 fn quantile(mut of: Vec<f64>, quantile: f64) -> f64 {
     of.sort_by(f64::total_cmp);
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few")]
@@ -244,19 +268,15 @@ fn seconds(time: f64) -> String {
 fn real_canaries_get_the_verdict_that_they_deserve() {
     let number = |name: &str, default: u64| std::env::var(name).ok().and_then(|it| it.parse().ok()).unwrap_or(default);
     let (count, seed) = (number("ORCHESTRA_VERDICTS", 1), number("ORCHESTRA_VERDICTS_SEED", 20_261_121));
+    let lanes = number("ORCHESTRA_VERDICTS_LANES", 1).max(1);
+    let wanted = std::env::var("ORCHESTRA_VERDICTS_KIND").unwrap_or_default();
+    assert!(KINDS.iter().any(|kind| kind.name.contains(&wanted)), "no kind is named like `{wanted}`");
     let mut table = String::from(
         "| canary | requests/s | weight | rolled back of | passed | s to the verdict p50 | p95 | s to the canary's last \
          response p95 | bad responses until the verdict p50 | p95 | in all p95 |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
-    for (row, kind) in (0_u64..).zip(KINDS) {
-        let env = TestEnvironment::new();
-        env.write(&stack(1, USUAL, kind.steps));
-        env.ok(&["up"]);
-        let clients = Clients::of(env.address("api"), kind.rate, seed + row);
-        let outcomes: Vec<Outcome> =
-            (0..usize::try_from(count).unwrap()).map(|at| one(&env, &clients, kind, at + 2)).collect();
-        let Clients { runtime, .. } = clients;
-        runtime.shutdown_timeout(Duration::from_secs(30));
+    for (row, kind) in (0_u64..).zip(KINDS).filter(|(_, kind)| kind.name.contains(&wanted)) {
+        let outcomes = canaries(kind, seed + row, usize::try_from(count).unwrap(), usize::try_from(lanes).unwrap());
         let rolled_back = outcomes.iter().filter(|it| it.rolled_back).count();
         let of = |what: fn(&Outcome) -> f64, at: f64| quantile(outcomes.iter().map(what).collect(), at);
         #[expect(clippy::cast_precision_loss, reason = "a few responses")]
@@ -287,7 +307,6 @@ fn real_canaries_get_the_verdict_that_they_deserve() {
             // One in a hundred is what `alpha` allows.
             assert!(rolled_back * 50 <= outcomes.len(), "{table}");
         }
-        env.finish();
     }
     println!("{table}");
 }

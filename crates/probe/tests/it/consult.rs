@@ -96,7 +96,7 @@ async fn every_instance_is_asked_and_answers_for_itself() {
     assert_eq!(found[0], Ok(vec![Some(7.0), Some(4.0), None]));
     assert_eq!(found[1], Ok(vec![Some(5.0), None, None]));
     assert_eq!(found[2], Err("/metrics?all=1: HTTP 404".to_owned()));
-    assert!(found[3].as_ref().unwrap_err().contains("no answer within 500 ms"), "{found:?}");
+    assert!(found[3].as_ref().unwrap_err().contains("no answer within 500ms"), "{found:?}");
     assert!(found[4].as_ref().unwrap_err().contains("ended early"), "{found:?}");
     let seen = good.seen.lock().unwrap().join("");
     assert!(seen.starts_with("GET /metrics?all=1 HTTP/1.1\r\n") && seen.contains("version=0.0.4"), "{seen}");
@@ -155,7 +155,7 @@ async fn servers_that_do_not_answer_are_errors() {
         ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", false, "not that of a Prometheus server"),
         ("garbage\r\n\r\n", false, "not an HTTP/1 answer"),
         ("", false, "connection closed"),
-        ("", true, "no answer within 500 ms"),
+        ("", true, "no answer within 500ms"),
     ] {
         let server = Server::new(answer, hangs).await;
         let Answer::Error(why) = query(&server, "", None).await else { panic!("{answer}") };

@@ -402,6 +402,12 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
             }
             let known = self.scope.flags.iter().map(String::as_str);
             unknown(self.report, entry.value.span, message, known, &name);
+        } else if self.scope.idle_flags.contains(&name) {
+            let message = || format!("turning the flag `{}` off changes nothing", cut(&name));
+            self.report.warning(Code::INVALID_VALUE, entry.value.span, message, |diagnostic, _| {
+                let note = "it is off already, or gives everybody what it gives while it is off: a bad verdict rolls the release back";
+                diagnostic.note(note).help("let its `default` or a rule give another value than its `off`")
+            });
         }
         Some(name)
     }

@@ -35,6 +35,8 @@ pub(crate) struct Scope<'n, 'a> {
     pub(crate) shared: BTreeSet<ResourceId>,
     /// Names of flags, also of those with errors.
     pub(crate) flags: BTreeSet<String>,
+    /// Those that give everybody the same if they are off.
+    pub(crate) idle_flags: BTreeSet<String>,
 }
 
 /// What others may know of a service.
@@ -82,6 +84,7 @@ impl<'n, 'a> Scope<'n, 'a> {
             volumes: BTreeMap::new(),
             shared: BTreeSet::new(),
             flags: flags.and_then(Node::entries).into_iter().flatten().map(|entry| entry.key.to_string()).collect(),
+            idle_flags: BTreeSet::new(),
         };
         for entry in volumes.map_or(&[][..], |node| named(report, node, true, NAMED)) {
             scope.volume(report, entry);

@@ -114,6 +114,31 @@ fn a_rule_behind_everybody_is_worth_a_warning() {
     assert!(warnings[0].message.contains("never applies"), "{}", warnings[0]);
 }
 
+#[test]
+fn a_guard_with_a_flag_that_gives_the_same_while_it_is_off_is_worth_a_warning() {
+    let warnings = |flag: &str| {
+        let text = format!(
+            "{STACK}services: {{a: {{command: [a], ports: {{http: auto}}, rollout: {{canary: true, guard: {{flag: f}}}}}}}}\n\
+             flags: {{f: {flag}}}\n"
+        );
+        load_bytes(text.as_bytes()).unwrap().warnings.into_iter().map(|warning| warning.message).collect::<Vec<_>>()
+    };
+    for idle in [
+        "false",
+        "one",
+        "{state: off, default: on}",
+        "{variants: {x: 1, y: 1, z: 2}, default: x, off: y}",
+        "{rules: [{when: {a: 1}, serve: off}, {split: {on: 0%, off: rest}}]}",
+    ] {
+        assert_eq!(warnings(idle), ["turning the flag `f` off changes nothing"], "{idle}");
+    }
+    for useful in
+        ["true", "{default: on}", "{rules: [{when: {a: 1}, serve: on}]}", "{rules: [{split: {on: 1%, off: rest}}]}"]
+    {
+        assert_eq!(warnings(useful), Vec::<String>::new(), "{useful}");
+    }
+}
+
 /// The place of a mistake is right behind rules that could not be read.
 #[test]
 fn mistakes_are_found_behind_other_mistakes() {

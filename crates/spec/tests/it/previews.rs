@@ -8,7 +8,7 @@ use orchestra_model::{
     preview::{BaseResource, Prices},
     quantity::Timespan,
 };
-use orchestra_spec::{Context, Loaded, PreviewContext, Source, load};
+use orchestra_spec::{Context, IMPLICIT_ENVIRONMENT, Loaded, PreviewContext, Source, load, outline};
 
 use crate::{context, fixtures};
 
@@ -142,4 +142,20 @@ fn a_preview_may_run_in_another_world_than_what_it_is_made_from() {
     let text = format!("{text}previews: {{target: process}}\n");
     let loaded = preview_of(&text, "preview-42", "production", BTreeMap::new()).unwrap();
     assert_eq!(loaded.desired.service(&"api".parse().unwrap()).unwrap().replicas, 6);
+}
+
+#[test]
+fn a_file_speaks_of_previews_by_its_keys_and_not_by_its_words() {
+    let speaks = |rest: &str| {
+        let text = format!("version: 1\nname: shop\n{rest}\n");
+        outline(Source { path: "orchestra.yaml", bytes: text.as_bytes() }).previews
+    };
+    assert!(speaks("previews: {ttl: 8h}"));
+    assert!(speaks("volumes: {data: {preview: shared}}"));
+    assert!(speaks("environments: {production: {services: {api: {preview: shared}}}}"));
+    assert!(!speaks("services: {preview: {command: [preview], env: {preview: preview}}} # preview"));
+    let dev: Name = IMPLICIT_ENVIRONMENT.parse().unwrap();
+    let other = outline(Source { path: "orchestra.yaml", bytes: b"environments: {production: {}}" });
+    assert!(other.defines(&dev) && other.defines(&"production".parse().unwrap()));
+    assert!(!other.defines(&"preview-42".parse().unwrap()));
 }

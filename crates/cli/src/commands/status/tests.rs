@@ -20,7 +20,7 @@ fn status() -> EnvironmentStatus {
         "run": {"id": "run_8", "environment": "shop/dev", "kind": {"scale": {"replicas": {"api": 3}}}, "release": 4,
             "state": "running", "started_at": NOW - 2_300, "ended_at": null},
         "services": [
-            {"name": "api", "state": "rolling", "release": 4, "desired": 3, "ready": 2,
+            {"name": "api", "state": "rolling", "release": 4, "desired": 3, "ready": 1,
                 "addresses": [{"port": "http", "protocol": "http", "url": "http://127.0.0.1:8080"}],
                 "instances": [
                     instance("api-r3-1", "draining", json!({"pid": 100, "in_flight": {"requests": 1, "streams": 3}})),
@@ -100,4 +100,31 @@ fn what_was_lost_after_a_run_is_said() {
         lost(&status).unwrap(),
         "no longer ready: web (0 of 1: service.api failed\\nbadly, after which everything that depends on it was left as it is)"
     );
+}
+
+#[test]
+fn while_a_new_release_comes_the_instances_of_both_are_ready_and_the_new_ones_are_counted_apart() {
+    let instance = |id: &str, phase: &str| json!({"id": id, "phase": phase, "since": NOW, "attempt": 1, "ports": {}, "restarts": 0});
+    let mut instances: Vec<_> = (1..=4).map(|ordinal| instance(&format!("api-r3-{ordinal}"), "ready")).collect();
+    instances.extend([instance("api-r4-1", "ready"), instance("api-r4-2", "starting")]);
+    let mut api = json!({"name": "api", "state": "rolling", "release": 4, "desired": 4, "ready": 1, "addresses": [],
+        "instances": instances});
+    let row = |service: &serde_json::Value| {
+        let services = vec![serde_json::from_value(service.clone()).unwrap()];
+        let table = services_table(&EnvironmentStatus { services, ..status() });
+        table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    assert_eq!(row(&api), ["SERVICE STATE READY NEW RELEASE", "api rolling 5/4 1/4 4"]);
+    let rollout = json!({"strategy": "canary", "from": 3, "to": 4, "phase": "stepping", "words": "step 1 of 3",
+        "step": 1, "steps": 3, "weight": "25%", "available": 1, "wanted": 2, "baseline": 4, "started_at": NOW, "since": NOW,
+        "deadline": NOW});
+    api["rollout"] = rollout;
+    assert_eq!(row(&api)[1], "api rolling 5/4 1/2 4");
+    api["rollout"]["phase"] = json!("warm");
+    (api["ready"], api["state"]) = (json!(4), json!("ready"));
+    assert_eq!(row(&api), ["SERVICE STATE READY RELEASE", "api ready 4/4 4"], "what is kept warm is in reserve");
+}
+
+fn services_table(status: &EnvironmentStatus) -> String {
+    services(status).render(Palette::PLAIN, None)
 }
