@@ -74,7 +74,14 @@ fn stack(name: &str, count: usize, chained: bool) -> LoadedStack {
     let resources = (0..count)
         .map(|index| (id(index), Resource::Service(service((chained && index > 0).then(|| id(index - 1))))))
         .collect();
-    let desired = Desired { environment, target: Target::Process, resources, flags: FlagSet::default(), preview: None };
+    let desired = Desired {
+        environment,
+        target: Target::Process,
+        resources,
+        flags: FlagSet::default(),
+        preview: None,
+        secrets: BTreeMap::new(),
+    };
     LoadedStack {
         desired,
         warnings: Vec::new(),
@@ -103,6 +110,7 @@ async fn control(home: &std::path::Path, tree: &TaskTree) -> ControlPlane {
         tree: tree.clone(),
         settings,
         volumes: "/bench/volumes".to_owned(),
+        secrets: std::sync::Arc::new(orchestra_secrets::Vault::below(home)),
     })
     .await
     .expect("nothing stands in the way")

@@ -22,6 +22,7 @@ use orchestra_model::{
 };
 use orchestra_probe::{Limits, Prober};
 use orchestra_provider::{DataPlane, DataPlaneError, LogLine, LogQuery, Provider};
+use orchestra_secrets::Vault;
 use orchestra_store::{Reader, Store};
 use orchestra_task::{TaskKind, TaskTree};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -36,6 +37,7 @@ use crate::{
     previews,
     probe_hub::ProbeHub,
     route_hub::{self, Certificates, RouteHub, ShownCertificate},
+    secrets,
     served::served,
     view::{Look, View},
 };
@@ -57,6 +59,8 @@ pub struct Options {
     pub settings: Settings,
     /// Folder of managed volumes.
     pub volumes: String,
+    /// Values of secrets.
+    pub secrets: Arc<Vault>,
 }
 
 /// What to do, checked and ready to be planned.
@@ -140,6 +144,7 @@ struct Inner {
     certificates: Certificates,
     settings: Arc<Settings>,
     volumes: String,
+    secrets: Arc<Vault>,
     clock: Clock,
     environments: Mutex<BTreeMap<EnvironmentId, EnvironmentHandle>>,
     /// Held while a driver is made.
@@ -153,7 +158,7 @@ struct Inner {
 impl ControlPlane {
     /// Recovers everything that is recorded, and goes on.
     pub async fn open(options: Options) -> Result<Self, EngineError> {
-        let Options { store, provider, data_plane, tree, mut settings, volumes } = options;
+        let Options { store, provider, data_plane, tree, mut settings, volumes, secrets } = options;
         let clock = Clock::start();
         settings.epoch = Clock::wall();
         let (prober, outcomes) = Prober::new(provider.clone(), &tree, Limits::default());
@@ -177,6 +182,7 @@ impl ControlPlane {
             certificates,
             settings: Arc::new(settings),
             volumes,
+            secrets,
             clock,
             environments: Mutex::default(),
             creating: tokio::sync::Mutex::default(),
@@ -186,6 +192,7 @@ impl ControlPlane {
         let this = Self { inner: Arc::new(inner) };
         tree.start(TaskKind::Loop, "provider events", this.clone().deliver_provider_events(provider_events));
         tree.start(TaskKind::Loop, "probe outcomes", this.clone().deliver_probe_outcomes(outcomes));
+        secrets::sweep(&this.inner.secrets, &this.inner.store).await?;
         this.recover().await?;
         let _ = this.inner.opened_at.set(Clock::wall());
         Ok(this)
@@ -348,6 +355,7 @@ impl ControlPlane {
     /// Starts a run.
     pub async fn start_run(&self, environment: &EnvironmentId, request: RunRequest) -> Result<StartedRun, EngineError> {
         self.check_previews(environment, &request).await?;
+        let request = secrets::settle(&self.inner.secrets, request).await?;
         let handle = self.handle_for(environment, &request).await?;
         let request = self.look(environment, request).await?;
         let (reply, answer) = oneshot::channel();
@@ -369,6 +377,7 @@ impl ControlPlane {
 
     /// Says what a run would do. Changes nothing.
     pub async fn plan(&self, environment: &EnvironmentId, request: RunRequest) -> Result<Plan, EngineError> {
+        let request = secrets::settle(&self.inner.secrets, request).await?;
         if self.handle(environment).is_none() {
             // Planning must not create an environment: an empty one says the same.
             let machine = Environment::new(EnvironmentRecord::new(environment.clone()), self.settings_of(environment));

@@ -14,6 +14,7 @@ mod port_pool;
 mod previews;
 mod probe_hub;
 mod route_hub;
+mod secrets;
 mod served;
 mod view;
 
@@ -25,4 +26,5 @@ pub use orchestra_spec::{IMPLICIT_ENVIRONMENT, Outline, PreviewContext};
 pub use planning::{LoadedStack, StackSource, load, outline, plan_down, plan_stack};
 pub use previews::{PreviewWish, UsageNow, find_preview};
 pub use route_hub::ShownCertificate;
+pub use secrets::settle_stack;
 pub use view::{Shown, View};

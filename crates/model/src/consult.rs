@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::{InstanceId, Name},
     quantity::Timespan,
+    secret::SecretSource,
 };
 
 /// Where the instances of a service export their metrics, in the text format of Prometheus.
@@ -164,16 +165,6 @@ impl From<Selector> for String {
     }
 }
 
-/// Where the token comes from that opens a source. It is read when it is needed, and kept and shown nowhere.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Token {
-    /// Absolute path of a file whose first line it is.
-    File(String),
-    /// Variable of the server's environment.
-    Env(String),
-}
-
 /// Something that is asked once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
@@ -193,7 +184,7 @@ pub enum Question {
         /// `PromQL`.
         query: String,
         /// What opens it.
-        token: Option<Token>,
+        token: Option<SecretSource>,
         /// File with the certificates (PEM) that are trusted; `None` trusts those of the machine.
         ca: Option<String>,
     },

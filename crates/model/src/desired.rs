@@ -19,6 +19,7 @@ use crate::{
     id::{Digest, EnvironmentId, Name, ResourceId, ResourceKind},
     preview::Preview,
     quantity::{ByteSize, Cpu, Timespan},
+    secret::SecretSource,
     text::{Reference, Text},
     traffic::PortPolicy,
 };
@@ -38,6 +39,9 @@ pub struct Desired {
     /// What makes it a preview, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preview: Option<Box<Preview>>,
+    /// Where the secrets come from that its programs get.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<Name, SecretSource>,
 }
 
 /// Worlds that a stack can run in.
@@ -506,6 +510,7 @@ impl Desired {
             Reference::ServicePort { service, port } | Reference::ServiceUrl { service, port } => {
                 !self.service(service).is_some_and(|s| s.ports.contains_key(port))
             }
+            Reference::Secret { secret, version } => version.is_none() && !self.secrets.contains_key(secret),
             Reference::InstanceId | Reference::InstanceOrdinal | Reference::InstancePort { .. } => false,
         })
     }

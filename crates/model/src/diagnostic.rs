@@ -69,6 +69,7 @@ codes! {
     CONFLICTING_KEYS = "ORC0212": "two keys exclude each other",
     NOT_YET_SUPPORTED = "ORC0213": "this version of Orchestra does not support that yet",
     PREVIEW = "ORC0214": "a preview cannot be made like this",
+    SECRET = "ORC0215": "the value of a secret cannot be had",
     PLAN_STALE = "ORC0301": "a saved plan no longer fits what is there",
     PLAN_UNREADABLE = "ORC0302": "a saved plan cannot be read",
     NOTHING_TO_ROLL_BACK_TO = "ORC0303": "there is no earlier release to go back to",

@@ -9,6 +9,7 @@ use crate::{
     desired::{Limit, Resources, Signal},
     id::{EnvironmentId, InstanceId, Name},
     quantity::{ByteSize, Timespan},
+    text::Text,
     time::UnixMillis,
 };
 
@@ -38,8 +39,11 @@ pub struct Launch {
     pub command: Vec<String>,
     /// Absolute working directory.
     pub directory: String,
-    /// The complete environment, documented minimum included.
+    /// The complete environment, documented minimum included, but for `secrets`.
     pub env: BTreeMap<String, String>,
+    /// Variables that secrets are a part of; nothing else is left to be filled in them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, Text>,
     /// User to run as; `None` is the user of the server.
     pub user: Option<String>,
     /// File mode creation mask.

@@ -19,6 +19,7 @@ pub mod quantity;
 pub mod record;
 pub mod rollout;
 pub mod route;
+pub mod secret;
 pub mod share;
 pub mod text;
 pub mod time;

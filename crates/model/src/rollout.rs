@@ -7,11 +7,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    consult::{Selector, Token},
+    consult::Selector,
     desired::Service,
     flag::FlagName,
     id::{Name, ReleaseNumber, RunId},
     quantity::{Amount, Percent, Timespan},
+    secret::SecretSource,
     time::UnixMillis,
     traffic::{Permille, RequestMatch},
 };
@@ -316,7 +317,7 @@ pub struct PrometheusMetric {
     pub success_limit: Option<u32>,
     /// What opens the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub token: Option<Token>,
+    pub token: Option<SecretSource>,
     /// Absolute path of the certificates (PEM) that are trusted; `None` trusts those of the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,

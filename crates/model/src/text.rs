@@ -8,7 +8,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::id::Name;
+use crate::{id::Name, secret::SecretVersion};
 
 /// A text in which some parts are not known yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -52,6 +52,14 @@ pub enum Reference {
         /// Name of the port.
         port: Name,
     },
+    /// `{{ secrets.NAME }}`: filled where a program is started and nowhere else.
+    Secret {
+        /// Name of the secret.
+        secret: Name,
+        /// Which value; `None` until a release is made.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<SecretVersion>,
+    },
 }
 
 impl fmt::Display for Reference {
@@ -62,6 +70,7 @@ impl fmt::Display for Reference {
             Self::InstancePort { port } => write!(f, "instance.ports.{port}"),
             Self::ServicePort { service, port } => write!(f, "services.{service}.ports.{port}"),
             Self::ServiceUrl { service, port } => write!(f, "services.{service}.urls.{port}"),
+            Self::Secret { secret, .. } => write!(f, "secrets.{secret}"),
         }
     }
 }
@@ -85,6 +94,30 @@ impl Text {
         })
     }
 
+    /// Whether a secret is a part of it.
+    pub fn is_secret(&self) -> bool {
+        self.references().any(|reference| matches!(reference, Reference::Secret { .. }))
+    }
+
+    /// The secrets in it, to be given their versions.
+    pub fn secrets_mut(&mut self) -> impl Iterator<Item = (&Name, &mut Option<SecretVersion>)> {
+        self.0.iter_mut().filter_map(|segment| match segment {
+            Segment::Reference(Reference::Secret { secret, version }) => Some((&*secret, version)),
+            _ => None,
+        })
+    }
+
+    /// The text with every hole but secrets filled by `value`, or the first hole for which there is none.
+    pub fn fill_but_secrets(&self, mut value: impl FnMut(&Reference) -> Option<String>) -> Result<Self, Reference> {
+        let filled = self.0.iter().map(|segment| match segment {
+            Segment::Reference(reference) if !matches!(reference, Reference::Secret { .. }) => {
+                value(reference).map(Segment::Literal).ok_or_else(|| reference.clone())
+            }
+            segment => Ok(segment.clone()),
+        });
+        filled.collect::<Result<_, _>>().map(Self)
+    }
+
     /// The text with every hole filled by `value`, or the first hole for which there is none.
     pub fn fill(&self, mut value: impl FnMut(&Reference) -> Option<String>) -> Result<String, Reference> {
         let mut text = String::new();
@@ -98,11 +131,15 @@ impl Text {
     }
 }
 
-/// Holes are shown as `(known after apply: services.api.urls.http)`.
+/// Holes are shown as `(known after apply: services.api.urls.http)`, secrets as `(secret db 0f3a77c1)`.
 impl fmt::Display for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|segment| match segment {
             Segment::Literal(literal) => f.write_str(literal),
+            Segment::Reference(Reference::Secret { secret, version: None }) => write!(f, "(secret {secret})"),
+            Segment::Reference(Reference::Secret { secret, version: Some(version) }) => {
+                write!(f, "(secret {secret} {version})")
+            }
             Segment::Reference(reference) => write!(f, "(known after apply: {reference})"),
         })
     }

@@ -78,9 +78,10 @@ pub(crate) async fn run(options: ServerOptions, serving: oneshot::Sender<Serving
     let stop = Arc::new(Notify::new());
 
     let store = Store::open(&options.home, Clock::wall).map_err(|error| vec![error.diagnostic()])?;
-    let provider =
-        ProcessProvider::open(orchestra_provider_process::Options::below(&options.home, &program), tree.clone())
-            .map_err(|error| start_failure("its launch folders cannot be used", &error))?;
+    let provider = orchestra_provider_process::Options::below(&options.home, &program);
+    let secrets = Arc::clone(&provider.secrets);
+    let provider = ProcessProvider::open(provider, tree.clone())
+        .map_err(|error| start_failure("its launch folders cannot be used", &error))?;
     let mut proxy = orchestra_proxy::Options::new(&options.home, &program);
     proxy.proxy_args = vec!["proxy".into()];
     let proxy = Box::pin(ProxyHandle::open(proxy, &tree)).await.map_err(|error| start_failure("no proxy", &error))?;
@@ -93,6 +94,7 @@ pub(crate) async fn run(options: ServerOptions, serving: oneshot::Sender<Serving
         tree: tree.clone(),
         settings: settings(&options.home),
         volumes: facts.volumes.clone(),
+        secrets,
     })
     .await
     .map_err(|error| error.diagnostics())?;

@@ -7,7 +7,7 @@
 #[expect(dead_code, reason = "the tests use all of it")]
 mod fixture;
 
-use std::hint::black_box;
+use std::{collections::BTreeMap, hint::black_box};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use orchestra_model::{Desired, Resource, desired::Target, flag::FlagSet};
@@ -38,6 +38,7 @@ fn services(count: usize) -> Desired {
         resources: resources.collect(),
         flags: FlagSet::default(),
         preview: None,
+        secrets: BTreeMap::new(),
     }
 }
 

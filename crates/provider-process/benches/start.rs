@@ -34,6 +34,7 @@ fn launch(ordinal: u32) -> Launch {
         command: vec!["/bin/true".into()],
         directory: "/".into(),
         env: BTreeMap::new(),
+        secrets: BTreeMap::new(),
         user: None,
         umask: 0o022,
         limits: BTreeMap::new(),

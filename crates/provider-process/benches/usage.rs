@@ -31,6 +31,7 @@ fn launch(ordinal: u32) -> Launch {
         command: ["/bin/sh", "-c", &script].map(str::to_owned).to_vec(),
         directory: "/".into(),
         env: BTreeMap::new(),
+        secrets: BTreeMap::new(),
         user: None,
         umask: 0o022,
         limits: BTreeMap::new(),

@@ -13,6 +13,8 @@
 //! | `control` | Unix socket of the shim; JSON lines |
 //! | `stdout`, `stderr` | FIFOs that the program itself holds open in both directions, so that it outlives its shim |
 //!
+//! Values of secrets are in none of these: a shim hears them on its connection ([`secrets`]).
+//!
 //! This crate decides nothing: not what runs, not when it is restarted, not how long it may take to stop.
 
 mod cgroup;
@@ -20,6 +22,7 @@ mod clock;
 mod folder;
 mod log_format;
 mod provider;
+mod secrets;
 pub mod shim;
 mod sys;
 mod wire;

@@ -25,6 +25,7 @@ use orchestra_model::{
     launch::{Exec, ExecOutcome, Launch, LaunchKey, Observed, ProviderEvent, Termination, Usage},
 };
 use orchestra_provider::{BoxFuture, Error, LogLine, LogQuery, Provider, Retry};
+use orchestra_secrets::Vault;
 use orchestra_task::{TaskKind, TaskTree};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -67,6 +68,8 @@ pub struct Options {
     pub cgroups: Cgroups,
     /// How long logs of launches that were forgotten are kept.
     pub retention: LogRetention,
+    /// Values of secrets.
+    pub secrets: Arc<Vault>,
 }
 
 impl Options {
@@ -80,6 +83,7 @@ impl Options {
             shim_args: vec!["shim".into()],
             cgroups: Cgroups::Auto,
             retention: LogRetention::default(),
+            secrets: Arc::new(Vault::below(state)),
         }
     }
 }

@@ -27,7 +27,7 @@ mod zygote;
 use std::{
     ffi::OsString,
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     process::ExitCode,
 };
@@ -36,7 +36,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::{
     folder::{Folder, LaunchFile, Lock},
-    sys,
+    secrets, sys,
 };
 
 pub(crate) use {
@@ -145,7 +145,13 @@ fn supervise(task: Task, null: OwnedFd) -> io::Result<()> {
     if let Some(fd) = &task.connection {
         rustix::io::ioctl_fionbio(fd, true)?;
     }
-    let file = folder.read_launch()?;
+    let mut file = folder.read_launch()?;
+    match secrets::hear(&file.launch, task.connection.as_ref().map(AsFd::as_fd)) {
+        Ok(variables) => file.launch.env.extend(variables),
+        // Whoever takes over watches a program that has them.
+        Err(_) if task.adopt => {}
+        Err(error) => return Err(error),
+    }
     let status = if task.adopt { folder.read_status()? } else { None };
     let prepared = Prepared { folder, file, lock, null, signals, connection: task.connection, pidfd: task.pidfd };
     match (task.adopt, status) {

@@ -115,6 +115,7 @@ impl Bench {
             command: self.world.command(program),
             directory: self.world.directory(),
             env: BTreeMap::from([("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())]),
+            secrets: BTreeMap::new(),
             user: None,
             umask: 0o022,
             limits: BTreeMap::new(),

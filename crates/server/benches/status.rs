@@ -58,6 +58,7 @@ async fn up(home: &std::path::Path, tree: &TaskTree) -> ControlPlane {
         tree: tree.clone(),
         settings,
         volumes: "/bench/volumes".to_owned(),
+        secrets: std::sync::Arc::new(orchestra_secrets::Vault::below(home)),
     })
     .await
     .expect("nothing stands in the way");

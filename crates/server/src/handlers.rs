@@ -194,7 +194,10 @@ async fn recorded_plan(app: &App, environment: EnvironmentId, request: Planned) 
         .await?;
     let (base, resources, flags, is_preview): Recorded = recorded.unwrap_or_default();
     match request {
-        Planned::Up(stack) => orchestra_engine::plan_stack(base, resources, BTreeMap::new(), flags, &stack.desired),
+        Planned::Up(stack) => {
+            let stack = orchestra_engine::settle_stack(app.facts.home.as_ref(), *stack).await?;
+            orchestra_engine::plan_stack(base, resources, BTreeMap::new(), flags, &stack.desired)
+        }
         Planned::Down { volumes } => orchestra_engine::plan_down(&environment, base, resources, volumes || is_preview),
     }
 }

@@ -30,6 +30,7 @@ mod program;
 mod rollout;
 mod scale;
 mod scope;
+mod secret;
 mod service;
 mod template;
 

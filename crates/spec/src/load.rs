@@ -11,6 +11,7 @@ use orchestra_model::{
     diagnostic::{Code, Diagnostic},
     flag::FlagSet,
     preview::Preview,
+    secret::SecretSource,
 };
 
 use crate::{
@@ -68,7 +69,7 @@ pub fn load(source: Source<'_>, context: &Context) -> Result<Loaded, Vec<Diagnos
     }
     let parts = root.and_then(|root| assemble(&mut report, &root, context));
     let (errors, warnings) = report.finish();
-    let Some(Parts { environment, resources, flags, environments, lines, preview, preview_limit }) =
+    let Some(Parts { environment, resources, flags, environments, lines, preview, preview_limit, secrets }) =
         parts.filter(|_| errors.is_empty())
     else {
         return Err(errors);
@@ -79,6 +80,7 @@ pub fn load(source: Source<'_>, context: &Context) -> Result<Loaded, Vec<Diagnos
         resources: resources.into_iter().collect(),
         flags,
         preview: preview.map(Box::new),
+        secrets,
     };
     Ok(Loaded { desired, warnings, environments, preview_limit, lines: lines.into_iter().collect() })
 }
@@ -141,6 +143,7 @@ struct Parts {
     lines: Lines,
     preview: Option<Preview>,
     preview_limit: u32,
+    secrets: BTreeMap<Name, SecretSource>,
 }
 
 /// The environment that is there without being defined: the stack as it is written, on this machine.
@@ -192,12 +195,13 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
     let jobs = section(report, "jobs");
     let volumes = section(report, "volumes");
     let flags = section(report, "flags");
+    let secrets = section(report, "secrets");
 
     // Without a name of its own the stack is read on under a stand-in, so that the other errors show as well.
     let stand_in = || "stack".parse::<Name>().expect("`stack` is a name");
     let stack = stack.unwrap_or_else(stand_in);
     let environment = environment.unwrap_or_else(stand_in);
-    let sections = [services.as_deref(), jobs.as_deref(), volumes.as_deref(), flags.as_deref()];
+    let sections = [&services, &jobs, &volumes, &flags, &secrets].map(Option::as_deref);
     let mut scope = Scope::read(report, context, stack.clone(), environment.clone(), sections);
     let flags = flags.as_deref().map(|node| decode::flags(report, node)).unwrap_or_default();
     let idle = flags.flags.iter().filter(|(_, flag)| !flag.differs_when_off());
@@ -215,6 +219,7 @@ fn assemble<'a>(report: &mut Report<'a>, root: &Rc<Node<'a>>, context: &Context)
         environments,
         lines,
         preview: made_from.map(|from| previews.preview(from, scope.shared.clone())),
+        secrets: scope.secrets.into_iter().filter_map(|(name, source)| Some((name, source?))).collect(),
         preview_limit: previews.limit,
     })
 }

@@ -55,6 +55,11 @@ pub(crate) static ROOT: Table = Table {
             "Feature flags, by name.",
         ),
         Key::new(
+            "secrets",
+            Shape::Maybe(&Shape::Names(&Shape::Table(&SECRET))),
+            "Values that are kept out of this file, by name.",
+        ),
+        Key::new(
             "environments",
             Shape::Maybe(&Shape::Names(&Shape::Maybe(&Shape::Table(&ENVIRONMENT)))),
             "Overlays of this file, by name.",
@@ -67,7 +72,7 @@ pub(crate) static ROOT: Table = Table {
         ),
     ]],
     habits: &[("networks", "services of a stack reach each other at their published ports; delete this key")],
-    later: &["models", "stores", "routes", "frontends", "memory", "monitoring", "alerts", "secrets", "config"],
+    later: &["models", "stores", "routes", "frontends", "memory", "monitoring", "alerts", "config"],
     one_of: &[],
 };
 
@@ -85,6 +90,7 @@ static OVERLAYS: &[Key] = &[
         Shape::Maybe(&Shape::Overlay(&Shape::Keys(&Shape::Any(&[Shape::Constant, Shape::Table(&FLAG)])))),
         "Overlay of `flags`.",
     ),
+    Key::new("secrets", Shape::Maybe(&Shape::Overlay(&Shape::Names(&Shape::Table(&SECRET)))), "Overlay of `secrets`."),
 ];
 
 pub(crate) static ENVIRONMENT: Table = Table {
@@ -98,23 +104,44 @@ pub(crate) static ENVIRONMENT: Table = Table {
         OVERLAYS,
     ],
     habits: &[],
-    later: &[
-        "namespace",
-        "models",
-        "stores",
-        "routes",
-        "frontends",
-        "memory",
-        "monitoring",
-        "alerts",
-        "secrets",
-        "config",
-    ],
+    later: &["namespace", "models", "stores", "routes", "frontends", "memory", "monitoring", "alerts", "config"],
     one_of: &[],
 };
 
 /// Targets of the design that this version does not have.
 pub(crate) const LATER_TARGETS: &[&str] = &["docker", "kubernetes", "systemd"];
+
+pub(crate) static SECRET: Table = Table {
+    id: "secret",
+    noun: "a secret",
+    doc: "Where the value is read when a release is made. The release keeps it, sealed; it is shown nowhere.",
+    keys: &[&[
+        Key::new(
+            "file",
+            Shape::Text,
+            "File whose content it is, without one line end at its end; relative to the folder of the stack file.",
+        ),
+        Key::new("env", Shape::Text, "Variable of the server's environment."),
+    ]],
+    habits: &[
+        ("value", "a secret does not belong into the stack file: write `file` or `env`"),
+        ("environment", "write `env`"),
+        ("path", "write `file`"),
+        ("external", "write `file` or `env`"),
+    ],
+    later: &[],
+    one_of: &["file", "env"],
+};
+
+pub(crate) static ENV_SECRET: Table = Table {
+    id: "env-secret",
+    noun: "a variable",
+    doc: "A variable whose value is a secret.",
+    keys: &[&[Key::new("secret", Shape::Reference, "Name of the secret.").required()]],
+    habits: &[],
+    later: &["from"],
+    one_of: &[],
+};
 
 static PROGRAM: &[Key] = &[
     Key::new(
@@ -125,8 +152,12 @@ static PROGRAM: &[Key] = &[
     .required(),
     Key::new("directory", Shape::Template, "Working directory, relative to the folder of the stack file.")
         .default("the folder of the stack file"),
-    Key::new("env", Shape::Map(&Shape::Template), "Variables. Numbers and booleans become the text that stands there.")
-        .default("none beside the documented minimum"),
+    Key::new(
+        "env",
+        Shape::Map(&Shape::Any(&[Shape::Template, Shape::Table(&ENV_SECRET)])),
+        "Variables. Numbers and booleans become the text that stands there.",
+    )
+    .default("none beside the documented minimum"),
     Key::new("user", Shape::Template, "User to run as, by name or number; needs a server that runs as root.")
         .default("the user of the server"),
     Key::new("umask", Shape::Umask, "File mode creation mask in octal, such as \"0022\".").default("0022").from(OURS),
@@ -678,6 +709,8 @@ pub(crate) static ALL: &[&Table] = &[
     &LATENCY,
     &PROMETHEUS,
     &TOKEN,
+    &SECRET,
+    &ENV_SECRET,
     &PAIR_PROBE,
     &DRAIN,
     &SCALE,

@@ -14,6 +14,7 @@ use orchestra_model::{
         EnvironmentRecord, EnvironmentState, InstanceRecord, JournalEntry, ReleaseRecord, ReleaseState, ResourceRecord,
         RunKind, RunRecord, RunState,
     },
+    secret::SecretVersion,
     time::UnixMillis,
 };
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params, types::Value};
@@ -220,6 +221,21 @@ impl Reader {
         self.ask(|connection| {
             let resources = members::<ResourceRecord>(connection, &row::RESOURCES, id)?;
             Ok(resources.into_iter().map(|r| (r.id.clone(), r)).collect())
+        })
+    }
+
+    /// The versions of secrets that programs have: those of releases whose desired state is kept, and of what was applied.
+    pub fn secret_versions(&self) -> Result<BTreeSet<SecretVersion>, ReadError> {
+        self.ask(|connection| {
+            let mut found = BTreeSet::new();
+            for query in ["SELECT json FROM desired", "SELECT json FROM resources"] {
+                let mut statement = connection.prepare(query)?;
+                let mut rows = statement.query([])?;
+                while let Some(row) = rows.next()? {
+                    found.extend(versions(&row.get::<_, String>(0)?));
+                }
+            }
+            Ok(found)
         })
     }
 
@@ -588,4 +604,31 @@ fn journaled(
         lines.push(Journaled { sequence, at, entry });
     }
     Ok(lines)
+}
+/// The versions of secrets in a JSON text. Rather one too many than one too few, so nothing else of the text is looked at.
+fn versions(json: &str) -> impl Iterator<Item = SecretVersion> {
+    let texts = json.split("\"version\":\"").skip(1);
+    texts
+        .filter_map(|rest| rest.split('"').next())
+        .map(|text| SecretVersion(text.to_owned()))
+        .filter(SecretVersion::is_well_formed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_found_wherever_a_text_has_them() {
+        let version = "0123456789abcdef0123456789abcdef";
+        let reference = orchestra_model::text::Reference::Secret {
+            secret: "db".parse().unwrap(),
+            version: Some(SecretVersion(version.to_owned())),
+        };
+        let json = serde_json::to_string(&[&reference, &reference]).unwrap();
+        let other = format!(r#"{{"version":"1.2","text":"\"version\":\"","version":"{}"}}"#, version.to_uppercase());
+        assert_eq!(versions(&json).map(|version| version.0).collect::<Vec<_>>(), [version, version]);
+        assert_eq!(versions(&other).count(), 0);
+        assert_eq!(versions("").count(), 0);
+    }
 }

@@ -45,6 +45,7 @@ impl Place {
             tree: tree.clone(),
             settings,
             volumes: "/volumes".to_owned(),
+            secrets: Arc::new(orchestra_secrets::Vault::below(self.home.path())),
         })
         .await
         .unwrap();

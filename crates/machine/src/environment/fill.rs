@@ -32,18 +32,25 @@ impl Environment {
             Reference::ServicePort { service, port } | Reference::ServiceUrl { service, port } => {
                 Some(format!("the address of port {port} of service {service}"))
             }
-            Reference::InstanceId | Reference::InstanceOrdinal | Reference::InstancePort { .. } => None,
+            Reference::InstanceId
+            | Reference::InstanceOrdinal
+            | Reference::InstancePort { .. }
+            | Reference::Secret { .. } => None,
         }
     }
 
-    /// The value of a reference that does not depend on the instance; an empty text stands for those that do.
+    /// The value of a reference that does not depend on the instance; an empty text stands for those that do, and for
+    /// secrets, which whoever starts the program fills in.
     fn stack_value(&self, reference: &Reference) -> Option<String> {
         match reference {
             Reference::ServicePort { service, port } => {
                 self.published(service, port).map(|(_, number)| number.to_string())
             }
             Reference::ServiceUrl { service, port } => self.published(service, port).map(|(url, _)| url),
-            Reference::InstanceId | Reference::InstanceOrdinal | Reference::InstancePort { .. } => Some(String::new()),
+            Reference::InstanceId
+            | Reference::InstanceOrdinal
+            | Reference::InstancePort { .. }
+            | Reference::Secret { .. } => Some(String::new()),
         }
     }
 
@@ -58,14 +65,18 @@ impl Environment {
     }
 
     fn text(&self, text: &Text, instance: &InstanceId, ports: &BTreeMap<Name, u16>) -> String {
-        let filled = text.fill(|reference| match reference {
+        let filled = text.fill(|reference| self.value(reference, instance, ports));
+        // `launch_obstacle` has seen to it that there is a value for each.
+        filled.unwrap_or_default()
+    }
+
+    fn value(&self, reference: &Reference, instance: &InstanceId, ports: &BTreeMap<Name, u16>) -> Option<String> {
+        match reference {
             Reference::InstanceId => Some(instance.to_string()),
             Reference::InstanceOrdinal => Some(instance.ordinal.to_string()),
             Reference::InstancePort { port } => ports.get(port).map(ToString::to_string),
             other => self.stack_value(other),
-        });
-        // `launch_obstacle` has seen to it that there is a value for each.
-        filled.unwrap_or_default()
+        }
     }
 
     /// For each port whether it is taken, as far as this environment knows.
@@ -136,13 +147,21 @@ impl Environment {
         if let Some((_, port)) = main {
             env.insert("PORT".to_owned(), port.to_string());
         }
+        let mut secrets = BTreeMap::new();
         for (name, value) in &program.env {
-            env.insert(name.clone(), self.text(value, id, ports));
+            if value.is_secret() {
+                env.remove(name);
+                let filled = value.fill_but_secrets(|reference| self.value(reference, id, ports));
+                secrets.insert(name.clone(), filled.unwrap_or_default());
+            } else {
+                env.insert(name.clone(), self.text(value, id, ports));
+            }
         }
         Launch {
             command: program.command.iter().map(|text| self.text(text, id, ports)).collect(),
             directory: program.directory.clone(),
             env,
+            secrets,
             user: program.user.clone(),
             umask: program.umask.unwrap_or(0o022),
             limits: program.limits.clone(),

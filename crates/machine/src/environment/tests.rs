@@ -159,6 +159,7 @@ impl World {
             resources: wanted.iter().map(|(id, service)| (id.clone(), Resource::Service((*service).clone()))).collect(),
             flags: FlagSet::default(),
             preview: None,
+            secrets: BTreeMap::new(),
         };
         let mut steps: Vec<Step> = wanted.iter().map(|(id, _)| step(id.clone(), Action::Update)).collect();
         for index in 1..steps.len() {
@@ -431,6 +432,7 @@ impl World {
             resources: wanted.iter().map(|(name, it)| (id(name), Resource::Service((*it).clone()))).collect(),
             flags: FlagSet::default(),
             preview: None,
+            secrets: BTreeMap::new(),
         };
         let mut steps: Vec<Step> = wanted.iter().map(|(name, _)| step(id(name), Action::Update)).collect();
         for index in 1..steps.len() {
@@ -629,6 +631,7 @@ fn ten_thousand_instances_are_launched_on_ports_of_their_own() {
         resources: BTreeMap::from([(api(), Resource::Service(many))]),
         flags: FlagSet::default(),
         preview: None,
+        secrets: BTreeMap::new(),
     };
     let plan = fixture::plan(&record, Some(desired), vec![step(api(), Action::Create)]);
     let batch = machine.handle(Now::at(Duration::from_secs(1)), requested(&record, RunKind::Up, plan));

@@ -44,6 +44,7 @@ mod readme;
 mod remote;
 mod rollouts;
 mod scaling;
+mod secrets;
 mod streams;
 mod terminal;
 mod tls;

@@ -137,6 +137,7 @@ pub(crate) fn desired(resources: impl IntoIterator<Item = (&'static str, Resourc
         resources: resources.into_iter().map(|(id, resource)| (rid(id), resource)).collect(),
         flags: FlagSet::default(),
         preview: None,
+        secrets: BTreeMap::new(),
     }
 }
 

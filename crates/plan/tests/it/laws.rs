@@ -44,7 +44,14 @@ fn build(parts: &[Part]) -> Desired {
         ids.push(id.clone());
         resources.insert(id, resource);
     }
-    Desired { environment: environment(), target: Target::Process, resources, flags: FlagSet::default(), preview: None }
+    Desired {
+        environment: environment(),
+        target: Target::Process,
+        resources,
+        flags: FlagSet::default(),
+        preview: None,
+        secrets: BTreeMap::new(),
+    }
 }
 
 fn stacks() -> impl Strategy<Value = Desired> {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use orchestra_model::consult::Token;
+use orchestra_model::secret::SecretSource;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 
@@ -28,7 +28,7 @@ const TOKEN: u64 = 16 * 1024;
 pub(super) async fn query(
     address: &str,
     query: &str,
-    token: Option<&Token>,
+    token: Option<&SecretSource>,
     ca: Option<&str>,
     timeout: Duration,
     stage: &mut &'static str,
@@ -56,12 +56,12 @@ pub(super) async fn query(
 }
 
 /// The token, which must not get into any message.
-async fn read_token(token: &Token) -> Result<String, String> {
+async fn read_token(token: &SecretSource) -> Result<String, String> {
     let text = match token {
-        Token::Env(name) => {
+        SecretSource::Env(name) => {
             std::env::var(name).map_err(|_| format!("the server has no variable {name} for the token"))?
         }
-        Token::File(path) => {
+        SecretSource::File(path) => {
             let file = tokio::fs::File::open(path).await.map_err(|error| format!("the token in {path}: {error}"))?;
             let mut text = String::new();
             let read = file.take(TOKEN).read_to_string(&mut text).await;

@@ -7,7 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orchestra_model::consult::{Answer, Question, ScrapeTarget, Token};
+use orchestra_model::consult::{Answer, Question, ScrapeTarget};
+use orchestra_model::secret::SecretSource;
 use orchestra_probe::consult::ask;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -110,7 +111,7 @@ async fn an_answer_without_end_is_broken_off() {
     assert!(why.contains("longer than 8192 KiB") || why.contains("no answer"), "{why}");
 }
 
-async fn query(server: &Server, path: &str, token: Option<Token>) -> Answer {
+async fn query(server: &Server, path: &str, token: Option<SecretSource>) -> Answer {
     let address = format!("http://{}{path}", server.address);
     let question = Question::Query { address, query: "sum(a{b=\"c\"})".to_owned(), token, ca: None };
     ask(question, Duration::from_millis(500)).await
@@ -123,7 +124,7 @@ async fn a_prometheus_server_is_asked_with_its_token() {
     let server = Server::with_body(VALUE).await;
     let mut file = tempfile::NamedTempFile::new().unwrap();
     writeln!(file, "s3cret\nanother line").unwrap();
-    let token = Token::File(file.path().display().to_string());
+    let token = SecretSource::File(file.path().display().to_string());
     assert_eq!(query(&server, "/prom/", Some(token)).await, Answer::Values(vec![0.5]));
     let seen = server.seen.lock().unwrap().join("");
     assert!(seen.starts_with("POST /prom/api/v1/query HTTP/1.1\r\n"), "{seen}");
@@ -137,13 +138,13 @@ async fn what_keeps_a_server_from_being_asked_is_an_error_without_the_token() {
     for (text, problem) in [("", "is empty"), ("s3cret\u{7}", "no header field")] {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        let token = Token::File(file.path().display().to_string());
+        let token = SecretSource::File(file.path().display().to_string());
         let Answer::Error(why) = query(&server, "", Some(token)).await else { panic!("{text:?} is taken") };
         assert!(why.contains(problem) && !why.contains("s3cret"), "{why}");
     }
-    let gone = Token::File("/no/such/token".to_owned());
+    let gone = SecretSource::File("/no/such/token".to_owned());
     assert!(matches!(query(&server, "", Some(gone)).await, Answer::Error(why) if why.contains("/no/such/token")));
-    let unset = Token::Env("ORCHESTRA_TEST_NO_SUCH_VARIABLE".to_owned());
+    let unset = SecretSource::Env("ORCHESTRA_TEST_NO_SUCH_VARIABLE".to_owned());
     assert!(matches!(query(&server, "", Some(unset)).await, Answer::Error(why) if why.contains("no variable")));
     assert!(server.seen.lock().unwrap().is_empty(), "nobody was asked");
 }

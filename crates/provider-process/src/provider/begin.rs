@@ -21,7 +21,7 @@ use super::Inner;
 use crate::{
     cgroup,
     folder::{CONTROL, Folder, LAUNCH, LaunchFile, Lock, STATUS, Status, VERSION},
-    log_format, sys,
+    log_format, secrets, sys,
 };
 
 /// A conversation with a shim.
@@ -82,11 +82,12 @@ impl Inner {
             shortfall: self.enforced.shortfall(&launch.resources),
             launch,
         };
+        let secrets = self.secrets(&file.launch)?;
         folder.write_launch(&file, &lock)?;
-        let forked = if executed { None } else { self.fork_shim(&folder, &lock) };
+        let forked = if executed { None } else { self.fork_shim(&folder, &lock, &secrets) };
         let shim = match forked {
             Some(connection) => Ok(connection),
-            None => self.spawn_shim(&folder, lock, Role::Start),
+            None => self.spawn_shim(&folder, lock, Role::Start, &secrets),
         };
         match shim {
             Ok(connection) => Ok(Begun::Spawned(connection)),
@@ -145,19 +146,35 @@ impl Inner {
             return Ok(Look::Ended(Box::new(status)));
         }
         tracing::info!(folder = %folder.path().display(), "the shim was killed; another one takes over");
-        self.spawn_shim(folder, lock, Role::Adopt(pidfd)).map(Look::Connected)
+        // Commands beside the program get them too. Without them it goes on all the same.
+        let secrets = folder.read_launch().and_then(|file| self.secrets(&file.launch)).unwrap_or_else(|error| {
+            tracing::warn!(folder = %folder.path().display(), %error, "its commands are started without secrets");
+            secrets::Message::default()
+        });
+        self.spawn_shim(folder, lock, Role::Adopt(pidfd), &secrets).map(Look::Connected)
+    }
+
+    /// The variables of a launch that secrets are a part of, with their values.
+    fn secrets(&self, launch: &Launch) -> io::Result<secrets::Message> {
+        secrets::Message::new(launch, &self.options.secrets)
     }
 
     /// Lets the zygote fork a shim with the lock, and with a connection. `None` if there is none.
-    fn fork_shim(&self, folder: &Folder, lock: &Lock) -> Option<Connection> {
-        let (ours, theirs) = conversation().ok()?;
+    fn fork_shim(&self, folder: &Folder, lock: &Lock, secrets: &secrets::Message) -> Option<Connection> {
+        let (ours, theirs) = conversation(secrets).ok()?;
         let asked = self.zygote.fork(folder, theirs.as_fd(), lock.0.as_fd());
         asked.then_some(Connection { stream: ours, child: None })
     }
 
     /// Executes a shim with the lock, and with a connection.
-    fn spawn_shim(&self, folder: &Folder, lock: Lock, role: Role) -> io::Result<Connection> {
-        let (ours, theirs) = conversation()?;
+    fn spawn_shim(
+        &self,
+        folder: &Folder,
+        lock: Lock,
+        role: Role,
+        secrets: &secrets::Message,
+    ) -> io::Result<Connection> {
+        let (ours, theirs) = conversation(secrets)?;
         let mut command = Command::new(&self.options.shim_program);
         // Nothing here may keep the standard library from posix_spawn: a fork would copy the server's page tables.
         command
@@ -178,11 +195,12 @@ impl Inner {
     }
 }
 
-/// Both ends of a connection; ours does not block.
-fn conversation() -> io::Result<(OwnedFd, OwnedFd)> {
+/// Both ends of a connection, in which the secrets are the first that is said; ours does not block.
+fn conversation(secrets: &secrets::Message) -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     rustix::io::ioctl_fionbio(&ours, true)?;
+    secrets.say(ours.as_fd())?;
     Ok((ours, theirs))
 }
 

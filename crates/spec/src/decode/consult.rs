@@ -6,18 +6,19 @@ use std::ops::RangeInclusive;
 use orchestra_model::{
     Name,
     autoscale::Autoscale,
-    consult::{Exporter, Selector, Token},
+    consult::{Exporter, Selector},
     desired::Protocol,
     diagnostic::Code,
     quantity::Timespan,
     rollout::{Guard, PrometheusMetric, Rollout, RolloutStep},
+    secret::SecretSource,
     traffic::Permille,
 };
 use orchestra_stats::Condition;
 
 use super::{
-    Decoder, Fields, address::cannot_be_asked, expected, integer, invalid, scope::ServiceOutline, template::main_port,
-    text, unknown,
+    Decoder, Fields, address::cannot_be_asked, expected, integer, invalid, scope::ServiceOutline, secret::source,
+    template::main_port, text, unknown,
 };
 use crate::{
     report::{Report, help},
@@ -274,19 +275,9 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         Some(words.to_owned())
     }
 
-    fn token(&mut self, entry: &'n Entry<'a>) -> Option<Token> {
+    fn token(&mut self, entry: &'n Entry<'a>) -> Option<SecretSource> {
         let fields = Fields::read(self.report, &entry.value, &tables::TOKEN, entry.key_span)?;
-        let way = fields.only(self.report)?;
-        if way.key == "file" {
-            return super::template::stack_path(self.report, self.scope, &way.value, "a token").map(Token::File);
-        }
-        let name = text(self.report, &way.value, "the name of a variable")?;
-        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-            let message = || format!("`{}` is not the name of a variable", cut(name));
-            invalid(self.report, way.value.span, message, "letters, digits and `_`");
-            return None;
-        }
-        Some(Token::Env(name.to_owned()))
+        source(self.report, self.scope, &fields, "a token")
     }
 
     /// A text that is not empty, without control characters but line ends and tabs.

@@ -106,6 +106,11 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                 {
                     invalid(self.report, node.span, || "the program has an empty name".to_owned(), "name a program");
                 }
+                for (item, text) in items.iter().zip(&command) {
+                    if let Some(text) = text {
+                        self.without_secret(item, text);
+                    }
+                }
                 command.into_iter().flatten().collect()
             }
             Value::Scalar(Scalar::Text, source) => {
@@ -113,6 +118,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                     invalid(self.report, node.span, || "the command is empty".to_owned(), "name a program");
                 }
                 let script = self.template(node, COMMAND).unwrap_or_default();
+                self.without_secret(node, &script);
                 vec![Text::literal("/bin/sh"), Text::literal("-c"), script]
             }
             _ => {
@@ -138,7 +144,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
         self.report.warning(Code::INVALID_VALUE, node.span, message, help(remedy));
     }
 
-    fn env(&mut self, node: &Node<'_>) -> BTreeMap<String, Text> {
+    fn env(&mut self, node: &'n Node<'a>) -> BTreeMap<String, Text> {
         let Value::Mapping(entries) = &node.value else {
             expected(self.report, node, "a mapping of variables", "write `env: {NAME: value}`, one key per variable");
             return BTreeMap::new();
@@ -160,14 +166,7 @@ impl<'n, 'a> Decoder<'_, 'n, 'a> {
                 Value::Mapping(entries)
                     if entries.first().is_some_and(|e| matches!(e.key.as_ref(), "secret" | "from")) =>
                 {
-                    let message = || format!("`{}` in `env` is not supported yet", entries[0].key);
-                    self.report.error(
-                        Code::NOT_YET_SUPPORTED,
-                        entries[0].key_span,
-                        message,
-                        help("write the value itself"),
-                    );
-                    continue;
+                    self.variable_of_secret(value, *key_span)
                 }
                 _ => self.template(value, "a text"),
             };

@@ -10,10 +10,11 @@ use orchestra_model::{
     desired::{Port, Protocol, Volume},
     diagnostic::Code,
     route::RouteId,
+    secret::SecretSource,
     traffic::{PortPolicy, Tls},
 };
 
-use super::{Fields, choice, expected, integer, invalid, name, named, scale, template};
+use super::{Fields, choice, expected, integer, invalid, name, named, scale, secret::source, template};
 use crate::{
     load::Context,
     preview,
@@ -31,6 +32,8 @@ pub(crate) struct Scope<'n, 'a> {
     pub(crate) services: BTreeMap<Name, ServiceOutline<'n, 'a>>,
     pub(crate) jobs: BTreeMap<Name, &'n Entry<'a>>,
     pub(crate) volumes: BTreeMap<Name, VolumeOutline>,
+    /// Where they come from; nothing for those with errors.
+    pub(crate) secrets: BTreeMap<Name, Option<SecretSource>>,
     /// What a preview uses of the environment that it is made from.
     pub(crate) shared: BTreeSet<ResourceId>,
     /// Names of flags, also of those with errors.
@@ -73,7 +76,7 @@ impl<'n, 'a> Scope<'n, 'a> {
         context: &'n Context,
         stack: Name,
         environment: Name,
-        [services, jobs, volumes, flags]: [Option<&'n Node<'a>>; 4],
+        [services, jobs, volumes, flags, secrets]: [Option<&'n Node<'a>>; 5],
     ) -> Self {
         let mut scope = Self {
             context,
@@ -82,12 +85,16 @@ impl<'n, 'a> Scope<'n, 'a> {
             services: BTreeMap::new(),
             jobs: BTreeMap::new(),
             volumes: BTreeMap::new(),
+            secrets: BTreeMap::new(),
             shared: BTreeSet::new(),
             flags: flags.and_then(Node::entries).into_iter().flatten().map(|entry| entry.key.to_string()).collect(),
             idle_flags: BTreeSet::new(),
         };
         for entry in volumes.map_or(&[][..], |node| named(report, node, true, NAMED)) {
             scope.volume(report, entry);
+        }
+        for entry in secrets.map_or(&[][..], |node| named(report, node, true, NAMED)) {
+            scope.secret(report, entry);
         }
         let mut published = Vec::new();
         for entry in services.map_or(&[][..], |node| named(report, node, true, NAMED)) {
@@ -131,6 +138,13 @@ impl<'n, 'a> Scope<'n, 'a> {
         }
         conflicts(report, published);
         scope
+    }
+
+    fn secret(&mut self, report: &mut Report<'_>, entry: &'n Entry<'a>) {
+        let Some(name) = name(report, &entry.key, entry.key_span, "a secret") else { return };
+        let source = Fields::read(report, &entry.value, &tables::SECRET, entry.key_span)
+            .and_then(|fields| source(report, self, &fields, "a secret"));
+        self.secrets.insert(name, source);
     }
 
     fn volume(&mut self, report: &mut Report<'_>, entry: &'n Entry<'a>) {

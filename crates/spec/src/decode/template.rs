@@ -53,8 +53,8 @@ impl Trouble {
     }
 }
 
-const ROOTS: [&str; 6] = ["stack", "environment", "services", "volumes", "instance", "self"];
-const LATER_ROOTS: [&str; 6] = ["models", "stores", "secrets", "config", "routes", "frontends"];
+const ROOTS: [&str; 7] = ["stack", "environment", "services", "volumes", "secrets", "instance", "self"];
+const LATER_ROOTS: [&str; 5] = ["models", "stores", "config", "routes", "frontends"];
 const OF_SERVICE: [&str; 6] = ["url", "host", "port", "replicas", "ports", "urls"];
 const OF_INSTANCE: [&str; 3] = ["id", "ordinal", "ports"];
 
@@ -77,6 +77,7 @@ impl Decoder<'_, '_, '_> {
         if let Some(reference) = template.references().next() {
             let message = || format!("`{reference}` is known only after apply, and this text must be known before");
             let remedy = match reference {
+                Reference::Secret { .. } => "secrets can be used in `env`",
                 Reference::ServicePort { .. } | Reference::ServiceUrl { .. } => {
                     "publish that port with a number instead of `auto`"
                 }
@@ -152,6 +153,14 @@ impl Decoder<'_, '_, '_> {
             ["volumes", _] | ["volumes", _, _, ..] => {
                 Err(Trouble::expression(format!("`{}` names no value of a volume", cut(path)))
                     .help("write `volumes.NAME.path`"))
+            }
+            ["secrets", secret] => {
+                let Some((name, _)) = scope.secrets.get_key_value(*secret) else {
+                    let known = scope.secrets.keys().map(Name::as_str);
+                    let message = format!("there is no secret `{}`", cut(secret));
+                    return Err(Trouble::unknown(Code::UNKNOWN_REFERENCE, message, secret, known));
+                };
+                Ok(Found::Later(Reference::Secret { secret: name.clone(), version: None }))
             }
             ["self", "name"] => Ok(Found::Known(self.workload.name.to_string())),
             ["self", rest @ ..] => match scope.services.get_key_value(&self.workload.name) {
@@ -323,7 +332,7 @@ pub(super) fn stack_path(report: &mut Report<'_>, scope: &Scope<'_, '_>, node: &
             Ok(Piece::Path { path: expression, start, end }) => {
                 let span = places.find(node.span, &source[start..end]);
                 let value = parts(expression).and_then(|parts| match parts[0] {
-                    "services" | "volumes" | "instance" | "self" => {
+                    "services" | "volumes" | "secrets" | "instance" | "self" => {
                         Err(Trouble::expression(format!("`{}` cannot be used in the path of {of}", cut(expression)))
                             .help("only values of `stack` and `environment` can"))
                     }

@@ -44,7 +44,7 @@ pub(crate) static PREVIEWS: Table = Table {
         ("max", "write `limit`"),
         ("from", "say it on the command line: `orchestra up --env NAME --from ENVIRONMENT`"),
     ],
-    later: &["models", "stores", "routes", "frontends", "secrets", "config"],
+    later: &["models", "stores", "routes", "frontends", "config"],
     one_of: &[],
 };
 

@@ -3,10 +3,10 @@
 use orchestra_model::{
     Code,
     autoscale::{Level, MetricSource},
-    consult::Token,
     desired::Service,
     quantity::{Measure, Timespan},
     rollout::Guard,
+    secret::SecretSource,
 };
 
 use crate::{errors, loaded};
@@ -104,9 +104,9 @@ fn a_prometheus_server_is_asked_with_the_limits_of_argo_rollouts() {
     let [first, second] = guard.prometheus.as_slice() else { panic!("{guard:?}") };
     let limits = (first.count, first.failure_limit, first.inconclusive_limit, first.error_limit, first.success_limit);
     assert_eq!(limits, (Some(5), None, Some(2), Some(1), Some(3)));
-    assert_eq!((first.token.clone(), first.dry_run), (Some(Token::Env("PROM_TOKEN".to_owned())), true));
+    assert_eq!((first.token.clone(), first.dry_run), (Some(SecretSource::Env("PROM_TOKEN".to_owned())), true));
     assert_eq!(second.name, "prometheus-2");
-    let Some(Token::File(path)) = &second.token else { panic!("{second:?}") };
+    let Some(SecretSource::File(path)) = &second.token else { panic!("{second:?}") };
     assert!(path.starts_with('/') && path.ends_with("/t"), "{path}");
     assert_eq!((first.ca.as_deref(), second.address.as_str()), (None, "https://p/x"));
     assert!(second.ca.as_ref().is_some_and(|path| path.starts_with('/') && path.ends_with("/ca.pem")), "{second:?}");

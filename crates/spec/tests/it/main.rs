@@ -10,6 +10,7 @@ mod ports;
 mod previews;
 mod reference;
 mod scaling;
+mod secrets;
 mod values;
 
 use std::path::PathBuf;

@@ -86,7 +86,14 @@ pub(crate) fn volume(name: &str, path: &str) -> (ResourceId, Resource) {
 
 pub(crate) fn desired(paths: &[&str]) -> Desired {
     let resources = paths.iter().enumerate().map(|(at, path)| volume(&format!("v{at}"), path)).collect();
-    Desired { environment: id(), target: Target::Process, resources, flags: FlagSet::default(), preview: None }
+    Desired {
+        environment: id(),
+        target: Target::Process,
+        resources,
+        flags: FlagSet::default(),
+        preview: None,
+        secrets: BTreeMap::new(),
+    }
 }
 
 pub(crate) fn release(number: u64, run: u64) -> ReleaseRecord {

@@ -119,6 +119,7 @@ impl World {
             resources: service.map_or(kept, |service| [(api(), Resource::Service(service))].into()),
             flags: FlagSet { flags: after.clone(), overrides: BTreeMap::new() },
             preview: None,
+            secrets: BTreeMap::new(),
         };
         let plan = Plan {
             flags: changed.iter().map(flag_step).collect(),

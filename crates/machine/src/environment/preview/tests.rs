@@ -94,6 +94,7 @@ impl World {
             resources: [(data(), Resource::Volume(volume))].into(),
             flags: FlagSet::default(),
             preview: Some(Box::new(preview(ttl))),
+            secrets: BTreeMap::new(),
         };
         self.run(RunKind::Up, Some(desired));
     }

@@ -148,6 +148,7 @@ impl World {
             resources: [(id(), Resource::Service(service))].into(),
             flags: FlagSet::default(),
             preview: None,
+            secrets: BTreeMap::new(),
         };
         let plan = fixture::plan(&record, Some(desired), vec![step(id(), Action::Update)]);
         self.send(requested(&record, kind, plan));
