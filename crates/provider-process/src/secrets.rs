@@ -53,13 +53,13 @@ impl Message {
         if self.0.len() > 64 << 10 {
             sockopt::set_socket_send_buffer_size(connection, 2 * LONGEST)?;
         }
-        let sent = send(connection, &self.0, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
-        if sent < self.0.len() {
-            return Err(io::Error::other(
+        match send(connection, &self.0, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Ok(sent) if sent == self.0.len() => Ok(()),
+            Ok(_) | Err(rustix::io::Errno::AGAIN) => Err(io::Error::other(
                 "the secrets of a program are longer than this machine passes on at a time (net.core.wmem_max)",
-            ));
+            )),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
 }
 
@@ -80,4 +80,78 @@ pub(crate) fn hear(launch: &Launch, connection: Option<BorrowedFd<'_>>) -> io::R
     let mut json = vec![0; usize::try_from(u32::from_le_bytes(length)).unwrap_or(LONGEST).min(LONGEST)];
     exact(&mut json)?;
     Ok(serde_json::from_slice(&json)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use orchestra_model::{
+        Text,
+        secret::{Secret, SecretVersion},
+        text::Segment,
+    };
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    fn example(secrets: impl IntoIterator<Item = (&'static str, Vec<Segment>)>) -> Launch {
+        let mut launch: Launch = serde_json::from_str(include_str!("shim/launch/example.json")).unwrap();
+        launch.secrets = secrets.into_iter().map(|(name, text)| (name.to_owned(), Text(text))).collect();
+        launch
+    }
+
+    fn hole(version: Option<SecretVersion>) -> Segment {
+        Segment::Reference(Reference::Secret { secret: "db".parse().unwrap(), version })
+    }
+
+    /// Says and hears what a launch has.
+    fn pass(launch: &Launch, vault: &Vault) -> io::Result<BTreeMap<String, String>> {
+        let message = Message::new(launch, vault)?;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        message.say(ours.as_fd())?;
+        send(&ours, b"what is said next", SendFlags::NOSIGNAL)?;
+        let heard = hear(launch, Some(theirs.as_fd()))?;
+        let mut next = [0; 17];
+        recv(&theirs, &mut next, RecvFlags::DONTWAIT)?;
+        assert_eq!(&next, b"what is said next");
+        Ok(heard)
+    }
+
+    #[test]
+    fn a_shim_hears_the_values_and_a_launch_has_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let vault = Vault::new(folder.path());
+        let long = "x".repeat(100 << 10);
+        let seal = |value: &str| Some(vault.seal(&"db".parse().unwrap(), &Secret::new(value.to_owned())).unwrap());
+        let (short, line, long_version) = (seal("hush"), seal("two\nlines \"\u{1F511}\""), seal(&long));
+        let text = |text: &str| Segment::Literal(text.to_owned());
+        let launch = example([
+            ("URL", vec![text("db://u:"), hole(short.clone()), text("@h/"), hole(short.clone())]),
+            ("KEY", vec![hole(line)]),
+            ("LONG", vec![hole(long_version)]),
+        ]);
+        assert!(!serde_json::to_string(&launch).unwrap().contains("hush"));
+        let heard = pass(&launch, &vault).unwrap();
+        let heard: Vec<_> = heard.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(heard, [("KEY", "two\nlines \"\u{1F511}\""), ("LONG", &long), ("URL", "db://u:hush@h/hush")]);
+        assert!(pass(&example([]), &vault).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_missing_or_too_much_is_said_without_a_value() {
+        let folder = tempfile::tempdir().unwrap();
+        let vault = Vault::new(folder.path());
+        let error = |launch: &Launch| pass(launch, &vault).unwrap_err().to_string();
+        let unknown = SecretVersion("0123456789abcdef0123456789abcdef".to_owned());
+        let gone = error(&example([("URL", vec![hole(Some(unknown))])]));
+        assert!(gone.contains("`URL`") && gone.contains("secrets.db") && gone.contains("not kept any more"), "{gone}");
+        let never = error(&example([("URL", vec![hole(None)])]));
+        assert!(never.contains("no version"), "{never}");
+        let version = vault.seal(&"db".parse().unwrap(), &Secret::new("x".repeat(120 << 10))).unwrap();
+        let names = ["A", "B", "C", "D", "E", "F", "G", "H", "I"];
+        let much = error(&example(names.map(|name| (name, vec![hole(Some(version.clone()))]))));
+        assert!(much.contains("longer than 1 MiB"), "{much}");
+        assert!(hear(&example([("URL", vec![hole(None)])]), None).is_err());
+    }
 }

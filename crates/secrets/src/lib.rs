@@ -8,4 +8,4 @@ mod source;
 mod vault;
 
 pub use source::{MAX_VALUE, Unreadable, read};
-pub use vault::{Vault, VaultError};
+pub use vault::{SPARED, Vault, VaultError};

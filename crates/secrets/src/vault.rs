@@ -17,6 +17,7 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::OnceLock,
+    time::{Duration, SystemTime},
 };
 
 use aws_lc_rs::{
@@ -31,6 +32,8 @@ use orchestra_model::{
 
 const KEY: &str = "key";
 const KEY_BYTES: usize = 32;
+/// How long a value is kept that no release has: a saved plan may have it.
+pub const SPARED: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Why a value cannot be sealed or had back.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +99,11 @@ impl Vault {
         let version = version(keys, name, value);
         let path = self.folder.join(&version.0);
         match self.open(&version) {
-            Ok(_) => return Ok(version),
+            Ok(_) => {
+                // It counts as sealed now. Where that cannot be said it may be given up earlier.
+                let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+                return Ok(version);
+            }
             // Nobody can have it back from there.
             Err(VaultError::Damaged(path)) => {
                 fs::remove_file(&path).map_err(|source| VaultError::Io { path, source })?;
@@ -135,7 +142,7 @@ impl Vault {
         opened.map(Secret::new).ok_or(VaultError::Damaged(path))
     }
 
-    /// Gives up what is not asked for any more; how many values that were.
+    /// Gives up what is not asked for any more and was sealed more than [`SPARED`] ago; how many values that were.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -150,7 +157,8 @@ impl Vault {
         for entry in entries {
             let name = entry.map_err(failed)?.file_name();
             let Some(version) = name.to_str().map(|name| SecretVersion(name.to_owned())) else { continue };
-            if version.is_well_formed() && !wanted(&version) && fs::remove_file(self.folder.join(&name)).is_ok() {
+            let path = self.folder.join(&name);
+            if version.is_well_formed() && !wanted(&version) && is_old(&path) && fs::remove_file(path).is_ok() {
                 gone += 1;
             }
         }
@@ -177,6 +185,12 @@ fn version(keys: &Keys, name: &Name, value: &Secret) -> SecretVersion {
     let (half, _) = tag.as_ref().split_at(16);
     let half = half.iter().fold(0, |number: u128, byte| number << 8 | u128::from(*byte));
     SecretVersion(format!("{half:032x}"))
+}
+
+/// Whether a value was sealed long ago. Not one that lies in the future, as after a clock was set back.
+fn is_old(path: &Path) -> bool {
+    let sealed = fs::metadata(path).and_then(|found| found.modified());
+    sealed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > SPARED))
 }
 
 /// The key of a folder; made if there is none.
@@ -284,6 +298,16 @@ mod tests {
         assert_eq!(vault.retain(|_| false).unwrap(), 0);
         let kept = vault.seal(&name("db"), &secret("new")).unwrap();
         let old = vault.seal(&name("db"), &secret("old")).unwrap();
+        let age = |version: &SecretVersion| {
+            let file = File::open(folder.path().join(&version.0)).unwrap();
+            file.set_modified(SystemTime::now() - SPARED - Duration::from_secs(60)).unwrap();
+        };
+        assert_eq!(vault.retain(|_| false).unwrap(), 0, "a saved plan may have them");
+        age(&kept);
+        age(&old);
+        vault.seal(&name("db"), &secret("old")).unwrap();
+        assert_eq!(vault.retain(|version| *version == kept).unwrap(), 0, "it was asked for again");
+        age(&old);
         assert_eq!(vault.retain(|version| *version == kept).unwrap(), 1);
         let later = Vault::new(folder.path());
         assert_eq!(later.open(&kept).unwrap(), secret("new"));

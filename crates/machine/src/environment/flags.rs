@@ -5,6 +5,7 @@
 //!   run         the flags of its release from the beginning, so that its first instance finds them;
 //!   |           beside them those that only the release in force has, because its instances still ask for them
 //!   reverting   the flags of the release in force at once; beside them those that only the other one has
+//!   down        none once everything is gone: it is over when nobody answers any more
 //! ```
 //!
 //! Overrides lie over all of this, whatever release is in force. The flags are one more route of the environment, with
@@ -21,7 +22,7 @@ use orchestra_model::{
     desired::{Drain, Protocol},
     flag::{Flag, FlagName, FlagSet, Override, OverrideBy, OverrideServe, ServedFlags},
     quantity::Timespan,
-    record::{RunRecord, RunState},
+    record::{RunRecord, RunState, StepState},
     route::{Route, RouteId},
     time::UnixMillis,
     traffic::{PortPolicy, Split},
@@ -62,6 +63,12 @@ pub struct FlagSwitch {
     pub reason: String,
 }
 
+/// Whether a run has taken everything down.
+fn is_down(run: &RunRecord) -> bool {
+    let succeeded = run.steps.values().filter(|state| **state == StepState::Succeeded).count();
+    run.state == RunState::Running && run.plan.desired.is_none() && succeeded == run.plan.steps.len()
+}
+
 impl Environment {
     /// Looks at what is to be served now, and sends it if it is something else than before.
     pub(super) fn refresh_flags(&mut self, at: UnixMillis) {
@@ -88,6 +95,7 @@ impl Environment {
         let of = |number| self.releases.get(&number).map(|release| &release.desired.flags.flags);
         let stable = self.record.stable.and_then(of);
         let (first, second) = match run {
+            Some(run) if is_down(run) => (None, None),
             Some(run) if run.state == RunState::Reverting => (stable, run.release.and_then(of)),
             Some(run) => (run.release.and_then(of), stable),
             None => (stable, None),
@@ -156,12 +164,24 @@ impl Environment {
 
     /// Whether the run may succeed: what it changes in the flags is in force. Sets a deadline for that.
     pub(super) fn flags_taken(&mut self, now: Now) -> bool {
-        let concerned = self.run().is_some_and(|run| run.release.is_some() && !run.plan.flags.is_empty());
+        let Some(run) = self.run() else { return true };
+        let down = is_down(run);
+        let concerned = if down {
+            self.refresh_flags(self.wall(now));
+            self.routes.flags_in_force().is_some()
+        } else {
+            run.release.is_some() && !run.plan.flags.is_empty()
+        };
         if !concerned || self.flags_in_force() {
             return true;
         }
-        let at = self.wall(now).saturating_add(millis(FLAGS_DEADLINE));
+        let wall = self.wall(now);
+        let at = wall.saturating_add(millis(FLAGS_DEADLINE));
         let deadlines = self.record.deadlines.get_or_insert_default();
+        if down && deadlines.flags.is_some_and(|known| known <= wall) {
+            // A proxy that does not answer keeps nothing from being down.
+            return true;
+        }
         if deadlines.flags.is_none_or(|known| known > at) {
             deadlines.flags = Some(at);
             self.record_changed = true;

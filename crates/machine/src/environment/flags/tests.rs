@@ -364,6 +364,31 @@ fn two_releases_at_once_find_the_flags_of_both() {
 }
 
 #[test]
+fn all_is_down_when_nobody_answers_for_the_flags_any_more() {
+    for answers in [true, false] {
+        let mut world = World::new();
+        world.up(Some(service(1, rolling())), &[("editor", true)]);
+        assert_eq!((world.state(), world.stable()), (None, Some(1)), "{:?}", world.notes);
+        world.answers = false;
+        world.down();
+        while world.routes.iter().any(|route| route.flags.is_some()) {
+            assert_eq!(world.state(), Some(RunState::Running), "{:?}", world.notes);
+            for event in world.acknowledged() {
+                world.send(event);
+            }
+        }
+        assert_eq!(world.state(), Some(RunState::Running), "they are served still: {:?}", world.notes);
+        if answers {
+            world.acknowledge();
+        } else {
+            // A proxy that does not answer keeps nothing from being down.
+            world.pass(31_000);
+        }
+        assert_eq!((world.state(), world.stable()), (None, None), "{:?}", world.notes);
+    }
+}
+
+#[test]
 fn a_bad_verdict_turns_the_flag_off_and_the_rollout_goes_on() {
     let mut world = World::new();
     world.up(Some(service(1, rolling())), &[("editor", true)]);
