@@ -38,6 +38,7 @@ use crate::{
         supervisor::{Command, Supervisor, replay},
         zygote::Zygote,
     },
+    secrets::Unavailable,
 };
 
 /// Events that may wait for the engine before supervisors begin to hold theirs back.
@@ -311,6 +312,10 @@ impl Inner {
     async fn start(self: &Arc<Self>, launch: Launch) -> Result<(), Error> {
         let key = launch.key.clone();
         let failed = |source: io::Error| {
+            if let Some(secrets) = source.get_ref().and_then(|error| error.downcast_ref::<Unavailable>()) {
+                return Error::new(Code::SECRET, Retry::After(Duration::from_secs(1)), secrets.to_string())
+                    .help("`orchestra up` reads the present values and keeps them");
+            }
             Error::new(Code::START_FAILED, Retry::After(Duration::from_secs(1)), format!("{key} could not be started"))
                 .help("see whether the state directory is writable and the disk has space")
                 .source(source)

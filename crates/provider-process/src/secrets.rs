@@ -13,6 +13,17 @@ use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 /// Longest message, in bytes.
 const LONGEST: usize = 1 << 20;
 
+/// Why a program cannot have its secrets.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Unavailable(String);
+
+impl From<Unavailable> for io::Error {
+    fn from(error: Unavailable) -> Self {
+        Self::other(error)
+    }
+}
+
 /// The variables of a launch that secrets are a part of. Nothing if there are none.
 #[derive(Default)]
 pub(crate) struct Message(Vec<u8>);
@@ -29,15 +40,15 @@ impl Message {
                 let Reference::Secret { version: Some(version), .. } = reference else { return None };
                 vault.open(version).map(|secret| secret.reveal().to_owned()).map_err(|failed| error = Some(failed)).ok()
             });
-            let value = filled.map_err(|hole| match error {
-                Some(error) => io::Error::other(format!("the variable `{variable}` has no value: {hole}: {error}")),
-                None => io::Error::other(format!("the variable `{variable}` has no value: {hole} has no version")),
+            let value = filled.map_err(|hole| {
+                let why = error.map_or_else(|| "it has no version".to_owned(), |error| error.to_string());
+                Unavailable(format!("the variable `{variable}` has no value: {hole}: {why}"))
             })?;
             variables.insert(variable, value);
         }
         let json = serde_json::to_vec(&variables)?;
         if json.len() > LONGEST {
-            return Err(io::Error::other("the secrets of a program are longer than 1 MiB together"));
+            return Err(Unavailable("its secrets are longer than 1 MiB together".to_owned()).into());
         }
         let mut message = u32::try_from(json.len()).unwrap_or(u32::MAX).to_le_bytes().to_vec();
         message.extend(json);
@@ -55,9 +66,10 @@ impl Message {
         }
         match send(connection, &self.0, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
             Ok(sent) if sent == self.0.len() => Ok(()),
-            Ok(_) | Err(rustix::io::Errno::AGAIN) => Err(io::Error::other(
-                "the secrets of a program are longer than this machine passes on at a time (net.core.wmem_max)",
-            )),
+            Ok(_) | Err(rustix::io::Errno::AGAIN) => {
+                let message = "its secrets are longer than this machine passes on at a time (net.core.wmem_max)";
+                Err(Unavailable(message.to_owned()).into())
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -147,7 +159,7 @@ mod tests {
         let gone = error(&example([("URL", vec![hole(Some(unknown))])]));
         assert!(gone.contains("`URL`") && gone.contains("secrets.db") && gone.contains("not kept any more"), "{gone}");
         let never = error(&example([("URL", vec![hole(None)])]));
-        assert!(never.contains("no version"), "{never}");
+        assert!(never.contains("it has no version"), "{never}");
         let version = vault.seal(&"db".parse().unwrap(), &Secret::new("x".repeat(120 << 10))).unwrap();
         let names = ["A", "B", "C", "D", "E", "F", "G", "H", "I"];
         let much = error(&example(names.map(|name| (name, vec![hole(Some(version.clone()))]))));

@@ -190,7 +190,17 @@ fn a_release_has_the_values_that_it_was_made_with_and_nothing_shows_them() {
     }
     no_trace(&env, &output.borrow());
 
-    // Values that no release has any more are given up when the server starts.
-    say(env.ok(&["down"]));
+    // Where the kept values are lost, an instance that is to be started says so, and the present value mends it.
+    fs::rename(env.home().join("secrets"), env.path("lost")).unwrap();
+    processes::kill(env.all(Role::Instance)[0].pid, Signal::KILL);
+    env.wait_for("the loss to be said", |status| {
+        let waits = find(status, "api")["waits_for"].to_string();
+        waits.contains("has no value: secrets.token: version") && waits.contains("is not kept any more")
+    });
+    give(&env, FIRST);
+    env.ok(&["up"]);
+    env.wait_for("both instances to be back", ready);
+    all_have(&env, FIRST);
+    env.ok(&["down"]);
     env.finish();
 }
